@@ -1,0 +1,73 @@
+//! The model card of a release.
+
+use std::fmt::Write;
+
+use lethe_shared::record::{Composition, UtilityOn};
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// Text from a manifest, safe in Markdown tables.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().replace('|', "\\|").replace('<', "&lt;")
+}
+
+/// `README.md` of a release, as model hubs show it.
+pub fn render(record: &Composition) -> String {
+    let mut page = String::new();
+    let forgotten = |of: fn(&lethe_shared::record::ConceptRecord) -> f64| record.concepts.iter().filter(|c| of(c) == 0.0).count();
+    let _ = write!(
+        page,
+        "---\ntags:\n- machine-unlearning\n- clip\n- lethe\n---\n\n# {}\n\n\
+         A CLIP checkpoint from which {} concepts were removed by single-layer edits (SLUG, arXiv 2407.11867), made with Lethe.\n\n\
+         | | |\n|---|---|\n| base | `{}` |\n| base digest | `{}` |\n| this digest | `{}` |\n| composition | {} |\n\
+         | forgotten (FA@5 = 0), each alone | {} of {} |\n| forgotten (FA@5 = 0), all together | {} of {} |\n",
+        record.name,
+        record.concepts.len(),
+        plain(&record.base.address),
+        record.base.digest,
+        record.digest,
+        record.method,
+        forgotten(|c| c.alone.fa5),
+        record.concepts.len(),
+        forgotten(|c| c.composed.fa5),
+        record.concepts.len(),
+    );
+    let sets = [("validation", &record.utility.validation), ("test", &record.utility.test)];
+    for (name, on) in sets {
+        let Some(UtilityOn { images, before, after, .. }) = on else { continue };
+        let _ = writeln!(
+            page,
+            "| {name}: {images} images of {} retained classes | TA@1 {} → {}, TA@5 {} → {} |",
+            record.utility.retained_classes,
+            percent(before.ta1),
+            percent(after.ta1),
+            percent(before.ta5),
+            percent(after.ta5)
+        );
+    }
+    page += "\nThe digest is SHA-256 over the checkpoint's tensor bytes in name order. `composition.json` is the full record, \
+             `edits.safetensors` holds each edit's direction, `report.html` shows both.\n\n## Removed\n\n\
+             | concept | layer | step λ | strength | FA@5 before | alone | composed |\n|---|---|---|---|---|---|---|\n";
+    for concept in &record.concepts {
+        let _ = writeln!(
+            page,
+            "| {} | `{}` | {:.4} | {} | {} | {} | {} |",
+            plain(&concept.name),
+            concept.layer,
+            concept.step,
+            concept.strength,
+            percent(concept.before.fa5),
+            percent(concept.alone.fa5),
+            percent(concept.composed.fa5)
+        );
+    }
+    if !record.missing.is_empty() {
+        page += "\n## Not removed\n\n| concept | why |\n|---|---|\n";
+        for missing in &record.missing {
+            let _ = writeln!(page, "| {} | {} |", plain(&missing.id), plain(&missing.reason));
+        }
+    }
+    page
+}

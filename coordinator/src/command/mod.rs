@@ -1,0 +1,161 @@
+//! The command line.
+
+mod plan;
+mod run;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use lethe_shared::address::Address;
+use lethe_shared::exit;
+use lethe_shared::manifest::Manifest;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::failure::Failure;
+
+/// Remove concepts from CLIP models: hundreds in one run, into one checkpoint.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    after_help = "Exit codes: 0 done · 2 bad manifest or arguments · 3 finished, but required concepts are missing · \
+                  5 store or queue gave up · 130 cancelled.\n\nStart with: lethe run jobs/emoji/small.toml"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more on stderr; twice for details.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Remove the concepts that a manifest names: plan, compute, compose, evaluate, release.
+    ///
+    /// Everything happens in this process. Interrupted, the same command goes on where it stopped: finished jobs are
+    /// found in the store and not computed again.
+    Run(Common),
+    /// Check a manifest and everything it names; show jobs, bytes and an estimate; compute nothing.
+    Plan(Common),
+    /// Print the manifest's JSON Schema.
+    Schema,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The manifest: a .toml or .json file.
+    manifest: PathBuf,
+    /// Where artifacts and releases go, instead of the manifest's release.uri: a path, file://, s3://, gs:// or az://.
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+    /// Print one JSON object on stdout as the last line.
+    #[arg(long)]
+    json: bool,
+    /// Folder for files downloaded from remote addresses.
+    #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
+    cache: Option<PathBuf>,
+}
+
+impl Common {
+    /// The store's address: as given here, relative to the working folder, or as in the manifest, relative to that.
+    fn store(&self, manifest: &Manifest) -> Result<Address, Failure> {
+        match &self.store {
+            None => Ok(manifest.address("release.uri", &manifest.release.uri)?),
+            Some(text) => {
+                let here = std::env::current_dir().map_err(|error| Failure::input(format!("working folder: {error}")))?;
+                Address::resolve(text, Some(&here)).map_err(|error| Failure::input(format!("--store: {error}")))
+            }
+        }
+    }
+
+    fn cache(&self) -> PathBuf {
+        let user = || {
+            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+            cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"))).map(|cache| cache.join("lethe"))
+        };
+        self.cache.clone().or_else(user).unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"))
+    }
+}
+
+/// Parses the arguments, does what they say, gives the documented exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = ["error", "info", "debug"][usize::from(cli.verbose.min(2))];
+    let filter = EnvFilter::try_from_env("LETHE_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},object_store=warn")));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Failure::Infrastructure(format!("cannot start: {error}"))),
+    };
+    let cancel = CancellationToken::new();
+    let done = runtime.block_on(async {
+        tokio::spawn(cancel_on_signal(cancel.clone()));
+        match cli.command {
+            Command::Run(options) => run::main(&options, cancel).await,
+            Command::Plan(options) => plan::main(&options).await,
+            Command::Schema => print(&format!("{:#}", Manifest::schema())).map(|()| exit::DONE),
+        }
+    });
+    // Downloads or uploads that nobody waits for any more end with the process.
+    runtime.shutdown_background();
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => fail(&failure),
+    }
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    eprintln!("error: {failure}");
+    ExitCode::from(failure.exit_code())
+}
+
+/// The first Ctrl-C (or SIGTERM) asks to stop, the second one insists.
+async fn cancel_on_signal(cancel: CancellationToken) {
+    let interrupted = || async {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            match signal(SignalKind::terminate()) {
+                Ok(mut terminate) => tokio::select! {
+                    result = tokio::signal::ctrl_c() => result.is_ok(),
+                    _ = terminate.recv() => true,
+                },
+                Err(_) => tokio::signal::ctrl_c().await.is_ok(),
+            }
+        }
+        #[cfg(not(unix))]
+        {
+            tokio::signal::ctrl_c().await.is_ok()
+        }
+    };
+    if interrupted().await {
+        eprintln!("stopping at the next safe point; once more to stop at once");
+        cancel.cancel();
+        if interrupted().await {
+            std::process::exit(i32::from(exit::CANCELLED));
+        }
+    }
+}
+
+/// Writes a line to stdout; a reader that has gone away is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Infrastructure(format!("stdout: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,97 @@
+//! `lethe plan`
+
+use lethe_shared::exit;
+use serde::Serialize;
+
+use super::{Common, print};
+use crate::failure::Failure;
+use crate::jobs;
+use crate::plan::{Plan, groups};
+use crate::progress::human_bytes;
+
+/// The last line of `lethe plan --json`.
+#[derive(Debug, Serialize)]
+struct Planned {
+    run: String,
+    model: lethe_shared::job::ModelRef,
+    store: String,
+    classes: usize,
+    concepts: usize,
+    forget_pairs: u64,
+    retain_pairs: u64,
+    retain_batches: u64,
+    validation_pairs: u64,
+    test_pairs: u64,
+    jobs: usize,
+    shard_bytes: u64,
+    model_bytes: u64,
+    warnings: Vec<String>,
+}
+
+pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
+    let plan = Plan::make(&options.manifest, &options.cache()).await?;
+    let store = options.store(&plan.manifest)?;
+    let pairs = |shards: &[lethe_shared::job::ShardRef]| shards.iter().map(|shard| shard.pairs).sum::<u64>();
+    let held_out = [&plan.validation, &plan.test].into_iter().filter(|shards| !shards.is_empty()).count();
+    let slices = plan.concepts.len().div_ceil(jobs::CONCEPTS_PER_JOB);
+    let planned = Planned {
+        run: plan.run.clone(),
+        model: plan.model.clone(),
+        store: store.to_string(),
+        classes: plan.classes.names().len(),
+        concepts: plan.concepts.len(),
+        forget_pairs: plan.concepts.iter().map(crate::plan::PlannedConcept::pairs).sum(),
+        retain_pairs: pairs(&plan.retain),
+        retain_batches: plan.retain_batches(),
+        validation_pairs: pairs(&plan.validation),
+        test_pairs: pairs(&plan.test),
+        jobs: plan.retain.len() + 1 + 2 * held_out + plan.concepts.len() + slices,
+        shard_bytes: plan.shard_bytes(),
+        model_bytes: plan.checkpoint.tensor_bytes(),
+        warnings: plan.warnings.clone(),
+    };
+    for warning in &planned.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if options.json {
+        print(&serde_json::to_string(&planned).map_err(Failure::input)?)?;
+        return Ok(exit::DONE);
+    }
+    print(&table(&planned, &plan))?;
+    Ok(exit::DONE)
+}
+
+fn table(planned: &Planned, plan: &Plan) -> String {
+    let groups: Vec<String> = groups(plan).into_iter().map(|(group, count)| format!("{group} {count}")).collect();
+    let gradients =
+        planned.retain_batches + plan.concepts.iter().map(|c| c.pairs().div_ceil(u64::from(plan.settings.batch_size))).sum::<u64>();
+    let rows = [
+        ("run", planned.run.clone()),
+        (
+            "model",
+            format!(
+                "{} ({} of weights, digest {})",
+                planned.model.address,
+                human_bytes(planned.model_bytes),
+                planned.model.weights.short()
+            ),
+        ),
+        ("concepts", format!("{} ({})", planned.concepts, groups.join(", "))),
+        ("classes", planned.classes.to_string()),
+        ("forget pairs", planned.forget_pairs.to_string()),
+        ("retain pairs", format!("{} in {} full batches of {}", planned.retain_pairs, planned.retain_batches, plan.settings.batch_size)),
+        ("validation, test pairs", format!("{}, {}", planned.validation_pairs, planned.test_pairs)),
+        ("data", human_bytes(planned.shard_bytes)),
+        ("jobs", planned.jobs.to_string()),
+        (
+            "work",
+            format!(
+                "{gradients} gradient batches; at most {} evaluations on each front layer of each concept",
+                plan.settings.search_evaluations
+            ),
+        ),
+        ("store", planned.store.clone()),
+    ];
+    let lines: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:<26}{value}")).collect();
+    format!("everything the manifest names is there and sound\n{}", lines.join("\n"))
+}

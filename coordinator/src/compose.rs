@@ -1,0 +1,155 @@
+//! Composition: many single-layer edits into one change per layer. Pure arithmetic on bytes, no libtorch.
+//!
+//! Edits are taken in the order of their concepts' ids and summed in float64; the result is rounded once to the type
+//! the layer is stored in. So a composition is the same bytes whoever computes it and in whichever order edits arrived.
+
+use std::collections::BTreeMap;
+
+use lethe_shared::checkpoint::{Checkpoint, Error as CheckpointError};
+use lethe_shared::edit::{self, Edit};
+use lethe_shared::manifest::CompositionMethod;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::failure::Failure;
+
+/// Changed layers: name to new bytes, in the stored type.
+pub type Change = BTreeMap<String, Vec<u8>>;
+
+/// Composes edits by the method that the manifest names. `direction` gives an edit's g, in the layer's order.
+///
+/// # Errors
+/// When an edit names a layer that the checkpoint lacks, or a direction cannot be read.
+pub fn compose(
+    method: CompositionMethod,
+    checkpoint: &Checkpoint,
+    edits: &[Edit],
+    direction: impl Fn(&Edit, usize) -> Result<Vec<f32>, Failure>,
+) -> Result<Change, Failure> {
+    match method {
+        CompositionMethod::Sum => sum(checkpoint, edits, direction),
+    }
+}
+
+/// θ_l + Σ α·λ·g over the edits of each layer; an edit of strength 0 changes nothing.
+fn sum(checkpoint: &Checkpoint, edits: &[Edit], direction: impl Fn(&Edit, usize) -> Result<Vec<f32>, Failure>) -> Result<Change, Failure> {
+    let mut by_layer: BTreeMap<&str, Vec<&Edit>> = BTreeMap::new();
+    for edit in edits.iter().filter(|edit| edit.strength != 0.0) {
+        by_layer.entry(&edit.layer).or_default().push(edit);
+    }
+    let mut change = Change::new();
+    for (layer, mut edits) in by_layer {
+        edits.sort_by(|a, b| a.concept.cmp(&b.concept));
+        let dtype = stored_type(checkpoint, layer)?;
+        let base = edit::widen(layer, checkpoint.bytes(layer)?, dtype)?;
+        // The sum of changes first: rounding against the far larger weights happens once.
+        let mut moved = vec![0.0; base.len()];
+        for edit in edits {
+            edit::accumulate(&mut moved, edit.strength * edit.step, &direction(edit, base.len())?);
+        }
+        for (value, base) in moved.iter_mut().zip(&base) {
+            *value += base;
+        }
+        change.insert(layer.to_owned(), edit::narrow(layer, &moved, dtype)?);
+    }
+    Ok(change)
+}
+
+fn stored_type(checkpoint: &Checkpoint, layer: &str) -> Result<Dtype, Failure> {
+    let missing = || CheckpointError::Tensor { tensor: layer.to_owned(), problem: "is not in the checkpoint".to_owned() };
+    Ok(checkpoint.tensors().get(layer).ok_or_else(missing)?.dtype)
+}
+
+/// A change as a safetensors file, for the workers that evaluate it.
+///
+/// # Errors
+/// When bytes and shapes do not fit.
+pub fn encode(checkpoint: &Checkpoint, change: &Change) -> Result<Vec<u8>, Failure> {
+    let mut views = BTreeMap::new();
+    for (layer, bytes) in change {
+        let info = checkpoint.tensors().get(layer).ok_or_else(|| Failure::input(format!("tensor `{layer}` is not in the checkpoint")))?;
+        let view = TensorView::new(info.dtype, info.shape.clone(), bytes).map_err(|error| Failure::input(format!("`{layer}`: {error}")))?;
+        views.insert(layer.clone(), view);
+    }
+    safetensors::serialize(views, None).map_err(|error| Failure::input(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use lethe_shared::digest::Digest;
+    use lethe_shared::job::ArtifactRef;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: [f32; 3] = [1.0, -2.0, 0.5];
+
+    fn checkpoint(folder: &std::path::Path) -> Checkpoint {
+        let bytes: Vec<u8> = BASE.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let view = || TensorView::new(Dtype::F32, vec![3], &bytes).unwrap();
+        let file = safetensors::serialize([("a", view()), ("b", view())], None).unwrap();
+        std::fs::write(folder.join("model.safetensors"), file).unwrap();
+        Checkpoint::open(folder).unwrap()
+    }
+
+    fn edit(concept: &str, layer: &str, step: f64, strength: f64) -> Edit {
+        Edit {
+            concept: concept.into(),
+            layer: layer.into(),
+            step,
+            strength,
+            direction: ArtifactRef { digest: Digest::of(concept.as_bytes()), bytes: 3 },
+        }
+    }
+
+    /// Directions that differ by concept.
+    fn direction(edit: &Edit, values: usize) -> Result<Vec<f32>, Failure> {
+        let seed = edit.direction.digest.as_bytes();
+        Ok((0..values).map(|i| f32::from(seed[i]) / 37.0 - 3.0).collect())
+    }
+
+    fn composed(edits: &[Edit]) -> Change {
+        let folder = tempfile::tempdir().unwrap();
+        compose(CompositionMethod::Sum, &checkpoint(folder.path()), edits, direction).unwrap()
+    }
+
+    #[test]
+    fn one_edit_is_the_step_the_search_tried() {
+        let edit = edit("pizza", "a", 0.25, 1.0);
+        let expected: Vec<u8> = BASE
+            .iter()
+            .zip(direction(&edit, 3).unwrap())
+            .flat_map(|(&base, g)| ((f64::from(base) + 0.25 * f64::from(g)) as f32).to_le_bytes())
+            .collect();
+        assert_eq!(composed(&[edit]), Change::from([("a".to_owned(), expected)]));
+    }
+
+    #[test]
+    fn strength_zero_is_no_edit() {
+        assert_eq!(composed(&[edit("x", "a", 0.5, 0.0)]), Change::new());
+        let alone = composed(&[edit("y", "a", 0.5, 1.0)]);
+        assert_eq!(composed(&[edit("x", "a", 9.0, 0.0), edit("y", "a", 0.5, 1.0)]), alone);
+    }
+
+    #[test]
+    fn a_layer_that_is_not_there_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = compose(CompositionMethod::Sum, &checkpoint(folder.path()), &[edit("x", "c", 1.0, 1.0)], direction).unwrap_err();
+        assert!(error.to_string().contains("tensor `c`"));
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_edits_changes_nothing(mut steps in proptest::collection::vec((0.0f64..10.0, 0.0f64..2.0, any::<bool>()), 1..12), turn in 0usize..12) {
+            let edits: Vec<Edit> = steps
+                .drain(..)
+                .enumerate()
+                .map(|(i, (step, strength, first))| edit(&format!("c{i:02}"), if first { "a" } else { "b" }, step, strength))
+                .collect();
+            let mut turned = edits.clone();
+            turned.rotate_left(turn % edits.len());
+            turned.reverse();
+            prop_assert_eq!(composed(&edits), composed(&turned));
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Workers inside this process, on an in-memory queue: `lethe run` without `--nats`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lethe_shared::manifest::ExecutionSection;
+use lethe_shared::queue::{MemoryQueue, Options as QueueOptions};
+use lethe_shared::store::Store;
+use lethe_worker::engine::Options;
+use lethe_worker::service::Service;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+
+/// Memory for activations that trials start from, bytes.
+const ACTIVATION_MEMORY: usize = 2 << 30;
+
+/// Workers of this process.
+#[derive(Debug)]
+pub struct Workers {
+    /// Their queue.
+    pub queue: Arc<MemoryQueue>,
+    /// What they compute on, for people.
+    pub device: String,
+    /// How many there are.
+    pub count: usize,
+    cancel: CancellationToken,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Workers {
+    /// Starts the workers that a manifest asks for.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] when its device cannot be used.
+    pub fn start(execution: &ExecutionSection, store: &Store, cache: &Path) -> Result<Self, Failure> {
+        let device = lethe_worker::device::open(&execution.device).map_err(Failure::input)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = match (execution.workers as usize, device) {
+            (0, tch) if tch.is_cuda() => 1,
+            (0, _) => cores,
+            (asked, _) => asked,
+        };
+        let queue = Arc::new(MemoryQueue::new(QueueOptions { patience: Duration::from_secs(60), max_deliveries: 5 }));
+        let cancel = CancellationToken::new();
+        let options = Options { worker: "embedded".to_owned(), device, cache: cache.to_owned(), activation_memory: ACTIVATION_MEMORY };
+        let service = Service::new(options, count, queue.clone(), store.clone());
+        let task = tokio::spawn(service.run(cancel.clone()));
+        Ok(Self { queue, device: format!("{device:?}").to_lowercase(), count, cancel, task })
+    }
+
+    /// Stops them; jobs in hand end at their next safe point.
+    pub async fn stop(self) {
+        self.cancel.cancel();
+        // A worker that does not stop ends with the process.
+        let _ = tokio::time::timeout(Duration::from_secs(10), self.task).await;
+    }
+}

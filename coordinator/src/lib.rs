@@ -1,0 +1,31 @@
+//! Lethe's coordinator: from a manifest to a release.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`plan`] | reads and checks the manifest and everything it names |
+//! | [`jobs`] | the jobs of each phase, from plan and earlier outcomes |
+//! | [`dispatch`] | publishes jobs, waits for outcomes |
+//! | [`run`] | the phases of a run |
+//! | [`compose`] | many edits into one change per layer |
+//! | [`measure`] | what was forgotten, what was lost |
+//! | [`release`], [`card`], [`report`] | what a run leaves behind |
+//! | [`summary`], [`progress`] | what a person sees |
+//! | [`command`] | the command line |
+//!
+//! Nothing here names libtorch; only the feature `embedded` links the workers, so that one process does it all.
+
+pub mod card;
+pub mod command;
+pub mod compose;
+pub mod dispatch;
+#[cfg(feature = "embedded")]
+pub mod embedded;
+pub mod failure;
+pub mod jobs;
+pub mod measure;
+pub mod plan;
+pub mod progress;
+pub mod release;
+pub mod report;
+pub mod run;
+pub mod summary;

@@ -1,0 +1,120 @@
+//! From outcomes to the numbers of a release: what was forgotten, what was lost. Pure.
+
+use lethe_shared::outcome::{ClassHits, ConceptResult, Hits};
+use lethe_shared::record::{Measured, Retained, UtilityOn, WorstClass};
+use serde::{Deserialize, Serialize};
+
+/// Classes listed as worst.
+const WORST: usize = 10;
+
+/// Accuracy of one concept at the original weights and with its edit alone.
+pub fn alone(result: &ConceptResult, class: u32, base: Option<&Hits>) -> (Measured, Option<Measured>) {
+    let held_out = |hits: &Hits| hits.classes.get(&class).copied();
+    let before = Measured {
+        fa1: result.before.fa1,
+        fa5: result.before.fa5,
+        held_out: base.and_then(held_out),
+        utility: base.map(|hits| hits.mean_top1(|other| other != class)),
+    };
+    let after = result.chosen.as_ref().map(|chosen| Measured {
+        fa1: chosen.answer.fa1,
+        fa5: chosen.answer.fa5,
+        held_out: held_out(&chosen.validation),
+        utility: base.map(|_| chosen.answer.utility),
+    });
+    (before, after)
+}
+
+/// Accuracy of one concept in the composed model.
+pub fn composed(forget: &Hits, class: u32, validation: Option<&Hits>) -> Measured {
+    let own = |other: u32| other == class;
+    Measured {
+        fa1: forget.mean_top1(own),
+        fa5: forget.mean_top5(own),
+        held_out: validation.and_then(|hits| hits.classes.get(&class).copied()),
+        utility: None,
+    }
+}
+
+/// Utility on one set: retained classes before and after, and those that lost most.
+pub fn utility(before: &Hits, after: &Hits, retained: impl Fn(u32) -> bool, names: &[String]) -> UtilityOn {
+    let accuracy = |hits: &Hits| Retained { ta1: hits.mean_top1(&retained), ta5: hits.mean_top5(&retained) };
+    let images = before.classes.iter().filter(|(class, _)| retained(**class)).map(|(_, hits)| u64::from(hits.n)).sum();
+    let share = |hits: ClassHits, count: u32| f64::from(count) / f64::from(hits.n.max(1));
+    let mut lost: Vec<(f64, f64, u32)> = before
+        .classes
+        .iter()
+        .filter(|(class, _)| retained(**class))
+        .map(|(&class, &was)| {
+            let is = after.classes.get(&class).copied().unwrap_or_default();
+            (share(was, was.top1) - share(is, is.top1), share(was, was.top5) - share(is, is.top5), class)
+        })
+        .filter(|&(first, fifth, _)| first > 0.0 || fifth > 0.0)
+        .collect();
+    lost.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(&b.2)));
+    let worst = lost
+        .into_iter()
+        .take(WORST)
+        .map(|(_, _, class)| WorstClass {
+            class: names.get(class as usize).cloned().unwrap_or_default(),
+            before: before.classes.get(&class).copied().unwrap_or_default(),
+            after: after.classes.get(&class).copied().unwrap_or_default(),
+        })
+        .collect();
+    UtilityOn { images, before: accuracy(before), after: accuracy(after), worst }
+}
+
+/// How some values are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Number of values.
+    pub count: usize,
+    /// Smallest.
+    pub min: f64,
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub median: f64,
+    /// 90 of 100 are at most this.
+    pub p90: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// The spread of values; `None` without any.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        Some(Self { count: values.len(), min, mean, median: at(0.5), p90: at(0.9), max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hits(classes: &[(u32, u32, u32, u32)]) -> Hits {
+        Hits { classes: classes.iter().map(|&(class, n, top1, top5)| (class, ClassHits { n, top1, top5 })).collect() }
+    }
+
+    #[test]
+    fn the_worst_lose_most_and_removed_classes_do_not_count() {
+        let before = hits(&[(0, 2, 2, 2), (1, 2, 2, 2), (2, 4, 4, 4), (3, 1, 0, 1)]);
+        let after = hits(&[(0, 2, 0, 0), (1, 2, 1, 2), (2, 4, 4, 4), (3, 1, 0, 0)]);
+        let names: Vec<String> = ["removed", "half", "whole", "fifth"].map(String::from).into();
+        let found = utility(&before, &after, |class| class != 0, &names);
+        assert_eq!(found.images, 7);
+        assert_eq!((found.before.ta1, found.after.ta1), (6.0 / 7.0, 5.0 / 7.0));
+        assert_eq!(found.worst.iter().map(|w| w.class.as_str()).collect::<Vec<_>>(), ["half", "fifth"]);
+    }
+
+    #[test]
+    fn a_spread_of_known_values() {
+        let spread = Spread::of((0..=10).map(f64::from).rev().collect()).unwrap();
+        assert_eq!((spread.min, spread.mean, spread.median, spread.p90, spread.max), (0.0, 5.0, 5.0, 9.0, 10.0));
+        assert_eq!(Spread::of(Vec::new()), None);
+    }
+}

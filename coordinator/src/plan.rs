@@ -1,0 +1,299 @@
+//! From a manifest to everything a run will need, checked: nothing is computed here, and nothing is written.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use futures::{StreamExt, TryStreamExt};
+use lethe_shared::address::Address;
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::job::{ALGORITHM_VERSION, ClassTexts, MethodSettings, ModelRef, ShardRef};
+use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
+use lethe_shared::manifest::{Classes, Error, Manifest};
+use lethe_shared::shard::{self, Captions};
+use lethe_shared::store;
+
+use crate::failure::Failure;
+
+/// Files inspected at once.
+const AT_ONCE: usize = 4;
+/// Largest class list, bytes.
+const MAX_CLASSES: u64 = 256 << 20;
+
+/// A manifest with everything it names found, hashed and checked.
+#[derive(Debug)]
+pub struct Plan {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Name of the run: the manifest's, and a digest of everything that determines its result.
+    pub run: String,
+    /// The model.
+    pub model: ModelRef,
+    /// Its checkpoint, open.
+    pub checkpoint: Checkpoint,
+    /// The class list.
+    pub classes: Classes,
+    /// Class names and prompt.
+    pub class_texts: ClassTexts,
+    /// Retain shards in the manifest's order.
+    pub retain: Vec<ShardRef>,
+    /// Validation shards.
+    pub validation: Vec<ShardRef>,
+    /// Test shards.
+    pub test: Vec<ShardRef>,
+    /// Concepts by id.
+    pub concepts: Vec<PlannedConcept>,
+    /// How edits are found.
+    pub settings: MethodSettings,
+    /// Things worth knowing that stop nothing.
+    pub warnings: Vec<String>,
+}
+
+/// A concept with its shards found.
+#[derive(Debug, Clone)]
+pub struct PlannedConcept {
+    /// As the manifest has it.
+    pub concept: Concept,
+    /// Its shards.
+    pub forget: Vec<ShardRef>,
+}
+
+impl PlannedConcept {
+    /// Forget pairs.
+    pub fn pairs(&self) -> u64 {
+        self.forget.iter().map(|shard| shard.pairs).sum()
+    }
+}
+
+impl Plan {
+    /// Reads a manifest and everything it names. Remote files are downloaded into `cache`.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] with every problem found.
+    pub async fn make(manifest_path: &Path, cache: &Path) -> Result<Self, Failure> {
+        let manifest = Manifest::read(manifest_path)?;
+        let classes = read_classes(&manifest, cache).await?;
+        let concepts = read_concepts(&manifest, &classes, cache).await?;
+        let (model, checkpoint) = open_model(&manifest, cache).await?;
+
+        let retain = shards(&manifest, "data.retain", &manifest.data.retain, None, cache).await?;
+        let validation = shards(&manifest, "data.validation", &manifest.data.validation, Some(&classes), cache).await?;
+        let test = shards(&manifest, "data.test", &manifest.data.test, Some(&classes), cache).await?;
+        let mut warnings = retain_warnings(&retain, &manifest)?;
+        let concepts = find_forget_shards(concepts, cache).await?;
+        if validation.is_empty() {
+            warnings.push("without validation shards, ties between layers go to the smaller change".to_owned());
+        }
+
+        let settings = MethodSettings::from(&manifest.method);
+        let class_texts = ClassTexts { names: classes.names().to_vec(), template: manifest.data.template.clone() };
+        let mut plan = Self {
+            run: String::new(),
+            manifest,
+            model,
+            checkpoint,
+            classes,
+            class_texts,
+            retain,
+            validation,
+            test,
+            concepts,
+            settings,
+            warnings,
+        };
+        plan.run = format!("{}-{}", plan.manifest.name, plan.identity().short());
+        Ok(plan)
+    }
+
+    /// The digest of everything that determines the run's result.
+    fn identity(&self) -> Digest {
+        let digests = |shards: &[ShardRef]| shards.iter().map(|shard| shard.digest).collect::<Vec<_>>();
+        let concepts: Vec<_> = self
+            .concepts
+            .iter()
+            .map(|c| (&c.concept.id, &c.concept.name, &c.concept.class, c.concept.strength, &c.concept.group, digests(&c.forget)))
+            .collect();
+        Digest::of_json(&(
+            ALGORITHM_VERSION,
+            (self.model.weights, self.model.settings),
+            (digests(&self.retain), digests(&self.validation), digests(&self.test)),
+            &self.class_texts,
+            concepts,
+            &self.settings,
+            (&self.manifest.composition, &self.manifest.policy),
+        ))
+    }
+
+    /// Bytes of all shards that will be read.
+    pub fn shard_bytes(&self) -> u64 {
+        let forget = self.concepts.iter().flat_map(|concept| &concept.forget);
+        self.retain.iter().chain(&self.validation).chain(&self.test).chain(forget).map(|shard| shard.bytes).sum()
+    }
+
+    /// Full retain batches.
+    pub fn retain_batches(&self) -> u64 {
+        self.retain.iter().map(|shard| shard.pairs / u64::from(self.settings.batch_size)).sum()
+    }
+
+    /// Whether a class is retained: no concept of the manifest names it.
+    pub fn retains(&self) -> impl Fn(u32) -> bool + use<> {
+        let removed: std::collections::BTreeSet<u32> = self.concepts.iter().map(|c| c.concept.class_index).collect();
+        move |class| !removed.contains(&class)
+    }
+}
+
+/// Reads a small file from anywhere.
+async fn read_file(place: &str, address: &Address, most: u64, cache: &Path) -> Result<Vec<u8>, Failure> {
+    let wrong = |problem: String| Failure::input(Error::new(place, problem));
+    let path = store::fetch_file(address, cache, None).await.map_err(|error| missing(place, error))?;
+    let size = std::fs::metadata(&path).map_err(|error| wrong(format!("{address} cannot be read: {error}")))?.len();
+    if size > most {
+        return Err(wrong(format!("{address} has {size} bytes, at most {most} are read")));
+    }
+    std::fs::read(&path).map_err(|error| wrong(format!("{address} cannot be read: {error}")))
+}
+
+/// A file that the manifest names and that is not there is the manifest's fault; a store that is down is not.
+fn missing(place: &str, error: store::Error) -> Failure {
+    match error {
+        store::Error::Unavailable { .. } => Failure::Infrastructure(format!("{place}: {error}")),
+        other => Failure::input(Error::new(place, other.to_string())),
+    }
+}
+
+async fn read_classes(manifest: &Manifest, cache: &Path) -> Result<Classes, Failure> {
+    let place = format!("{}: data.classes", manifest.file.display());
+    let address = manifest.address("data.classes", &manifest.data.classes)?;
+    let bytes = read_file(&place, &address, MAX_CLASSES, cache).await?;
+    Ok(Classes::parse(&bytes, &address.to_string())?)
+}
+
+async fn read_concepts(manifest: &Manifest, classes: &Classes, cache: &Path) -> Result<Vec<Concept>, Failure> {
+    let (rows, file, folder) = match &manifest.concepts.table {
+        None => {
+            let folder = manifest.file.parent().unwrap_or(Path::new("/"));
+            (manifest.inline_concepts(), format!("{}: concepts.list", manifest.file.display()), Address::Local(folder.to_owned()))
+        }
+        Some(table) => {
+            let place = format!("{}: concepts.table", manifest.file.display());
+            let address = manifest.address("concepts.table", table)?;
+            let bytes = read_file(&place, &address, MAX_TABLE, cache).await?;
+            let shown = address.to_string();
+            let folder = shown.rsplit_once('/').map_or("/", |(folder, _)| if folder.is_empty() { "/" } else { folder });
+            let folder = Address::parse(folder).map_err(|error| Failure::input(Error::new(place, error.to_string())))?;
+            (concepts::parse_table(&bytes, &shown)?, shown, folder)
+        }
+    };
+    let mut concepts = concepts::check(rows, &file, &folder, classes)
+        .map_err(|problems| Failure::BadInput(problems.iter().map(Error::to_string).collect()))?;
+    concepts.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(concepts)
+}
+
+async fn open_model(manifest: &Manifest, cache: &Path) -> Result<(ModelRef, Checkpoint), Failure> {
+    let place = format!("{}: model.uri", manifest.file.display());
+    let address = manifest.address("model.uri", &manifest.model.uri)?;
+    let folder = store::fetch_folder(&address, cache).await.map_err(|error| missing(&place, error))?;
+    let opened = tokio::task::spawn_blocking(move || {
+        let checkpoint = Checkpoint::open(&folder)?;
+        let broken = checkpoint.non_finite();
+        let (weights, settings) = (checkpoint.digest(), checkpoint.settings_digest()?);
+        Ok::<_, lethe_shared::checkpoint::Error>((checkpoint, broken, weights, settings))
+    });
+    let (checkpoint, broken, weights, settings) = opened
+        .await
+        .map_err(|error| Failure::Infrastructure(error.to_string()))?
+        .map_err(|error| Failure::input(Error::new(place.clone(), error.to_string())))?;
+    if let Some(first) = broken.first() {
+        let others = if broken.len() > 1 { format!(" and {} other tensors hold", broken.len() - 1) } else { " holds".to_owned() };
+        return Err(Failure::input(Error::new(
+            place,
+            format!("{address}: `{first}`{others} NaN or infinite values; this checkpoint cannot be edited"),
+        )));
+    }
+    Ok((ModelRef { weights, settings, address }, checkpoint))
+}
+
+/// Expands patterns and inspects every file; order is the manifest's, and by name within a pattern.
+async fn shards(
+    manifest: &Manifest,
+    field: &str,
+    patterns: &[String],
+    classes: Option<&Classes>,
+    cache: &Path,
+) -> Result<Vec<ShardRef>, Failure> {
+    let place = format!("{}: {field}", manifest.file.display());
+    let mut addresses = Vec::new();
+    for pattern in patterns {
+        let pattern = manifest.address(field, pattern)?;
+        addresses.extend(store::expand(&pattern).await.map_err(|error| missing(&place, error))?);
+    }
+    futures::stream::iter(addresses.into_iter().map(|address| inspect(place.clone(), address, classes, cache)))
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+async fn inspect(place: String, address: Address, classes: Option<&Classes>, cache: &Path) -> Result<ShardRef, Failure> {
+    let path: PathBuf = store::fetch_file(&address, cache, None).await.map_err(|error| missing(&place, error))?;
+    let classes = classes.cloned();
+    let inspected = tokio::task::spawn_blocking(move || shard::inspect(&path, classes.as_ref().map_or(Captions::Any, Captions::Classes)));
+    let info = inspected
+        .await
+        .map_err(|error| Failure::Infrastructure(error.to_string()))?
+        .map_err(|error| Failure::input(Error::new(place.clone(), format!("{address}: {}", error.problem))))?;
+    if info.pairs == 0 {
+        return Err(Failure::input(Error::new(place, format!("{address} holds no image-text pair"))));
+    }
+    Ok(ShardRef { digest: info.digest, bytes: info.bytes, pairs: info.pairs, address })
+}
+
+fn retain_warnings(retain: &[ShardRef], manifest: &Manifest) -> Result<Vec<String>, Failure> {
+    let batch = u64::from(manifest.method.batch_size);
+    let small: Vec<&ShardRef> = retain.iter().filter(|shard| shard.pairs < batch).collect();
+    if small.len() == retain.len() {
+        return Err(Failure::input(Error::new(
+            format!("{}: data.retain", manifest.file.display()),
+            format!("no retain shard holds a full batch of {batch} pairs; give larger shards, or set method.batch_size lower"),
+        )));
+    }
+    let warning = |shard: &&ShardRef| {
+        format!("{} has {} pairs, less than a batch of {batch}: it adds nothing to the retain gradient", shard.address, shard.pairs)
+    };
+    Ok(small.iter().map(warning).collect())
+}
+
+async fn find_forget_shards(concepts: Vec<Concept>, cache: &Path) -> Result<Vec<PlannedConcept>, Failure> {
+    let found: Vec<Result<PlannedConcept, Failure>> = futures::stream::iter(concepts.into_iter().map(|concept| async move {
+        let place = format!("{}: concept `{}`", concept.place, concept.id);
+        let mut forget = Vec::new();
+        for pattern in &concept.forget {
+            for address in store::expand(pattern).await.map_err(|error| missing(&place, error))? {
+                forget.push(inspect(place.clone(), address, None, cache).await?);
+            }
+        }
+        Ok(PlannedConcept { concept, forget })
+    }))
+    .buffered(AT_ONCE)
+    .collect()
+    .await;
+    let (mut planned, mut problems) = (Vec::new(), Vec::new());
+    for concept in found {
+        match concept {
+            Ok(concept) => planned.push(concept),
+            Err(Failure::BadInput(more)) => problems.extend(more),
+            Err(other) => return Err(other),
+        }
+    }
+    problems.truncate(20);
+    if problems.is_empty() { Ok(planned) } else { Err(Failure::BadInput(problems)) }
+}
+
+/// Concepts per group, for tables.
+pub fn groups(plan: &Plan) -> BTreeMap<&str, usize> {
+    let mut groups = BTreeMap::new();
+    for concept in &plan.concepts {
+        *groups.entry(concept.concept.group.as_deref().unwrap_or("-")).or_default() += 1;
+    }
+    groups
+}

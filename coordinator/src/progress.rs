@@ -1,0 +1,153 @@
+//! Progress on stderr: a bar on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a plain line is written at most.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Progress of one phase.
+#[derive(Debug)]
+pub struct Progress {
+    phase: &'static str,
+    shown: Shown,
+    total: usize,
+    found: usize,
+    done: usize,
+    began: Instant,
+    last_line: Instant,
+}
+
+#[derive(Debug)]
+enum Shown {
+    Bar(ProgressBar),
+    Lines,
+    Nothing,
+}
+
+impl Progress {
+    /// Progress of a phase on stderr.
+    pub fn new(phase: &'static str) -> Self {
+        let shown = if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let template = "{prefix:18} {bar:30} {pos}/{len}  {elapsed} {msg}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_prefix(phase);
+            Shown::Bar(bar)
+        } else {
+            Shown::Lines
+        };
+        Self::with(phase, shown)
+    }
+
+    /// Progress that nobody sees.
+    pub fn silent() -> Self {
+        Self::with("", Shown::Nothing)
+    }
+
+    fn with(phase: &'static str, shown: Shown) -> Self {
+        let now = Instant::now();
+        Self { phase, shown, total: 0, found: 0, done: 0, began: now, last_line: now }
+    }
+
+    /// A phase of `total` jobs begins; `found` were done in an earlier run.
+    pub fn start(&mut self, total: usize, found: usize) {
+        (self.total, self.found, self.done) = (total, found, found);
+        self.began = Instant::now();
+        self.last_line = self.began;
+        let before = if found > 0 { format!(", {found} done before") } else { String::new() };
+        match &self.shown {
+            Shown::Bar(bar) => {
+                bar.set_length(total as u64);
+                bar.set_position(found as u64);
+            }
+            Shown::Lines => eprintln!("{}: {total} jobs{before}", self.phase),
+            Shown::Nothing => {}
+        }
+    }
+
+    /// So many jobs have ended.
+    pub fn advance(&mut self, done: usize) {
+        self.done = done;
+        self.show(false);
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self) {
+        self.show(false);
+    }
+
+    /// All jobs have ended.
+    pub fn finish(&mut self) {
+        self.show(true);
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_with_message("");
+        }
+    }
+
+    fn show(&mut self, last: bool) {
+        let left = time_left(self.done - self.found, self.total - self.done, self.began.elapsed());
+        let left = left.map(|left| format!("about {} left", human(left))).unwrap_or_default();
+        match &self.shown {
+            Shown::Bar(bar) => {
+                bar.set_position(self.done as u64);
+                bar.set_message(left);
+            }
+            Shown::Lines if last || self.last_line.elapsed() >= LINE_EVERY => {
+                self.last_line = Instant::now();
+                let left = if left.is_empty() { String::new() } else { format!(", {left}") };
+                eprintln!("{}: {}/{} after {}{left}", self.phase, self.done, self.total, human(self.began.elapsed()));
+            }
+            Shown::Lines | Shown::Nothing => {}
+        }
+    }
+}
+
+/// Time that the jobs left will take at the pace so far.
+fn time_left(done: usize, left: usize, elapsed: Duration) -> Option<Duration> {
+    (done > 0 && left > 0).then(|| elapsed.mul_f64(left as f64 / done as f64))
+}
+
+/// A duration as people say it: `0.3 s`, `42 s`, `3 min 5 s`, `2 h 10 min`.
+pub fn human(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..10 => format!("{:.1} s", duration.as_secs_f64()),
+        10..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// A number of bytes as people say it.
+pub fn human_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_follows_the_pace_of_this_run() {
+        assert_eq!(time_left(0, 5, Duration::from_secs(3)), None);
+        assert_eq!(time_left(2, 6, Duration::from_secs(3)), Some(Duration::from_secs(9)));
+        assert_eq!(time_left(2, 0, Duration::from_secs(3)), None);
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        let said: Vec<String> = [0.25, 42.0, 185.0, 7800.0].into_iter().map(|s| human(Duration::from_secs_f64(s))).collect();
+        assert_eq!(said, ["0.2 s", "42 s", "3 min 5 s", "2 h 10 min"]);
+        assert_eq!([12, 1_234, 5_600_000, 7_890_000_000].map(human_bytes), ["12 B", "1.2 kB", "5.6 MB", "7.89 GB"]);
+    }
+}

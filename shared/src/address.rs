@@ -1,0 +1,194 @@
+//! Addresses: absolute paths on this machine, or `s3://`, `gs://` and `az://` URLs.
+
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Longest address accepted, bytes.
+const MAX_LENGTH: usize = 4096;
+
+/// Where a file or folder is. Always absolute: relative paths are resolved where they are read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// An absolute path on this machine, without `.` and `..`.
+    Local(PathBuf),
+    /// An object-store URL: `s3://bucket/key`, `gs://bucket/key` or `az://container/key`; no trailing slash.
+    Remote(String),
+}
+
+/// What is wrong with a text that should be an address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not an address: {problem}")]
+pub struct NotAnAddress {
+    text: String,
+    problem: String,
+}
+
+impl Address {
+    /// Reads `file://`, `s3://`, `gs://` or `az://` URLs and absolute paths.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn parse(text: &str) -> Result<Self, NotAnAddress> {
+        Self::resolve(text, None)
+    }
+
+    /// Like [`parse`](Self::parse), and relative paths are taken from `base`, a local folder.
+    ///
+    /// # Errors
+    /// When it is no address, or relative without a base.
+    pub fn resolve(text: &str, base: Option<&Path>) -> Result<Self, NotAnAddress> {
+        let wrong = |problem: &str| NotAnAddress { text: text.chars().take(200).collect(), problem: problem.to_owned() };
+        if text.is_empty() {
+            return Err(wrong("it is empty"));
+        }
+        if text.len() > MAX_LENGTH || text.contains('\0') {
+            return Err(wrong("it is longer than 4096 bytes or holds a zero byte"));
+        }
+        if let Some((scheme, rest)) = text.split_once("://") {
+            return match scheme {
+                "file" => match rest.strip_prefix('/') {
+                    Some(path) => Ok(Self::Local(normalise(&Path::new("/").join(path)))),
+                    None => Err(wrong("a file URL has three slashes and an absolute path: file:///data/store")),
+                },
+                "s3" | "gs" | "az" => {
+                    let rest = rest.trim_end_matches('/');
+                    let bucket = rest.split('/').next().unwrap_or_default();
+                    if bucket.is_empty() {
+                        return Err(wrong("the bucket is missing"));
+                    }
+                    if rest.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+                        return Err(wrong("empty, `.` and `..` path parts are not allowed"));
+                    }
+                    if rest.contains('?') || rest.contains('#') || bucket.contains('@') {
+                        return Err(wrong("queries, fragments and credentials do not belong in an address"));
+                    }
+                    Ok(Self::Remote(format!("{scheme}://{rest}")))
+                }
+                _ => Err(wrong("the scheme must be file, s3, gs or az")),
+            };
+        }
+        let path = Path::new(text);
+        if path.is_absolute() {
+            return Ok(Self::Local(normalise(path)));
+        }
+        match base {
+            Some(base) if base.is_absolute() => Ok(Self::Local(normalise(&base.join(path)))),
+            _ => Err(wrong("a relative path has no meaning here")),
+        }
+    }
+
+    /// The path, when this is on this machine.
+    pub fn as_local(&self) -> Option<&Path> {
+        match self {
+            Self::Local(path) => Some(path),
+            Self::Remote(_) => None,
+        }
+    }
+
+    /// The address of something below: `name` is a relative path without `..`.
+    ///
+    /// # Errors
+    /// When `name` leaves the folder.
+    pub fn join(&self, name: &str) -> Result<Self, NotAnAddress> {
+        let inside = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside {
+            return Err(NotAnAddress { text: name.chars().take(200).collect(), problem: "it must be a relative path without `..`".into() });
+        }
+        match self {
+            Self::Local(path) => Ok(Self::Local(path.join(name))),
+            Self::Remote(url) => Self::parse(&format!("{url}/{name}")),
+        }
+    }
+
+    /// The last part of the path.
+    pub fn file_name(&self) -> String {
+        match self {
+            Self::Local(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            Self::Remote(url) => url.rsplit('/').next().unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// Takes `.` and `..` out of an absolute path, by text alone.
+fn normalise(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(path) => path.display().fmt(f),
+            Self::Remote(url) => f.write_str(url),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Local(path) => serializer.serialize_str(path.to_str().ok_or_else(|| serde::ser::Error::custom("the path is not UTF-8"))?),
+            Self::Remote(url) => serializer.serialize_str(url),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_paths_and_urls() {
+        for (text, shown) in
+            [("/a/./b/../c", "/a/c"), ("file:///a/b", "/a/b"), ("s3://bucket/a/b/", "s3://bucket/a/b"), ("gs://bucket", "gs://bucket")]
+        {
+            assert_eq!(Address::parse(text).unwrap().to_string(), shown);
+        }
+        assert_eq!(Address::resolve("../x.tar", Some(Path::new("/jobs/emoji"))).unwrap().to_string(), "/jobs/x.tar");
+    }
+
+    #[test]
+    fn refuses_what_has_no_clear_meaning() {
+        for text in
+            ["", "a/b", "http://host/a", "s3://", "s3:///key", "s3://b/../c", "s3://b//c", "s3://user@b/c", "s3://b/c?x=1", "file://a"]
+        {
+            assert!(Address::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn joining_stays_inside() {
+        let folder = Address::parse("/store").unwrap();
+        assert_eq!(folder.join("a/b").unwrap().to_string(), "/store/a/b");
+        for name in ["", "..", "../a", "/etc", "a/../../b"] {
+            assert!(folder.join(name).is_err(), "{name}");
+        }
+        assert_eq!(Address::parse("s3://b/k").unwrap().join("x").unwrap().to_string(), "s3://b/k/x");
+    }
+}

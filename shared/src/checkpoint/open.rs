@@ -1,0 +1,235 @@
+//! Finding and checking a checkpoint's files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+use super::{Checkpoint, Error, TensorInfo, WeightFile};
+
+/// Weight files of one piece, in order of preference.
+const SINGLE: &[&str] = &["model.safetensors", "open_clip_model.safetensors"];
+/// Indexes of weights in pieces.
+const INDEXED: &[&str] = &["model.safetensors.index.json", "open_clip_model.safetensors.index.json"];
+/// Largest index read, bytes.
+const MAX_INDEX: u64 = 64 << 20;
+/// Most files an index may name.
+const MAX_FILES: usize = 10_000;
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in a folder: `model.safetensors` or `open_clip_model.safetensors`, whole or in pieces with
+    /// an index. Headers and index are checked; tensors are mapped, not read.
+    ///
+    /// The files must not change while the checkpoint is open, as for every memory map.
+    ///
+    /// # Errors
+    /// [`Error::NoWeights`] when there are none, or only pickles; [`Error::Malformed`] when a file is damaged.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        for name in SINGLE {
+            let path = folder.join(name);
+            if is_file(&path)? {
+                let (file, found) = map(folder, name)?;
+                let tensors = found.into_iter().map(|(name, info)| (name, TensorInfo { file: 0, ..info })).collect();
+                return Ok(Self { folder: folder.to_owned(), files: vec![file], index: None, tensors });
+            }
+        }
+        for name in INDEXED {
+            if is_file(&folder.join(name))? {
+                return open_indexed(folder, name);
+            }
+        }
+        Err(Error::NoWeights { folder: folder.to_owned(), problem: describe(folder)? })
+    }
+}
+
+fn is_file(path: &Path) -> Result<bool, Error> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.is_file()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// Why there is nothing to open.
+fn describe(folder: &Path) -> Result<String, Error> {
+    let io = |source| Error::Io { path: folder.to_owned(), source };
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok("there is no such folder".to_owned()),
+        Err(error) => return Err(io(error)),
+    };
+    let mut pickle = None;
+    for entry in entries {
+        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+        if [".bin", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|end| name.ends_with(end)) {
+            pickle = Some(name);
+        }
+    }
+    Ok(match pickle {
+        Some(name) => format!(
+            "the weights are pickled ({name}), and opening a pickle runs code; convert them where you trust the source: load the \
+             model in Python and save it with save_pretrained(folder, safe_serialization=True), or safetensors.torch.save_file"
+        ),
+        None => format!("no weights found; expected one of {}, {}", SINGLE.join(", "), INDEXED.join(", ")),
+    })
+}
+
+/// Maps one safetensors file and reads its header.
+fn map(folder: &Path, name: &str) -> Result<(WeightFile, Vec<(String, TensorInfo)>), Error> {
+    let path = folder.join(name);
+    let io = |source| Error::Io { path: path.clone(), source };
+    let file = File::open(&path).map_err(io)?;
+    if file.metadata().map_err(io)?.len() == 0 {
+        return Err(malformed(&path, "the file is empty"));
+    }
+    // SAFETY: the map is read-only; a file changed under us is the caller's breach of `open`'s contract.
+    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+        let pickled = map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02");
+        if pickled {
+            malformed(
+                &path,
+                "this is a pickled PyTorch file under the name of a safetensors file; convert it with safetensors.torch.save_file",
+            )
+        } else {
+            malformed(&path, format!("not a whole safetensors file ({error}); download it again"))
+        }
+    })?;
+    // The header is 8 bytes of length, then JSON; offsets count from its end.
+    let start = 8 + header;
+    let size = metadata.tensors().values().map(|info| info.data_offsets.1).max().unwrap_or(0);
+    if map.len() != start + size {
+        let problem = format!(
+            "the file has {} bytes, its header promises {}; it is truncated or damaged: download it again",
+            map.len(),
+            start + size
+        );
+        return Err(malformed(&path, problem));
+    }
+    let tensors = metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| {
+            let range = start + info.data_offsets.0..start + info.data_offsets.1;
+            (name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), file: 0, range })
+        })
+        .collect();
+    Ok((WeightFile { name: name.to_owned(), map }, tensors))
+}
+
+fn open_indexed(folder: &Path, index_name: &str) -> Result<Checkpoint, Error> {
+    let path = folder.join(index_name);
+    let io = |source| Error::Io { path: path.clone(), source };
+    if std::fs::metadata(&path).map_err(io)?.len() > MAX_INDEX {
+        return Err(malformed(&path, "the index is larger than 64 MiB"));
+    }
+    let index: Index = serde_json::from_slice(&std::fs::read(&path).map_err(io)?)
+        .map_err(|error| malformed(&path, format!("not a safetensors index: {error}")))?;
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    if names.len() > MAX_FILES {
+        return Err(malformed(&path, "names more than 10,000 files"));
+    }
+    let mut files = Vec::new();
+    let mut tensors = BTreeMap::new();
+    for name in names {
+        if !is_plain(name) {
+            return Err(malformed(&path, format!("names `{name}`; weight files must stand in the same folder")));
+        }
+        let (file, found) = map(folder, name)?;
+        for (tensor, info) in found {
+            if index.weight_map.get(&tensor) != Some(name) {
+                return Err(malformed(&path, format!("tensor `{tensor}` is in {name}, which the index does not say")));
+            }
+            tensors.insert(tensor, TensorInfo { file: files.len(), ..info });
+        }
+        files.push(file);
+    }
+    if let Some((tensor, file)) = index.weight_map.iter().find(|(tensor, _)| !tensors.contains_key(*tensor)) {
+        return Err(malformed(&path, format!("says that {file} holds tensor `{tensor}`, which it does not")));
+    }
+    Ok(Checkpoint { folder: folder.to_owned(), files, index: Some(index_name.to_owned()), tensors })
+}
+
+/// Whether this is the name of a safetensors file in the same folder.
+fn is_plain(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none() && name.ends_with(".safetensors")
+}
+
+fn malformed(file: &Path, problem: impl Into<String>) -> Error {
+    Error::Malformed { file: PathBuf::from(file), problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+
+    fn problem(folder: &Path) -> String {
+        Checkpoint::open(folder).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn opens_weights_in_pieces() {
+        let folder = tempfile::tempdir().unwrap();
+        fixture::write(&folder.path().join("model-00001-of-00002.safetensors"), &[("b", &[1.0])]);
+        fixture::write(&folder.path().join("model-00002-of-00002.safetensors"), &[("a", &[2.0, 3.0])]);
+        let index =
+            |map: &str| std::fs::write(folder.path().join("model.safetensors.index.json"), format!(r#"{{"weight_map":{map}}}"#)).unwrap();
+        index(r#"{"b":"model-00001-of-00002.safetensors","a":"model-00002-of-00002.safetensors"}"#);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(checkpoint.bytes("a").unwrap().len(), 8);
+        assert_eq!(checkpoint.tensor_bytes(), 12);
+
+        index(r#"{"b":"model-00001-of-00002.safetensors","a":"model-00002-of-00002.safetensors","c":"model-00002-of-00002.safetensors"}"#);
+        assert!(problem(folder.path()).contains("holds tensor `c`, which it does not"));
+        index(r#"{"b":"model-00001-of-00002.safetensors","a":"model-00001-of-00002.safetensors"}"#);
+        assert!(problem(folder.path()).contains("holds tensor `a`, which it does not"));
+        index(r#"{"b":"../elsewhere.safetensors"}"#);
+        assert!(problem(folder.path()).contains("must stand in the same folder"));
+        index("{");
+        assert!(problem(folder.path()).contains("not a safetensors index"));
+    }
+
+    #[test]
+    fn refuses_pickles_and_says_how_to_convert() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("pytorch_model.bin"), b"PK\x03\x04").unwrap();
+        assert!(problem(folder.path()).contains("safe_serialization=True"));
+        std::fs::write(folder.path().join("model.safetensors"), b"PK\x03\x04 and some more bytes").unwrap();
+        assert!(problem(folder.path()).contains("pickled PyTorch file under the name"));
+    }
+
+    #[test]
+    fn refuses_damaged_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        fixture::write(&path, &[("a", &[1.0, 2.0])]);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(Checkpoint::open(folder.path()).is_err(), "cut at {cut}");
+        }
+        std::fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+        assert!(Checkpoint::open(folder.path()).is_err());
+        // A header length that would not fit in memory.
+        std::fs::write(&path, [&u64::MAX.to_le_bytes()[..], &whole[8..]].concat()).unwrap();
+        assert!(Checkpoint::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn says_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(problem(folder.path()).contains("no weights found"));
+        assert!(problem(&folder.path().join("nowhere")).contains("no such folder"));
+    }
+}

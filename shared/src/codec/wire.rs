@@ -1,0 +1,276 @@
+//! The frozen structs of version 1. Never change one: make a version 2.
+//!
+//! Separate from the structs that the code works with, so that those can change. Plain data only: no attributes, no maps,
+//! no `usize`; digests are bytes, addresses text.
+
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use crate::address::Address;
+use crate::digest::Digest;
+use crate::job::{ArtifactRef, ConceptTask, EvaluateItem, Job, JobId, Label, MethodSettings, ModelRef, RetainPart, ShardRef, Task};
+use crate::manifest::Stop;
+use crate::queue::{Event, Notice};
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct JobV1 {
+    run: String,
+    algorithm: u32,
+    weights: [u8; 32],
+    settings: [u8; 32],
+    model: String,
+    task: TaskV1,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ArtifactV1 {
+    digest: [u8; 32],
+    bytes: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ShardV1 {
+    digest: [u8; 32],
+    bytes: u64,
+    pairs: u64,
+    address: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PartV1 {
+    sum: ArtifactV1,
+    batches: u64,
+    loss_sum: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ItemV1 {
+    name: String,
+    shards: Vec<ShardV1>,
+    /// `None`: the caption is the class name.
+    class: Option<u32>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ConceptV1 {
+    concept: String,
+    class: u32,
+    forget: Vec<ShardV1>,
+    validation: Vec<ShardV1>,
+    retain_gradient: ArtifactV1,
+    classes: ArtifactV1,
+    batch_size: u32,
+    search_evaluations: u32,
+    search_tolerance: f64,
+    stop_top: u8,
+    normalisation_gains: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+enum TaskV1 {
+    RetainGradient { shard: ShardV1, batch_size: u32 },
+    RetainReduce { parts: Vec<PartV1> },
+    Concept(ConceptV1),
+    Evaluate { change: Option<ArtifactV1>, items: Vec<ItemV1>, classes: ArtifactV1 },
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct NoticeV1 {
+    run: String,
+    job: [u8; 32],
+    attempt: u32,
+    worker: String,
+    event: EventV1,
+}
+
+#[derive(Serialize, Deserialize)]
+enum EventV1 {
+    Started,
+    Finished { seconds: f64 },
+    Failed { error: String, will_retry: bool },
+    Buried { error: String },
+}
+
+impl From<ArtifactRef> for ArtifactV1 {
+    fn from(artifact: ArtifactRef) -> Self {
+        Self { digest: *artifact.digest.as_bytes(), bytes: artifact.bytes }
+    }
+}
+
+impl From<ArtifactV1> for ArtifactRef {
+    fn from(artifact: ArtifactV1) -> Self {
+        Self { digest: Digest::from_bytes(artifact.digest), bytes: artifact.bytes }
+    }
+}
+
+impl From<&ShardRef> for ShardV1 {
+    fn from(shard: &ShardRef) -> Self {
+        Self { digest: *shard.digest.as_bytes(), bytes: shard.bytes, pairs: shard.pairs, address: shard.address.to_string() }
+    }
+}
+
+impl TryFrom<ShardV1> for ShardRef {
+    type Error = Error;
+
+    fn try_from(shard: ShardV1) -> Result<Self, Error> {
+        Ok(Self { digest: Digest::from_bytes(shard.digest), bytes: shard.bytes, pairs: shard.pairs, address: address(&shard.address)? })
+    }
+}
+
+fn address(text: &str) -> Result<Address, Error> {
+    Address::parse(text).map_err(|error| Error::Invalid(error.to_string()))
+}
+
+fn to_wire(shards: &[ShardRef]) -> Vec<ShardV1> {
+    shards.iter().map(ShardV1::from).collect()
+}
+
+fn from_wire(shards: Vec<ShardV1>) -> Result<Vec<ShardRef>, Error> {
+    shards.into_iter().map(ShardRef::try_from).collect()
+}
+
+impl From<&Job> for JobV1 {
+    fn from(job: &Job) -> Self {
+        let task = match &job.task {
+            Task::RetainGradient { shard, batch_size } => TaskV1::RetainGradient { shard: shard.into(), batch_size: *batch_size },
+            Task::RetainReduce { parts } => {
+                let part = |p: &RetainPart| PartV1 { sum: p.sum.into(), batches: p.batches, loss_sum: p.loss_sum };
+                TaskV1::RetainReduce { parts: parts.iter().map(part).collect() }
+            }
+            Task::Concept(task) => TaskV1::Concept(ConceptV1 {
+                concept: task.concept.clone(),
+                class: task.class,
+                forget: to_wire(&task.forget),
+                validation: to_wire(&task.validation),
+                retain_gradient: task.retain_gradient.into(),
+                classes: task.classes.into(),
+                batch_size: task.method.batch_size,
+                search_evaluations: task.method.search_evaluations,
+                search_tolerance: task.method.search_tolerance,
+                stop_top: match task.method.stop {
+                    Stop::Fa1 => 1,
+                    Stop::Fa5 => 5,
+                },
+                normalisation_gains: task.method.normalisation_gains,
+            }),
+            Task::Evaluate { change, items, classes } => {
+                let item = |i: &EvaluateItem| ItemV1 {
+                    name: i.name.clone(),
+                    shards: to_wire(&i.shards),
+                    class: match i.label {
+                        Label::Class(class) => Some(class),
+                        Label::Caption => None,
+                    },
+                };
+                TaskV1::Evaluate { change: change.map(Into::into), items: items.iter().map(item).collect(), classes: (*classes).into() }
+            }
+        };
+        Self {
+            run: job.run.clone(),
+            algorithm: job.algorithm,
+            weights: *job.model.weights.as_bytes(),
+            settings: *job.model.settings.as_bytes(),
+            model: job.model.address.to_string(),
+            task,
+        }
+    }
+}
+
+impl TryFrom<JobV1> for Job {
+    type Error = Error;
+
+    fn try_from(job: JobV1) -> Result<Self, Error> {
+        let task = match job.task {
+            TaskV1::RetainGradient { shard, batch_size } => {
+                at_least_one(batch_size, "batch_size")?;
+                Task::RetainGradient { shard: shard.try_into()?, batch_size }
+            }
+            TaskV1::RetainReduce { parts } => {
+                let part = |p: PartV1| RetainPart { sum: p.sum.into(), batches: p.batches, loss_sum: p.loss_sum };
+                Task::RetainReduce { parts: parts.into_iter().map(part).collect() }
+            }
+            TaskV1::Concept(task) => Task::Concept(Box::new(task.try_into()?)),
+            TaskV1::Evaluate { change, items, classes } => {
+                let item = |i: ItemV1| {
+                    let label = i.class.map_or(Label::Caption, Label::Class);
+                    Ok(EvaluateItem { name: i.name, shards: from_wire(i.shards)?, label })
+                };
+                let items = items.into_iter().map(item).collect::<Result<_, Error>>()?;
+                Task::Evaluate { change: change.map(Into::into), items, classes: classes.into() }
+            }
+        };
+        let model = ModelRef {
+            weights: Digest::from_bytes(job.weights),
+            settings: Digest::from_bytes(job.settings),
+            address: address(&job.model)?,
+        };
+        Ok(Self { run: job.run, algorithm: job.algorithm, model, task })
+    }
+}
+
+impl TryFrom<ConceptV1> for ConceptTask {
+    type Error = Error;
+
+    fn try_from(task: ConceptV1) -> Result<Self, Error> {
+        at_least_one(task.batch_size, "batch_size")?;
+        at_least_one(task.search_evaluations, "search_evaluations")?;
+        let stop = match task.stop_top {
+            1 => Stop::Fa1,
+            5 => Stop::Fa5,
+            other => return Err(Error::Invalid(format!("stops at top {other}"))),
+        };
+        if !(0.0..1.0).contains(&task.search_tolerance) {
+            return Err(Error::Invalid(format!("search_tolerance is {}", task.search_tolerance)));
+        }
+        Ok(Self {
+            concept: task.concept,
+            class: task.class,
+            forget: from_wire(task.forget)?,
+            validation: from_wire(task.validation)?,
+            retain_gradient: task.retain_gradient.into(),
+            classes: task.classes.into(),
+            method: MethodSettings {
+                batch_size: task.batch_size,
+                search_evaluations: task.search_evaluations,
+                search_tolerance: task.search_tolerance,
+                stop,
+                normalisation_gains: task.normalisation_gains,
+            },
+        })
+    }
+}
+
+fn at_least_one(value: u32, what: &str) -> Result<(), Error> {
+    if value == 0 { Err(Error::Invalid(format!("{what} is 0"))) } else { Ok(()) }
+}
+
+impl From<&Notice> for NoticeV1 {
+    fn from(notice: &Notice) -> Self {
+        let event = match &notice.event {
+            Event::Started => EventV1::Started,
+            Event::Finished { seconds } => EventV1::Finished { seconds: *seconds },
+            Event::Failed { error, will_retry } => EventV1::Failed { error: error.clone(), will_retry: *will_retry },
+            Event::Buried { error } => EventV1::Buried { error: error.clone() },
+        };
+        Self {
+            run: notice.run.clone(),
+            job: *notice.job.digest().as_bytes(),
+            attempt: notice.attempt,
+            worker: notice.worker.clone(),
+            event,
+        }
+    }
+}
+
+impl From<NoticeV1> for Notice {
+    fn from(notice: NoticeV1) -> Self {
+        let event = match notice.event {
+            EventV1::Started => Event::Started,
+            EventV1::Finished { seconds } => Event::Finished { seconds },
+            EventV1::Failed { error, will_retry } => Event::Failed { error, will_retry },
+            EventV1::Buried { error } => Event::Buried { error },
+        };
+        let job = JobId::from(Digest::from_bytes(notice.job));
+        Self { run: notice.run, job, attempt: notice.attempt, worker: notice.worker, event }
+    }
+}

@@ -1,0 +1,367 @@
+//! Jobs: the units of work, complete in themselves. A job's id is the digest of everything that determines its result.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::Address;
+use crate::digest::{Digest, NotADigest};
+use crate::manifest::Stop;
+
+/// Version of the algorithm: part of every job's id, raised whenever the same job would give another result.
+pub const ALGORITHM_VERSION: u32 = 1;
+
+/// The name of a job: the digest of everything that determines its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(Digest);
+
+impl JobId {
+    /// The digest behind the id.
+    pub fn digest(&self) -> Digest {
+        self.0
+    }
+}
+
+impl From<Digest> for JobId {
+    fn from(digest: Digest) -> Self {
+        Self(digest)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = NotADigest;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// An immutable object in the store, named by its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtifactRef {
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A data shard: what it is, and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardRef {
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// Size of the file.
+    pub bytes: u64,
+    /// Pairs in it.
+    pub pairs: u64,
+    /// Where it is; no part of what determines a result.
+    pub address: Address,
+}
+
+/// The model: what it is, and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelRef {
+    /// Digest over the tensors' bytes in name order.
+    pub weights: Digest,
+    /// Digest over the configuration files that loading reads (model, image preprocessing, tokeniser).
+    pub settings: Digest,
+    /// The folder; no part of what determines a result.
+    pub address: Address,
+}
+
+/// A class list with its prompt template, stored as an artifact: [`ClassTexts`] as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassTexts {
+    /// Class names; a class is its position in this list.
+    pub names: Vec<String>,
+    /// Prompt in which `{}` (or `{name}`) stands for the name.
+    pub template: String,
+}
+
+impl ClassTexts {
+    /// The prompt of every class.
+    pub fn prompts(&self) -> impl Iterator<Item = String> + '_ {
+        self.names.iter().map(|name| {
+            if self.template.contains("{name}") { self.template.replace("{name}", name) } else { self.template.replace("{}", name) }
+        })
+    }
+}
+
+/// The parts of `[method]` that a concept job needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MethodSettings {
+    /// Pairs per gradient batch.
+    pub batch_size: u32,
+    /// Step-size evaluations per front layer.
+    pub search_evaluations: u32,
+    /// The search ends when the bracket's relative width falls under this.
+    pub search_tolerance: f64,
+    /// Which forget accuracy has to reach 0.
+    pub stop: Stop,
+    /// Whether the gains of layer norms are candidates too.
+    pub normalisation_gains: bool,
+}
+
+/// A job as it is published.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// The run it belongs to; no part of its id, so that runs share outcomes.
+    pub run: String,
+    /// [`ALGORITHM_VERSION`] of who planned it.
+    pub algorithm: u32,
+    /// The model.
+    pub model: ModelRef,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Sums the retain gradient over one shard's full batches, for every linear weight and gain.
+    RetainGradient {
+        /// Image-text pairs that must stay.
+        shard: ShardRef,
+        /// Pairs per batch.
+        batch_size: u32,
+    },
+    /// Adds the shards' sums in the order given, in float64, and divides by the number of batches.
+    RetainReduce {
+        /// Sums and their numbers of batches.
+        parts: Vec<RetainPart>,
+    },
+    /// Finds one concept's edit.
+    Concept(Box<ConceptTask>),
+    /// Counts zero-shot hits under a change (or none).
+    Evaluate {
+        /// Tensors to put in place of the model's: a safetensors artifact; `None` evaluates the model as it is.
+        change: Option<ArtifactRef>,
+        /// What to evaluate.
+        items: Vec<EvaluateItem>,
+        /// The class list.
+        classes: ArtifactRef,
+    },
+}
+
+/// One shard's sum in a [`Task::RetainReduce`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetainPart {
+    /// Sum of batch gradients.
+    pub sum: ArtifactRef,
+    /// Batches in it.
+    pub batches: u64,
+    /// Sum of the batches' losses.
+    pub loss_sum: f64,
+}
+
+/// One concept to forget.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConceptTask {
+    /// The concept's id in the manifest; no part of the job's id: the same data under another name is the same work.
+    pub concept: String,
+    /// Its class: position in the class list.
+    pub class: u32,
+    /// Its image-text pairs.
+    pub forget: Vec<ShardRef>,
+    /// What the step search may look at; captions are class names.
+    pub validation: Vec<ShardRef>,
+    /// g_r.
+    pub retain_gradient: ArtifactRef,
+    /// The class list.
+    pub classes: ArtifactRef,
+    /// Settings.
+    pub method: MethodSettings,
+}
+
+/// Images to evaluate together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateItem {
+    /// Key in [`EvaluateResult::items`](crate::outcome::EvaluateResult::items).
+    pub name: String,
+    /// The shards.
+    pub shards: Vec<ShardRef>,
+    /// How an image's true class is known.
+    pub label: Label,
+}
+
+/// How an image's true class is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Label {
+    /// All images are of this class.
+    Class(u32),
+    /// The caption is the class name.
+    Caption,
+}
+
+/// What determines a job's result: the job without its run, its concept's id and any address.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Identity<'a> {
+    RetainGradient {
+        shard: Digest,
+        batch_size: u32,
+    },
+    RetainReduce {
+        parts: Vec<(Digest, u64, f64)>,
+    },
+    Concept {
+        class: u32,
+        forget: Vec<Digest>,
+        validation: Vec<Digest>,
+        retain_gradient: Digest,
+        classes: Digest,
+        method: &'a MethodSettings,
+    },
+    Evaluate {
+        change: Option<Digest>,
+        items: Vec<(&'a str, Vec<Digest>, &'a Label)>,
+        classes: Digest,
+    },
+}
+
+fn digests(shards: &[ShardRef]) -> Vec<Digest> {
+    shards.iter().map(|shard| shard.digest).collect()
+}
+
+impl Job {
+    /// The job's name: the digest of algorithm version, model and everything the task says, addresses, run and concept
+    /// id left out.
+    pub fn id(&self) -> JobId {
+        let identity = match &self.task {
+            Task::RetainGradient { shard, batch_size } => Identity::RetainGradient { shard: shard.digest, batch_size: *batch_size },
+            Task::RetainReduce { parts } => {
+                Identity::RetainReduce { parts: parts.iter().map(|p| (p.sum.digest, p.batches, p.loss_sum)).collect() }
+            }
+            Task::Concept(task) => Identity::Concept {
+                class: task.class,
+                forget: digests(&task.forget),
+                validation: digests(&task.validation),
+                retain_gradient: task.retain_gradient.digest,
+                classes: task.classes.digest,
+                method: &task.method,
+            },
+            Task::Evaluate { change, items, classes } => Identity::Evaluate {
+                change: change.map(|c| c.digest),
+                items: items.iter().map(|i| (i.name.as_str(), digests(&i.shards), &i.label)).collect(),
+                classes: classes.digest,
+            },
+        };
+        JobId(Digest::of_json(&("lethe job", self.algorithm, self.model.weights, self.model.settings, identity)))
+    }
+
+    /// What kind of job it is, as a subject token and in tables.
+    pub fn kind(&self) -> &'static str {
+        match self.task {
+            Task::RetainGradient { .. } => "retain-gradient",
+            Task::RetainReduce { .. } => "retain-reduce",
+            Task::Concept(_) => "concept",
+            Task::Evaluate { .. } => "evaluate",
+        }
+    }
+
+    /// What a person calls it: the concept's id where there is one.
+    pub fn label(&self) -> String {
+        match &self.task {
+            Task::RetainGradient { shard, .. } => format!("retain gradient of {}", shard.address),
+            Task::RetainReduce { parts } => format!("mean retain gradient of {} shards", parts.len()),
+            Task::Concept(task) => format!("concept {}", task.concept),
+            Task::Evaluate { items, change, .. } => {
+                let what = if change.is_some() { "composed" } else { "base" };
+                format!("evaluation of {} sets on the {what} model", items.len())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::parse(text).unwrap()
+    }
+
+    fn artifact(text: &str) -> ArtifactRef {
+        ArtifactRef { digest: Digest::of(text.as_bytes()), bytes: text.len() as u64 }
+    }
+
+    fn shard(text: &str, at: &str) -> ShardRef {
+        ShardRef { digest: Digest::of(text.as_bytes()), bytes: 1, pairs: 1, address: address(at) }
+    }
+
+    fn job() -> Job {
+        Job {
+            run: "r1".into(),
+            algorithm: ALGORITHM_VERSION,
+            model: ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), address: address("s3://b/model") },
+            task: Task::Concept(Box::new(ConceptTask {
+                concept: "pizza".into(),
+                class: 7,
+                forget: vec![shard("f", "s3://b/f.tar")],
+                validation: vec![shard("v", "s3://b/v.tar")],
+                retain_gradient: artifact("g"),
+                classes: artifact("c"),
+                method: MethodSettings {
+                    batch_size: 128,
+                    search_evaluations: 10,
+                    search_tolerance: 0.0,
+                    stop: Stop::Fa5,
+                    normalisation_gains: false,
+                },
+            })),
+        }
+    }
+
+    fn changed(change: impl FnOnce(&mut Job, &mut ConceptTask)) -> JobId {
+        let mut job = job();
+        let Task::Concept(mut task) = job.task.clone() else { panic!("a concept job") };
+        change(&mut job, &mut task);
+        job.task = Task::Concept(task);
+        job.id()
+    }
+
+    #[test]
+    fn an_id_forgets_where_things_are_and_who_asks() {
+        assert_eq!(job().id(), changed(|job, _| job.run = "r2".into()));
+        assert_eq!(job().id(), changed(|job, _| job.model.address = address("s3://c/model")));
+        assert_eq!(job().id(), changed(|_, task| task.forget[0].address = address("s3://c/f.tar")));
+        assert_eq!(job().id(), changed(|_, task| task.concept = "c-17".into()));
+    }
+
+    #[test]
+    fn an_id_knows_everything_else() {
+        assert_ne!(job().id(), changed(|job, _| job.algorithm += 1));
+        assert_ne!(job().id(), changed(|job, _| job.model.weights = Digest::of(b"other")));
+        assert_ne!(job().id(), changed(|_, task| task.class = 8));
+        assert_ne!(job().id(), changed(|_, task| task.forget[0].digest = Digest::of(b"other")));
+        assert_ne!(job().id(), changed(|_, task| task.method.search_evaluations = 9));
+        assert_ne!(job().id(), changed(|_, task| task.retain_gradient = artifact("other")));
+    }
+
+    #[test]
+    fn templates_take_both_forms() {
+        let mut texts = ClassTexts { names: vec!["cat".into()], template: "a {}".into() };
+        assert_eq!(texts.prompts().collect::<Vec<_>>(), ["a cat"]);
+        texts.template = "the {name}, drawn".into();
+        assert_eq!(texts.prompts().collect::<Vec<_>>(), ["the cat, drawn"]);
+    }
+}

@@ -1,0 +1,121 @@
+//! Class lists: zero-shot class names, one a line.
+
+use std::collections::HashMap;
+
+use super::Error;
+
+/// Most classes.
+const MAX_CLASSES: usize = 1_000_000;
+
+/// A class list; a class is its position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Classes {
+    names: Vec<String>,
+    index: HashMap<String, u32>,
+    file: String,
+}
+
+impl Classes {
+    /// Reads a class list; `file` is for messages.
+    ///
+    /// # Errors
+    /// When it is not UTF-8, has an empty or repeated line, or fewer than two classes.
+    pub fn parse(bytes: &[u8], file: &str) -> Result<Self, Error> {
+        let text = std::str::from_utf8(bytes).map_err(|_| Error::new(file, "is not UTF-8 text"))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end();
+        let mut names: Vec<String> = Vec::new();
+        let mut index = HashMap::new();
+        for (number, line) in (1usize..).zip(text.lines()) {
+            let name = line.trim();
+            let wrong = |problem: String| Err(Error::new(format!("{file}:{number}"), problem));
+            if name.is_empty() {
+                return wrong("the line is empty; a class list has one name a line".into());
+            }
+            if names.len() == MAX_CLASSES {
+                return wrong("more than a million classes".into());
+            }
+            if let Some(before) = index.insert(name.to_owned(), names.len() as u32) {
+                return wrong(format!("class `{name}` stands on line {} already", before + 1));
+            }
+            names.push(name.to_owned());
+        }
+        if names.len() < 2 {
+            return Err(Error::new(file, "has fewer than two classes; zero-shot accuracy needs a choice"));
+        }
+        Ok(Self { names, index, file: file.to_owned() })
+    }
+
+    /// All names in order.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The file it was read from.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The class of this name.
+    pub fn find(&self, name: &str) -> Option<u32> {
+        self.index.get(name).copied()
+    }
+
+    /// The name most like this one, when one is much like it.
+    pub fn suggest(&self, name: &str) -> Option<&str> {
+        let wanted = name.to_lowercase();
+        let limit = 1 + wanted.chars().count() / 4;
+        let scored = self.names.iter().filter_map(|known| Some((distance(&wanted, &known.to_lowercase(), limit)?, known)));
+        scored.min_by_key(|(distance, _)| *distance).map(|(_, known)| known.as_str())
+    }
+}
+
+/// Letters to insert, delete or replace to make one text the other; `None` above `limit`.
+fn distance(a: &str, b: &str, limit: usize) -> Option<usize> {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    if a.len().abs_diff(b.len()) > limit {
+        return None;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = corner + usize::from(x != y);
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
+        }
+    }
+    Some(row[b.len()]).filter(|&found| found <= limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(bytes: &[u8]) -> String {
+        Classes::parse(bytes, "classes.txt").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn reads_one_name_a_line() {
+        let classes = Classes::parse("\u{feff}cat\r\n red heart \nêtre\n\n".as_bytes(), "classes.txt").unwrap();
+        assert_eq!(classes.names(), ["cat", "red heart", "être"]);
+        assert_eq!((classes.find("red heart"), classes.find("Cat")), (Some(1), None));
+    }
+
+    #[test]
+    fn refuses_lists_that_mislead() {
+        assert!(problem(b"cat\ndog\ncat\n").contains("classes.txt:3: class `cat` stands on line 1 already"));
+        assert!(problem(b"cat\n\ndog\n").contains("classes.txt:2: the line is empty"));
+        assert!(problem(b"cat\n").contains("fewer than two classes"));
+        assert!(problem(b"cat\n\xff\n").contains("not UTF-8"));
+    }
+
+    #[test]
+    fn suggests_what_was_meant() {
+        let classes = Classes::parse(b"cat face\ndog face\nrocket\n", "classes.txt").unwrap();
+        assert_eq!(classes.suggest("Cat Face"), Some("cat face"));
+        assert_eq!(classes.suggest("roket"), Some("rocket"));
+        assert_eq!(classes.suggest("submarine"), None);
+    }
+}

@@ -1,0 +1,293 @@
+//! Concepts: a CSV table, JSON lines, or a list in the manifest, all with the same fields.
+
+use std::collections::HashMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::read::{at_line, is_id};
+use super::{Classes, Error, Manifest};
+use crate::address::Address;
+
+/// Largest table, bytes.
+pub const MAX_TABLE: u64 = 64 << 20;
+/// Most concepts of a run.
+const MAX_CONCEPTS: usize = 100_000;
+/// Longest name.
+const MAX_NAME: usize = 200;
+/// Largest strength.
+const MAX_STRENGTH: f64 = 100.0;
+
+/// A concept as it is written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// Letters, digits, `.`, `_`, `-`; unique.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Its class in the class list; the name unless given.
+    #[serde(default)]
+    pub class: Option<String>,
+    /// Its shards of image-text pairs, relative to this file; several are separated by `;`.
+    pub forget: String,
+    /// How strongly it is removed: 1 as found, 0 not at all.
+    #[serde(default)]
+    pub strength: Option<f64>,
+    /// For reports.
+    #[serde(default)]
+    pub group: Option<String>,
+}
+
+/// A checked concept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Concept {
+    /// Its id.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Its class name.
+    pub class: String,
+    /// Its class: position in the class list.
+    pub class_index: u32,
+    /// Its shards; wildcards in the last part allowed.
+    pub forget: Vec<Address>,
+    /// Strength α.
+    pub strength: f64,
+    /// For reports.
+    pub group: Option<String>,
+    /// Where it stands, for messages.
+    pub place: String,
+}
+
+/// The rows of a table with their lines. `name` decides the format: `.csv` or `.jsonl`.
+///
+/// # Errors
+/// [`Error`] with file and line.
+pub fn parse_table(bytes: &[u8], name: &str) -> Result<Vec<(usize, Row)>, Error> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let text = std::str::from_utf8(bytes).map_err(|_| Error::new(name, "is not UTF-8 text"))?;
+    let rows = if name.ends_with(".csv") {
+        parse_csv(text, name)?
+    } else if name.ends_with(".jsonl") {
+        parse_lines(text, name)?
+    } else {
+        return Err(Error::new(name, "the name of a concept table ends in .csv or .jsonl"));
+    };
+    if rows.is_empty() {
+        return Err(Error::new(name, "names no concept"));
+    }
+    Ok(rows)
+}
+
+fn parse_csv(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
+    let wrong = |error: csv::Error| {
+        let line = error.position().map(|position| position.line() as usize);
+        let problem = match error.kind() {
+            csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("has {len} fields, the header has {expected_len}"),
+            csv::ErrorKind::Deserialize { err, .. } => err.to_string(),
+            _ => error.to_string(),
+        };
+        at_line(name, line, &problem)
+    };
+    let header = reader.headers().map_err(wrong)?.clone();
+    for required in ["id", "name", "forget"] {
+        if !header.iter().any(|column| column == required) {
+            return Err(at_line(name, Some(1), &format!("column `{required}` is missing")));
+        }
+    }
+    let known = ["id", "name", "class", "forget", "strength", "group"];
+    if let Some(column) = header.iter().find(|column| !known.contains(column)) {
+        return Err(at_line(name, Some(1), &format!("unknown column `{column}`, expected {}", known.join(", "))));
+    }
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(wrong)?;
+        let line = record.position().map_or(0, |position| position.line() as usize);
+        rows.push((line, record.deserialize::<Row>(Some(&header)).map_err(wrong)?));
+        bound(rows.len(), name)?;
+    }
+    Ok(rows)
+}
+
+fn parse_lines(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
+    let mut rows = Vec::new();
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        let row = serde_json::from_str::<Row>(line).map_err(|error| at_line(name, Some(number), &error.to_string()))?;
+        rows.push((number, row));
+        bound(rows.len(), name)?;
+    }
+    Ok(rows)
+}
+
+fn bound(count: usize, name: &str) -> Result<(), Error> {
+    if count > MAX_CONCEPTS { Err(Error::new(name, "more than 100,000 concepts")) } else { Ok(()) }
+}
+
+impl Manifest {
+    /// The concepts that stand in the manifest itself.
+    pub fn inline_concepts(&self) -> Vec<(usize, Row)> {
+        (1..).zip(self.concepts.list.iter().cloned()).collect()
+    }
+}
+
+/// Checks rows against each other and against the class list. `folder` is where relative shard addresses start, `file`
+/// is for messages.
+///
+/// # Errors
+/// Every problem found, at most twenty.
+pub fn check(rows: Vec<(usize, Row)>, file: &str, folder: &Address, classes: &Classes) -> Result<Vec<Concept>, Vec<Error>> {
+    let mut problems = Vec::new();
+    let mut ids: HashMap<String, usize> = HashMap::new();
+    let mut owners: HashMap<u32, (String, usize)> = HashMap::new();
+    let mut concepts = Vec::with_capacity(rows.len());
+    for (line, row) in rows {
+        match check_row(&row, file, line, folder, classes) {
+            Err(error) => problems.push(error),
+            Ok(concept) => {
+                let wrong = |problem: String| Error::new(format!("{file}:{line}"), problem);
+                if let Some(before) = ids.insert(row.id.clone(), line) {
+                    problems.push(wrong(format!("id `{}` stands on line {before} already; ids are unique", row.id)));
+                }
+                if let Some((other, before)) = owners.insert(concept.class_index, (row.id.clone(), line)) {
+                    problems.push(wrong(format!(
+                        "concept `{}` has class `{}`, which concept `{other}` on line {before} has already; put their pairs into one concept",
+                        row.id, concept.class
+                    )));
+                }
+                concepts.push(concept);
+            }
+        }
+        if problems.len() == 20 {
+            break;
+        }
+    }
+    if problems.is_empty() { Ok(concepts) } else { Err(problems) }
+}
+
+fn check_row(row: &Row, file: &str, line: usize, folder: &Address, classes: &Classes) -> Result<Concept, Error> {
+    let wrong = |problem: String| Error::new(format!("{file}:{line}"), problem);
+    let id = row.id.trim();
+    if !is_id(id) {
+        return Err(wrong(format!("id `{id}`: use letters, digits, `.`, `_`, `-`, at most 100, the first a letter or digit")));
+    }
+    let name = row.name.trim();
+    if name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
+        return Err(wrong(format!("concept `{id}`: a name has 1 to {MAX_NAME} printable characters")));
+    }
+    let class = row.class.as_deref().map(str::trim).filter(|class| !class.is_empty()).unwrap_or(name);
+    let class_index = classes.find(class).ok_or_else(|| {
+        let hint = classes.suggest(class).map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
+        wrong(format!("class `{class}` of concept `{id}` is not in {}{hint}", classes.file()))
+    })?;
+    let strength = row.strength.unwrap_or(1.0);
+    if !(0.0..=MAX_STRENGTH).contains(&strength) {
+        return Err(wrong(format!("concept `{id}`: strength is {strength}, expected 0 to {MAX_STRENGTH}")));
+    }
+    let mut forget = Vec::new();
+    for part in row.forget.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+        let address = resolve(part, folder).map_err(|problem| wrong(format!("concept `{id}`: forget: {problem}")))?;
+        forget.push(address);
+    }
+    if forget.is_empty() {
+        return Err(wrong(format!("concept `{id}` has no forget shard")));
+    }
+    let group = row.group.as_deref().map(str::trim).filter(|group| !group.is_empty()).map(str::to_owned);
+    Ok(Concept {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        class: class.to_owned(),
+        class_index,
+        forget,
+        strength,
+        group,
+        place: format!("{file}:{line}"),
+    })
+}
+
+fn resolve(text: &str, folder: &Address) -> Result<Address, String> {
+    let is_relative = !text.contains("://") && !text.starts_with('/');
+    let address = match folder {
+        Address::Local(path) => Address::resolve(text, Some(path)),
+        Address::Remote(_) if is_relative => folder.join(text),
+        Address::Remote(_) => Address::parse(text),
+    };
+    address.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classes() -> Classes {
+        Classes::parse(b"cat\ndog\nrocket\nred heart\n", "classes.txt").unwrap()
+    }
+
+    fn folder() -> Address {
+        Address::parse("/jobs").unwrap()
+    }
+
+    fn read(table: &str, name: &str) -> Result<Vec<Concept>, String> {
+        let rows = parse_table(table.as_bytes(), name).map_err(|error| error.to_string())?;
+        let join = |problems: Vec<Error>| problems.iter().map(Error::to_string).collect::<Vec<_>>().join("\n");
+        check(rows, name, &folder(), &classes()).map_err(join)
+    }
+
+    #[test]
+    fn csv_and_json_lines_say_the_same() {
+        let csv = "\u{feff}id,name,class,forget,strength,group\r\nc1,cat,,f/c1.tar; s3://b/c1.tar,0.5,animals\r\nc2,\"dog\",dog,/abs/c2.tar,,\r\n";
+        let lines = concat!(
+            r#"{"id":"c1","name":"cat","forget":"f/c1.tar;s3://b/c1.tar","strength":0.5,"group":"animals"}"#,
+            "\n\n",
+            r#"{"id":"c2","name":"dog","class":"dog","forget":"/abs/c2.tar"}"#
+        );
+        let (csv, lines) = (read(csv, "t.csv").unwrap(), read(lines, "t.jsonl").unwrap());
+        assert_eq!(csv[0].forget, [Address::parse("/jobs/f/c1.tar").unwrap(), Address::parse("s3://b/c1.tar").unwrap()]);
+        assert_eq!((csv[0].class_index, csv[0].strength, csv[1].strength), (0, 0.5, 1.0));
+        for (a, b) in csv.iter().zip(&lines) {
+            assert_eq!((&a.id, &a.class, &a.forget, &a.group), (&b.id, &b.class, &b.forget, &b.group));
+        }
+    }
+
+    #[test]
+    fn problems_name_line_and_remedy() {
+        for (table, message) in [
+            ("id,name\na,b", "t.csv:1: column `forget` is missing"),
+            ("id,name,forget,colour\na,b,c,d", "t.csv:1: unknown column `colour`"),
+            ("id,name,forget\na,cat,x.tar,extra", "t.csv:2: has 4 fields, the header has 3"),
+            ("id,name,forget\na,cat,x.tar\na,dog,y.tar", "t.csv:3: id `a` stands on line 2 already"),
+            ("id,name,forget\na,catt,x.tar", "t.csv:2: class `catt` of concept `a` is not in classes.txt; did you mean `cat`?"),
+            ("id,name,class,forget\na,x,cat,x.tar\nb,y,cat,y.tar", "t.csv:3: concept `b` has class `cat`, which concept `a`"),
+            ("id,name,forget,strength\na,cat,x.tar,-1", "t.csv:2: concept `a`: strength is -1"),
+            ("id,name,forget,strength\na,cat,x.tar,strong", "t.csv:2: "),
+            ("id,name,forget\n../a,cat,x.tar", "t.csv:2: id `../a`"),
+            ("id,name,forget\na,cat,", "t.csv:2: concept `a` has no forget shard"),
+            ("id,name,forget\na,cat,ftp://x", "t.csv:2: concept `a`: forget: `ftp://x` is not an address"),
+            ("id,name,forget\n", "t.csv: names no concept"),
+        ] {
+            let error = read(table, "t.csv").unwrap_err();
+            assert!(error.contains(message), "{error}\n  expected {message}");
+        }
+        assert!(read("{\"id\": 1}", "t.jsonl").unwrap_err().starts_with("t.jsonl:1: "));
+        assert!(
+            read("{\"id\":\"a\",\"name\":\"cat\",\"forget\":\"x\",\"colour\":1}", "t.jsonl")
+                .unwrap_err()
+                .contains("unknown field `colour`")
+        );
+        assert!(read("x", "t.txt").unwrap_err().contains("ends in .csv or .jsonl"));
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let error = read("id,name,forget\na,catt,x.tar\nb,dogg,y.tar", "t.csv").unwrap_err();
+        assert_eq!(error.lines().count(), 2, "{error}");
+    }
+
+    #[test]
+    fn tables_in_a_bucket_name_shards_beside_them() {
+        let rows = parse_table(b"id,name,forget\na,cat,f/a.tar", "t.csv").unwrap();
+        let concepts = check(rows, "t.csv", &Address::parse("s3://b/jobs").unwrap(), &classes()).unwrap();
+        assert_eq!(concepts[0].forget[0].to_string(), "s3://b/jobs/f/a.tar");
+    }
+}

@@ -1,0 +1,274 @@
+//! The manifest: what a run removes, from which model, judged by which data.
+//!
+//! TOML, or JSON with the same fields. Unknown fields are refused. Addresses are paths relative to the file they stand in
+//! (wildcards allowed in the last part), or `file://`, `s3://`, `gs://`, `az://`.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`read`](Manifest::read) | text to a checked manifest |
+//! | [`concepts`] | concept tables and lists |
+//! | [`classes`] | class lists |
+
+pub mod classes;
+pub mod concepts;
+mod read;
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::classes::Classes;
+pub use self::concepts::Concept;
+use crate::address::Address;
+use crate::job::MethodSettings;
+
+/// What is wrong with a manifest or a file it names: what, where, what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct Error {
+    /// File, and line or field where known.
+    pub place: String,
+    /// What is wrong, and what to do.
+    pub problem: String,
+}
+
+impl Error {
+    /// A problem at a place.
+    pub fn new(place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { place: place.into(), problem: problem.into() }
+    }
+}
+
+/// A manifest as it is written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Lethe manifest")]
+pub struct Manifest {
+    /// Version of this format: 1.
+    pub version: u32,
+    /// Name of the run and of the release: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// The model to edit.
+    pub model: ModelSection,
+    /// What must stay, and what removals are judged by.
+    pub data: DataSection,
+    /// What to remove.
+    pub concepts: ConceptsSection,
+    /// How edits are found.
+    #[serde(default)]
+    pub method: MethodSection,
+    /// How edits are put together.
+    #[serde(default)]
+    pub composition: CompositionSection,
+    /// What a run must achieve.
+    #[serde(default)]
+    pub policy: PolicySection,
+    /// How a run uses this machine; without `--nats`.
+    #[serde(default)]
+    pub execution: ExecutionSection,
+    /// Where results go.
+    #[serde(default)]
+    pub release: ReleaseSection,
+    /// The file it was read from.
+    #[serde(skip)]
+    pub file: PathBuf,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// Folder of a CLIP checkpoint as `transformers` or open_clip writes it.
+    pub uri: String,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// WebDataset shards of image-text pairs that must stay.
+    pub retain: Vec<String>,
+    /// Shards that step search and choice may look at; captions are class names. Without any, ties between layers go to
+    /// the smaller change.
+    #[serde(default)]
+    pub validation: Vec<String>,
+    /// Shards that are reported on and never looked at before; captions are class names.
+    #[serde(default)]
+    pub test: Vec<String>,
+    /// Zero-shot class names, one a line.
+    pub classes: String,
+    /// Prompt in which `{}` or `{name}` stands for the class name.
+    #[serde(default = "default_template")]
+    pub template: String,
+}
+
+fn default_template() -> String {
+    "{}".to_owned()
+}
+
+/// `[concepts]`: a table or a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConceptsSection {
+    /// CSV or JSONL file with the columns `id`, `name`, `class`, `forget`, `strength`, `group`.
+    #[serde(default)]
+    pub table: Option<String>,
+    /// The same fields in the manifest itself.
+    #[serde(default)]
+    pub list: Vec<concepts::Row>,
+}
+
+/// Which forget accuracy has to reach 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Stop {
+    /// Top-1 forget accuracy.
+    Fa1,
+    /// Top-5 forget accuracy, as the authors do.
+    #[default]
+    Fa5,
+}
+
+/// `[method]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MethodSection {
+    /// Pairs per gradient batch.
+    #[schemars(range(min = 2, max = 65536))]
+    pub batch_size: u32,
+    /// Step-size evaluations per front layer.
+    #[schemars(range(min = 1, max = 1000))]
+    pub search_evaluations: u32,
+    /// The search on a layer ends when the relative width of its bracket falls under this; 0 spends all evaluations.
+    pub search_tolerance: f64,
+    /// A concept is forgotten when this accuracy on its forget set is 0.
+    pub stop: Stop,
+    /// Whether the gains of layer norms are candidate layers too.
+    pub normalisation_gains: bool,
+}
+
+impl Default for MethodSection {
+    fn default() -> Self {
+        Self { batch_size: 128, search_evaluations: 10, search_tolerance: 0.0, stop: Stop::Fa5, normalisation_gains: false }
+    }
+}
+
+impl From<&MethodSection> for MethodSettings {
+    fn from(method: &MethodSection) -> Self {
+        Self {
+            batch_size: method.batch_size,
+            search_evaluations: method.search_evaluations,
+            search_tolerance: method.search_tolerance,
+            stop: method.stop,
+            normalisation_gains: method.normalisation_gains,
+        }
+    }
+}
+
+/// How edits are put together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CompositionMethod {
+    /// θ_l + Σ α·λ·g over a layer's edits, as the authors add them.
+    #[default]
+    Sum,
+}
+
+impl CompositionMethod {
+    /// Its name in manifests and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sum => "sum",
+        }
+    }
+}
+
+/// `[composition]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompositionSection {
+    /// The method.
+    pub method: CompositionMethod,
+}
+
+/// Which concepts must be removed for a run to count as complete.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Required {
+    /// `"all"`.
+    All(All),
+    /// At least this share of the concepts, above 0 and at most 1.
+    Share(f64),
+    /// At least these concepts, by id.
+    These(Vec<String>),
+}
+
+/// The word `all`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum All {
+    /// Every concept.
+    All,
+}
+
+/// `[policy]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicySection {
+    /// Which concepts must be removed; when some are not, the run ends with exit code 3.
+    pub required: Required,
+}
+
+impl Default for PolicySection {
+    fn default() -> Self {
+        Self { required: Required::All(All::All) }
+    }
+}
+
+/// `[execution]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExecutionSection {
+    /// Worker threads; 0 means one per CPU core, or one on a GPU.
+    #[schemars(range(max = 1024))]
+    pub workers: u32,
+    /// `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+}
+
+impl Default for ExecutionSection {
+    fn default() -> Self {
+        Self { workers: 0, device: "auto".to_owned() }
+    }
+}
+
+/// `[release]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReleaseSection {
+    /// Where artifacts and releases go; `--store` overrides it.
+    pub uri: String,
+}
+
+impl Default for ReleaseSection {
+    fn default() -> Self {
+        Self { uri: "store".to_owned() }
+    }
+}
+
+impl Manifest {
+    /// An address that stands in the manifest.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn address(&self, field: &str, text: &str) -> Result<Address, Error> {
+        Address::resolve(text, self.file.parent())
+            .map_err(|error| Error::new(format!("{}: {field}", self.file.display()), error.to_string()))
+    }
+
+    /// The published JSON Schema.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
+    }
+}

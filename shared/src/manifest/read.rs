@@ -1,0 +1,227 @@
+//! Text to a checked manifest.
+
+use std::path::Path;
+
+use super::{Error, Manifest, Required};
+
+/// Largest manifest, bytes.
+const MAX_BYTES: u64 = 8 << 20;
+/// Longest name.
+const MAX_NAME: usize = 100;
+
+impl Manifest {
+    /// Reads a manifest, TOML (`.toml`) or JSON (`.json`), and checks every value in it. Files it names are not opened.
+    ///
+    /// # Errors
+    /// [`Error`] with file and line.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let shown = path.display().to_string();
+        let io = |error: std::io::Error| Error::new(shown.clone(), format!("cannot be read: {error}"));
+        let size = std::fs::metadata(path).map_err(io)?.len();
+        if size > MAX_BYTES {
+            return Err(Error::new(shown, format!("has {size} bytes; a manifest has at most 8 MiB, put concepts into a table")));
+        }
+        let text = String::from_utf8(std::fs::read(path).map_err(io)?).map_err(|_| Error::new(shown.clone(), "is not UTF-8 text"))?;
+        let absolute = std::path::absolute(path).map_err(io)?;
+        let mut manifest = match path.extension().and_then(|end| end.to_str()) {
+            Some("toml") => toml::from_str::<Self>(&text).map_err(|error| {
+                let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+                at_line(&shown, line, error.message())
+            })?,
+            Some("json") => serde_json::from_str::<Self>(&text).map_err(|error| at_line(&shown, Some(error.line()), &error.to_string()))?,
+            _ => return Err(Error::new(shown, "the name of a manifest ends in .toml or .json")),
+        };
+        manifest.file = absolute;
+        manifest.check(&text)?;
+        Ok(manifest)
+    }
+
+    fn check(&self, text: &str) -> Result<(), Error> {
+        let shown = self.file.display().to_string();
+        let wrong = |field: &str, problem: String| Err(at_line(&shown, line_of(text, field), &format!("{field} {problem}")));
+        if self.version != 1 {
+            return wrong("version", format!("is {}; this program reads version 1", self.version));
+        }
+        if !is_id(&self.name) {
+            return wrong("name", format!("is `{}`; use letters, digits, `.`, `_`, `-`, at most {MAX_NAME}", self.name));
+        }
+        if self.model.uri.is_empty() {
+            return wrong("model.uri", "is empty; give the model's folder".into());
+        }
+        if self.data.retain.is_empty() {
+            return wrong("data.retain", "names no shard; give image-text pairs that must stay".into());
+        }
+        if self.data.template.matches("{}").count() + self.data.template.matches("{name}").count() != 1 {
+            return wrong("data.template", format!("is `{}`; it must hold {{}} or {{name}} once", self.data.template));
+        }
+        if self.concepts.table.is_some() != self.concepts.list.is_empty() {
+            return wrong("concepts", "must have a table, or a list with at least one concept, not both".into());
+        }
+        let method = &self.method;
+        if !(2..=65_536).contains(&method.batch_size) {
+            return wrong("method.batch_size", format!("is {}, expected 2 to 65536", method.batch_size));
+        }
+        if !(1..=1000).contains(&method.search_evaluations) {
+            return wrong("method.search_evaluations", format!("is {}, expected 1 to 1000", method.search_evaluations));
+        }
+        if !(0.0..1.0).contains(&method.search_tolerance) {
+            return wrong("method.search_tolerance", format!("is {}, expected at least 0 and below 1", method.search_tolerance));
+        }
+        match &self.policy.required {
+            Required::Share(share) if !(*share > 0.0 && *share <= 1.0) => {
+                return wrong("policy.required", format!("is {share}; a share is above 0 and at most 1"));
+            }
+            _ => {}
+        }
+        if self.execution.workers > 1024 {
+            return wrong("execution.workers", format!("is {}, expected 0 to 1024", self.execution.workers));
+        }
+        let device = &self.execution.device;
+        let known = ["auto", "cpu", "cuda"].contains(&device.as_str())
+            || device.strip_prefix("cuda:").is_some_and(|number| number.parse::<u8>().is_ok());
+        if !known {
+            return wrong("execution.device", format!("is `{device}`, expected auto, cpu, cuda or cuda:N"));
+        }
+        Ok(())
+    }
+}
+
+/// Letters, digits, `.`, `_` and `-`, the first a letter or digit: safe in keys, subjects and file names.
+pub(super) fn is_id(text: &str) -> bool {
+    let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    first && text.len() <= MAX_NAME && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+pub(super) fn at_line(file: &str, line: Option<usize>, problem: &str) -> Error {
+    let place = line.map_or_else(|| file.to_owned(), |line| format!("{file}:{line}"));
+    Error::new(place, problem)
+}
+
+/// The line on which a field stands: in TOML under its section's head, in JSON after its section's name.
+fn line_of(text: &str, field: &str) -> Option<usize> {
+    let (section, key) = field.split_once('.').map_or((None, field), |(section, key)| (Some(section), key));
+    let is = |line: &str, name: &str| {
+        let line = line.trim_start().trim_start_matches('{').trim_start();
+        line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('='))
+            || line.strip_prefix(&format!("\"{name}\"")).is_some_and(|rest| rest.trim_start().starts_with(':'))
+    };
+    let mut inside = section.is_none();
+    for (number, line) in (1..).zip(text.lines()) {
+        if let Some(section) = section {
+            let head = line.trim();
+            if head.starts_with('[') {
+                inside = head == format!("[{section}]");
+            } else if is(line, section) {
+                inside = true;
+            }
+        }
+        if inside && is(line, key) {
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+version = 1
+name = "emoji-8"
+
+[model]
+uri = "model"
+
+[data]
+retain = ["retain-*.tar"]
+validation = ["validation.tar"]
+classes = "classes.txt"
+
+[concepts]
+table = "concepts-8.csv"
+
+[method]
+batch_size = 64
+"#;
+
+    fn read(name: &str, text: &str) -> Result<Manifest, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let strip = |error: Error| error.to_string().replace(&format!("{}/", folder.path().display()), "");
+        Manifest::read(&path).map_err(strip)
+    }
+
+    fn problem(change: (&str, &str)) -> String {
+        assert!(GOOD.contains(change.0), "{}", change.0);
+        read("m.toml", &GOOD.replace(change.0, change.1)).unwrap_err()
+    }
+
+    #[test]
+    fn toml_and_json_say_the_same() {
+        let from_toml = read("m.toml", GOOD).unwrap();
+        assert_eq!((from_toml.method.batch_size, from_toml.method.search_evaluations), (64, 10));
+        assert_eq!(from_toml.release.uri, "store");
+        let json = serde_json::to_string(&from_toml).unwrap();
+        let from_json = read("m.json", &json).unwrap();
+        assert_eq!(serde_json::to_string(&from_json).unwrap(), json);
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_with_their_line() {
+        assert!(problem(("batch_size", "batchsize")).starts_with("m.toml:17: unknown field `batchsize`"));
+        let error = read("m.json", "{\n \"version\": 1,\n \"nam\": 2\n}").unwrap_err();
+        assert!(error.starts_with("m.json:3: unknown field `nam`"), "{error}");
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_their_line() {
+        for (change, message) in [
+            (("version = 1", "version = 2"), "m.toml:2: version is 2"),
+            (("name = \"emoji-8\"", "name = \"../x\""), "m.toml:3: name is `../x`"),
+            (("uri = \"model\"", "uri = \"\""), "m.toml:6: model.uri is empty"),
+            (("retain = [\"retain-*.tar\"]", "retain = []"), "m.toml:9: data.retain names no shard"),
+            (("batch_size = 64", "batch_size = 1"), "m.toml:17: method.batch_size is 1"),
+            (("batch_size = 64", "search_evaluations = 0"), "m.toml:17: method.search_evaluations is 0"),
+            (("batch_size = 64", "search_tolerance = nan"), "m.toml:17: method.search_tolerance is NaN"),
+            (("batch_size = 64", "stop = \"fa2\""), "m.toml:17: unknown variant `fa2`"),
+            (("batch_size = 64", "batch_size = \"x\""), "m.toml:17: invalid type"),
+            (("batch_size = 64", "[policy]\nrequired = 1.5"), "m.toml:18: policy.required is 1.5"),
+            (("batch_size = 64", "[execution]\ndevice = \"tpu\""), "m.toml:18: execution.device is `tpu`"),
+            (("[concepts]\ntable = \"concepts-8.csv\"", "[concepts]"), "must have a table, or a list"),
+            (("classes = ", "template = \"a photo\"\nclasses = "), "m.toml:11: data.template is `a photo`"),
+            (("uri = \"model\"", "uri = model"), "m.toml:6: "),
+        ] {
+            let error = problem(change);
+            assert!(error.contains(message), "{error}\n  expected {message}");
+        }
+    }
+
+    #[test]
+    fn a_policy_is_a_word_a_share_or_names() {
+        for (text, policy) in [
+            ("\"all\"", Required::All(super::super::All::All)),
+            ("0.9", Required::Share(0.9)),
+            ("[\"a\", \"b\"]", Required::These(vec!["a".into(), "b".into()])),
+        ] {
+            let manifest = read("m.toml", &format!("{GOOD}\n[policy]\nrequired = {text}\n")).unwrap();
+            assert_eq!(manifest.policy.required, policy);
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_manifest_are_named() {
+        assert!(Manifest::read(Path::new("/nowhere/m.toml")).unwrap_err().to_string().contains("/nowhere/m.toml: cannot be read"));
+        assert!(read("m.yaml", "").unwrap_err().contains("ends in .toml or .json"));
+    }
+
+    #[test]
+    fn the_schema_names_every_section() {
+        let schema = Manifest::schema();
+        for section in ["version", "name", "model", "data", "concepts", "method", "composition", "policy", "execution", "release"] {
+            assert!(schema["properties"].get(section).is_some(), "{section}");
+        }
+        assert!(schema["properties"].get("file").is_none());
+    }
+}

@@ -1,0 +1,175 @@
+//! `composition.json`: the record of a release. Nothing in it depends on when, where or how fast it was made.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::job::{ArtifactRef, MethodSettings};
+use crate::outcome::{Accuracy, ClassHits, RankedLayer, Tower, Trial};
+
+/// Version of the record's format.
+pub const VERSION: u32 = 1;
+
+/// The record of a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Composition {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Name in the manifest.
+    pub name: String,
+    /// The run that made it.
+    pub run: String,
+    /// What was edited.
+    pub base: Base,
+    /// SHA-256 over the checkpoint's tensor bytes in name order.
+    pub digest: Digest,
+    /// How edits were composed.
+    pub method: String,
+    /// How edits were found.
+    pub search: MethodSettings,
+    /// Every concept that was removed, by id.
+    pub concepts: Vec<ConceptRecord>,
+    /// Concepts of the manifest that are not removed.
+    pub missing: Vec<Missing>,
+    /// What must stay, before and after.
+    pub utility: Utility,
+    /// Every file of the release but this one: SHA-256 and size.
+    pub files: BTreeMap<String, ArtifactRef>,
+}
+
+/// The checkpoint that was edited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Where it was found.
+    pub address: String,
+    /// SHA-256 over its tensor bytes in name order.
+    pub digest: Digest,
+}
+
+/// One removed concept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConceptRecord {
+    /// Id in the manifest.
+    pub id: String,
+    /// Name in the manifest.
+    pub name: String,
+    /// Class name.
+    pub class: String,
+    /// Group in the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Tower of the edited layer.
+    pub tower: Tower,
+    /// The edited layer.
+    pub layer: String,
+    /// Step size λ.
+    pub step: f64,
+    /// λ/R: size of the change relative to the layer.
+    pub relative_step: f64,
+    /// Strength α it is applied at.
+    pub strength: f64,
+    /// Importance of the layer.
+    pub importance: f64,
+    /// Alignment of the layer.
+    pub alignment: f64,
+    /// g_f of the layer, in the artifact store.
+    pub direction: ArtifactRef,
+    /// Forget pairs.
+    pub pairs: u64,
+    /// Before any edit.
+    pub before: Measured,
+    /// With this edit alone, at strength 1.
+    pub alone: Measured,
+    /// With all edits at their strengths.
+    pub composed: Measured,
+    /// Every candidate layer.
+    pub ranking: Vec<RankedLayer>,
+    /// Every trial of the step search.
+    pub search: Vec<Trial>,
+}
+
+/// How well a concept is still known.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    /// FA@1 on forget data, 0 to 1.
+    pub fa1: f64,
+    /// FA@5 on forget data, 0 to 1.
+    pub fa5: f64,
+    /// On the class's validation pairs, where it has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<ClassHits>,
+    /// TA@1 over all other classes' validation images, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utility: Option<f64>,
+}
+
+impl Measured {
+    /// Accuracy on forget data.
+    pub fn accuracy(&self) -> Accuracy {
+        Accuracy { fa1: self.fa1, fa5: self.fa5 }
+    }
+}
+
+/// A concept of the manifest that is not removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Missing {
+    /// Its id.
+    pub id: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What must stay: classes that no concept of the manifest names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Utility {
+    /// Retained classes in the class list.
+    pub retained_classes: u64,
+    /// On the validation set, which step search and choice looked at.
+    pub validation: Option<UtilityOn>,
+    /// On the test set, which nothing looked at.
+    pub test: Option<UtilityOn>,
+}
+
+/// Zero-shot accuracy on the retained classes of one set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UtilityOn {
+    /// Images of retained classes.
+    pub images: u64,
+    /// TA@1 and TA@5 of the base model.
+    pub before: Retained,
+    /// TA@1 and TA@5 of the composed model.
+    pub after: Retained,
+    /// The ten classes that lost most, worst first.
+    pub worst: Vec<WorstClass>,
+}
+
+/// Zero-shot accuracy over all images of retained classes, 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retained {
+    /// Top-1.
+    pub ta1: f64,
+    /// Top-5.
+    pub ta5: f64,
+}
+
+/// A retained class and what it lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorstClass {
+    /// Class name.
+    pub class: String,
+    /// Hits of the base model.
+    pub before: ClassHits,
+    /// Hits of the composed model.
+    pub after: ClassHits,
+}

@@ -1,0 +1,204 @@
+//! Files at addresses, brought to this machine.
+
+use std::path::{Path, PathBuf};
+
+use object_store::ObjectStoreExt;
+use tokio::io::AsyncWriteExt;
+
+use super::{Error, Store, blocking};
+use crate::address::Address;
+use crate::digest::{Digest, Hasher};
+
+/// Most files a pattern may match.
+const MAX_MATCHES: usize = 1_000_000;
+
+/// A path on this machine that holds the file at `address`. A local file is used where it is; a remote one is
+/// downloaded once into `cache`. Where digest and size are expected, they are checked.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Corrupt`] when the file is not the expected one.
+pub async fn fetch_file(address: &Address, cache: &Path, expected: Option<(Digest, u64)>) -> Result<PathBuf, Error> {
+    match address {
+        Address::Local(path) => {
+            if let Some((digest, bytes)) = expected {
+                check(path, digest, bytes).await?;
+            }
+            Ok(path.clone())
+        }
+        Address::Remote(url) => {
+            let (store, key) = parent(url)?;
+            let meta = store.inner.head(&store.key(&key)?).await.map_err(|error| store.error(&key, error))?;
+            // Without a digest, what the store says about the object names the copy.
+            let name = match expected {
+                Some((digest, _)) => digest,
+                None => Digest::of(format!("{url}\n{:?}\n{}\n{}", meta.e_tag, meta.last_modified, meta.size).as_bytes()),
+            };
+            let path = cache.join(name.to_string());
+            if tokio::fs::try_exists(&path).await.map_err(|error| Error::from_io(&path.display().to_string(), error))? {
+                return Ok(path);
+            }
+            download(&store, &key, &path, expected).await?;
+            Ok(path)
+        }
+    }
+}
+
+/// Downloads to a name beside the target and renames: the target is whole or absent.
+async fn download(store: &Store, key: &str, path: &Path, expected: Option<(Digest, u64)>) -> Result<(), Error> {
+    use futures::StreamExt;
+
+    let local = |error: std::io::Error| Error::from_io(&path.display().to_string(), error);
+    if let Some(folder) = path.parent() {
+        tokio::fs::create_dir_all(folder).await.map_err(local)?;
+    }
+    let staged = path.with_extension(format!("part-{}-{:x}", std::process::id(), rand_suffix()));
+    let mut file = tokio::fs::File::create(&staged).await.map_err(local)?;
+    let mut stream = store.inner.get(&store.key(key)?).await.map_err(|error| store.error(key, error))?.into_stream();
+    let (mut hasher, mut size) = (Hasher::new(), 0u64);
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| store.error(key, error))?;
+        hasher.update(&piece);
+        size += piece.len() as u64;
+        file.write_all(&piece).await.map_err(local)?;
+    }
+    file.sync_all().await.map_err(local)?;
+    let found = (hasher.finish(), size);
+    if expected.is_some_and(|expected| expected != found) {
+        tokio::fs::remove_file(&staged).await.map_err(local)?;
+        return Err(changed(&format!("{}/{key}", store.name)));
+    }
+    tokio::fs::rename(&staged, path).await.map_err(local)
+}
+
+/// Tells apart downloads of one file by several threads of one process.
+fn rand_suffix() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+async fn check(path: &Path, digest: Digest, bytes: u64) -> Result<(), Error> {
+    let owned = path.to_owned();
+    let found = blocking(move || {
+        let file = std::fs::File::open(&owned)?;
+        let size = file.metadata()?.len();
+        Ok((if size == bytes { Some(Digest::of_reader(file)?) } else { None }, size))
+    })
+    .await
+    .map_err(|error| Error::from_io(&path.display().to_string(), error))?;
+    if found == (Some(digest), bytes) { Ok(()) } else { Err(changed(&path.display().to_string())) }
+}
+
+fn changed(object: &str) -> Error {
+    Error::Invalid {
+        what: object.to_owned(),
+        problem: "is not the file that was planned for: it has changed since; plan the run again".to_owned(),
+    }
+}
+
+/// The store around an object, and its key there.
+fn parent(url: &str) -> Result<(Store, String), Error> {
+    let wrong = || Error::Invalid { what: url.to_owned(), problem: "names a bucket, not a file".to_owned() };
+    let (folder, name) = url.rsplit_once('/').ok_or_else(wrong)?;
+    let folder = Address::parse(folder).map_err(|_| wrong())?;
+    Ok((Store::open(&folder)?, name.to_owned()))
+}
+
+/// A folder on this machine that holds the files directly under `address`; remote ones are downloaded once.
+///
+/// # Errors
+/// [`Error::NotFound`] when nothing is there.
+pub async fn fetch_folder(address: &Address, cache: &Path) -> Result<PathBuf, Error> {
+    let url = match address {
+        Address::Local(path) => return Ok(path.clone()),
+        Address::Remote(url) => url,
+    };
+    let store = Store::open(address)?;
+    let listed = store.inner.list_with_delimiter(None).await.map_err(|error| store.error("", error))?;
+    if listed.objects.is_empty() {
+        return Err(Error::NotFound { object: url.clone() });
+    }
+    let mut names: Vec<_> = listed.objects.iter().collect();
+    names.sort_by(|a, b| a.location.cmp(&b.location));
+    let identity: Vec<String> = names.iter().map(|m| format!("{} {:?} {} {}", m.location, m.e_tag, m.last_modified, m.size)).collect();
+    let folder = cache.join(format!("folder-{}", Digest::of(format!("{url}\n{}", identity.join("\n")).as_bytes())));
+    for meta in names {
+        let key = meta.location.to_string();
+        let path = folder.join(&key);
+        if !tokio::fs::try_exists(&path).await.map_err(|error| Error::from_io(&path.display().to_string(), error))? {
+            download(&store, &key, &path, None).await?;
+        }
+    }
+    Ok(folder)
+}
+
+/// The files that an address with `*`, `?` or `[…]` in its last part matches, sorted; an address without is itself.
+///
+/// # Errors
+/// [`Error::NotFound`] when a pattern matches nothing; [`Error::Invalid`] when a wildcard stands before the last part.
+pub async fn expand(pattern: &Address) -> Result<Vec<Address>, Error> {
+    let text = pattern.to_string();
+    if !text.contains(['*', '?', '[']) {
+        return Ok(vec![pattern.clone()]);
+    }
+    let wrong = |problem: &str| Error::Invalid { what: text.clone(), problem: problem.to_owned() };
+    let (folder, last) = text.rsplit_once('/').ok_or_else(|| wrong("is no path"))?;
+    if folder.contains(['*', '?', '[']) {
+        return Err(wrong("wildcards may stand in the last part of a path only"));
+    }
+    let matcher = glob::Pattern::new(last).map_err(|error| wrong(&error.to_string()))?;
+    let names: Vec<String> = match pattern {
+        Address::Local(_) => {
+            let owned = folder.to_owned();
+            let read = move || -> std::io::Result<Vec<String>> {
+                std::fs::read_dir(&owned)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+            };
+            blocking(read).await.map_err(|error| Error::from_io(folder, error))?
+        }
+        Address::Remote(_) => {
+            let store = Store::open(&Address::parse(folder).map_err(|error| wrong(&error.to_string()))?)?;
+            let listed = store.inner.list_with_delimiter(None).await.map_err(|error| store.error("", error))?;
+            listed.objects.into_iter().map(|meta| meta.location.to_string()).collect()
+        }
+    };
+    let mut names: Vec<String> = names.into_iter().filter(|name| matcher.matches(name)).collect();
+    names.sort();
+    if names.is_empty() {
+        return Err(Error::NotFound { object: format!("{text} (no file matches)") });
+    }
+    if names.len() > MAX_MATCHES {
+        return Err(wrong("matches more than a million files"));
+    }
+    names.iter().map(|name| Address::parse(&format!("{folder}/{name}")).map_err(|error| wrong(&error.to_string()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn patterns_match_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b-2.tar", "b-1.tar", "a.txt"] {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let at = |name: &str| Address::Local(folder.path().join(name));
+        assert_eq!(expand(&at("b-*.tar")).await.unwrap(), [at("b-1.tar"), at("b-2.tar")]);
+        assert_eq!(expand(&at("none.tar")).await.unwrap(), [at("none.tar")]);
+        assert!(matches!(expand(&at("c-*.tar")).await, Err(Error::NotFound { .. })));
+        assert!(matches!(expand(&at("*/b.tar")).await, Err(Error::Invalid { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shard.tar");
+        std::fs::write(&path, "then").unwrap();
+        let (address, then) = (Address::Local(path.clone()), Some((Digest::of(b"then"), 4)));
+        assert_eq!(fetch_file(&address, folder.path(), then).await.unwrap(), path);
+        std::fs::write(&path, "now!").unwrap();
+        assert!(matches!(fetch_file(&address, folder.path(), then).await, Err(Error::Invalid { .. })));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(fetch_file(&address, folder.path(), then).await, Err(Error::NotFound { .. })));
+    }
+}

@@ -1,0 +1,380 @@
+//! The object store: immutable artifacts under their digests, outcomes written once under their job's id.
+//!
+//! | key | what |
+//! |---|---|
+//! | `artifacts/<xx>/<sha256>` | any bytes, named by their digest |
+//! | `outcomes/<xx>/<job id>.json` | a job's outcome, created once |
+//! | `runs/<run>/…` | what a run leaves beside its release |
+//! | `releases/<name>/<digest>/…` | a release; `composition.json` is written last |
+//!
+//! Nothing outside this module builds such a key but the release's, and nothing here is overwritten with other bytes.
+
+mod error;
+mod fetch;
+mod open;
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+pub use error::Error;
+pub use fetch::{expand, fetch_file, fetch_folder};
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::address::Address;
+use crate::digest::Digest;
+use crate::job::{ArtifactRef, JobId};
+use crate::outcome::Outcome;
+
+/// Objects larger than this are fetched in pieces, several at a time.
+const PIECE: u64 = 32 << 20;
+/// Pieces in flight.
+const PIECES_AT_ONCE: usize = 4;
+/// Largest JSON document read, bytes.
+const MAX_JSON: u64 = 256 << 20;
+/// Longest key, bytes (S3's limit).
+const MAX_KEY: usize = 1024;
+
+/// An object store; clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    name: String,
+}
+
+impl Store {
+    /// Opens the store at an address; a local folder is created.
+    ///
+    /// Credentials and endpoints of remote stores come from the environment, by the names each cloud's own tools use
+    /// (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME` …).
+    ///
+    /// # Errors
+    /// When the address makes no sense or the folder cannot be made. Remote stores are not contacted yet.
+    pub fn open(address: &Address) -> Result<Self, Error> {
+        Ok(Self { inner: open::open(address)?, name: address.to_string() })
+    }
+
+    /// A store in memory.
+    pub fn in_memory() -> Self {
+        Self::over(Arc::new(object_store::memory::InMemory::new()), "memory")
+    }
+
+    /// A store over any implementation; `name` is for messages.
+    pub fn over(inner: Arc<dyn ObjectStore>, name: &str) -> Self {
+        Self { inner, name: name.to_owned() }
+    }
+
+    /// Where it is.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Checks that the store can be written and read, so that a run fails before its work and not after.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let text = Bytes::from_static(b"lethe can write here\n");
+        self.put("probe.txt", text.clone()).await?;
+        match self.get("probe.txt").await? {
+            Some(read) if read == text => Ok(()),
+            _ => Err(Error::Corrupt { object: format!("{}/probe.txt", self.name), problem: "what was written is not what is read".into() }),
+        }
+    }
+
+    /// Writes bytes under their digest; does nothing where they are already.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn put_artifact(&self, bytes: Bytes) -> Result<ArtifactRef, Error> {
+        let hashed = bytes.clone();
+        let digest = blocking(move || Digest::of(&hashed)).await;
+        let artifact = ArtifactRef { digest, bytes: bytes.len() as u64 };
+        let key = artifact_key(&artifact);
+        if self.size(&key).await? != Some(artifact.bytes) {
+            self.put(&key, bytes).await?;
+        }
+        Ok(artifact)
+    }
+
+    /// Reads an artifact and checks it against its digest.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or [`Error::Corrupt`] when the bytes are not those the digest names.
+    pub async fn get_artifact(&self, artifact: &ArtifactRef) -> Result<Bytes, Error> {
+        let key = artifact_key(artifact);
+        let corrupt = |problem: &str| Error::Corrupt { object: format!("{}/{key}", self.name), problem: problem.to_owned() };
+        match self.size(&key).await? {
+            None => return Err(Error::NotFound { object: format!("{}/{key}", self.name) }),
+            Some(size) if size != artifact.bytes => return Err(corrupt("has another size than when it was written")),
+            Some(_) => {}
+        }
+        let bytes = self.get_pieces(&key, artifact.bytes).await?;
+        let hashed = bytes.clone();
+        if blocking(move || Digest::of(&hashed)).await == artifact.digest {
+            Ok(bytes)
+        } else {
+            Err(corrupt("has other bytes than when it was written"))
+        }
+    }
+
+    async fn get_pieces(&self, key: &str, size: u64) -> Result<Bytes, Error> {
+        let path = self.key(key)?;
+        if size <= PIECE {
+            return self.get(key).await?.ok_or_else(|| Error::NotFound { object: format!("{}/{key}", self.name) });
+        }
+        let ranges: Vec<Range<u64>> = (0..size).step_by(PIECE as usize).map(|start| start..size.min(start + PIECE)).collect();
+        let pieces: Vec<Bytes> = futures::stream::iter(ranges)
+            .map(|range| self.inner.get_range(&path, range))
+            .buffered(PIECES_AT_ONCE)
+            .try_collect()
+            .await
+            .map_err(|error| self.error(key, error))?;
+        Ok(pieces.concat().into())
+    }
+
+    /// Writes a job's outcome, once: when there is one already, that one is returned and stays.
+    ///
+    /// # Errors
+    /// When the store cannot be written, or holds an unreadable outcome.
+    pub async fn put_outcome(&self, outcome: &Outcome) -> Result<Outcome, Error> {
+        let key = outcome_key(outcome.job);
+        if self.create_new(&key, json(outcome)).await? {
+            return Ok(outcome.clone());
+        }
+        self.get_outcome(outcome.job).await?.ok_or_else(|| Error::NotFound { object: format!("{}/{key}", self.name) })
+    }
+
+    /// A job's outcome, when there is one.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it cannot be read or is another job's.
+    pub async fn get_outcome(&self, job: JobId) -> Result<Option<Outcome>, Error> {
+        let key = outcome_key(job);
+        let Some(outcome) = self.get_json::<Outcome>(&key).await? else { return Ok(None) };
+        if outcome.job != job {
+            return Err(Error::Corrupt {
+                object: format!("{}/{key}", self.name),
+                problem: format!("is the outcome of job {}", outcome.job),
+            });
+        }
+        Ok(Some(outcome))
+    }
+
+    /// Writes a JSON document; what was there is replaced whole.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn put_json<T: Serialize>(&self, key: &str, value: &T) -> Result<(), Error> {
+        self.put(key, json(value)).await
+    }
+
+    /// Reads a JSON document.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it is not what is expected.
+    pub async fn get_json<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Error> {
+        let corrupt = |problem: String| Error::Corrupt { object: format!("{}/{key}", self.name), problem };
+        match self.size(key).await? {
+            None => return Ok(None),
+            Some(size) if size > MAX_JSON => return Err(corrupt(format!("has {size} bytes, no document is that large"))),
+            Some(_) => {}
+        }
+        let Some(bytes) = self.get(key).await? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| corrupt(error.to_string()))
+    }
+
+    /// Writes bytes; they appear whole.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
+        self.inner.put(&self.key(key)?, PutPayload::from(bytes)).await.map(drop).map_err(|error| self.error(key, error))
+    }
+
+    /// Reads bytes.
+    ///
+    /// # Errors
+    /// When the store cannot be read; an object that is not there is `None`.
+    pub async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        let read =
+            async { self.inner.get(&self.key(key)?).await.map_err(|e| self.error(key, e))?.bytes().await.map_err(|e| self.error(key, e)) };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Size of an object in bytes; `None` when it is not there.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub async fn size(&self, key: &str) -> Result<Option<u64>, Error> {
+        match self.inner.head(&self.key(key)?).await.map_err(|error| self.error(key, error)) {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes bytes where nothing is: the commit of everything that is published. Returns whether it was this call
+    /// that wrote; equal bytes from an earlier call are as good.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when other bytes are there.
+    pub async fn create(&self, key: &str, bytes: Bytes) -> Result<bool, Error> {
+        if self.create_new(key, bytes.clone()).await? {
+            return Ok(true);
+        }
+        match self.get(key).await? {
+            Some(there) if there == bytes => Ok(false),
+            _ => Err(Error::Conflict { object: format!("{}/{key}", self.name) }),
+        }
+    }
+
+    async fn create_new(&self, key: &str, bytes: Bytes) -> Result<bool, Error> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.inner.put_opts(&self.key(key)?, PutPayload::from(bytes), options).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(self.error(key, error)),
+        }
+    }
+
+    /// Writes a file from this machine, large ones in parts; returns its digest and size.
+    ///
+    /// # Errors
+    /// When the file cannot be read or the store cannot be written; nothing is left half-written.
+    pub async fn put_file(&self, key: &str, path: &Path) -> Result<ArtifactRef, Error> {
+        let local = |error: std::io::Error| Error::from_io(&path.display().to_string(), error);
+        let mut file = tokio::fs::File::open(path).await.map_err(local)?;
+        let mut target =
+            object_store::buffered::BufWriter::with_capacity(Arc::clone(&self.inner), self.key(key)?, 16 << 20).with_max_concurrency(4);
+        let mut hasher = crate::digest::Hasher::new();
+        let mut bytes = 0;
+        let mut buffer = vec![0u8; 1 << 20];
+        let copied = async {
+            loop {
+                let n = file.read(&mut buffer).await.map_err(local)?;
+                if n == 0 {
+                    return target.shutdown().await.map_err(|error| Error::from_io(&format!("{}/{key}", self.name), error));
+                }
+                hasher.update(&buffer[..n]);
+                bytes += n as u64;
+                target.write_all(&buffer[..n]).await.map_err(|error| Error::from_io(&format!("{}/{key}", self.name), error))?;
+            }
+        };
+        if let Err(error) = copied.await {
+            // Parts that were sent cost money until they are taken back; the first error is the one to report.
+            let _ = target.abort().await;
+            return Err(error);
+        }
+        Ok(ArtifactRef { digest: hasher.finish(), bytes })
+    }
+
+    /// Keys under a prefix, sorted.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        let path = self.key(prefix)?;
+        let found: Vec<_> = self.inner.list(Some(&path)).try_collect().await.map_err(|error| self.error(prefix, error))?;
+        let mut keys: Vec<String> = found.into_iter().map(|meta| meta.location.to_string()).collect();
+        keys.sort();
+        Ok(keys)
+    }
+
+    fn key(&self, key: &str) -> Result<Key, Error> {
+        let plain = !key.is_empty()
+            && key.len() <= MAX_KEY
+            && key.split('/').all(|part| {
+                !part.is_empty()
+                    && part != "."
+                    && part != ".."
+                    && part.bytes().all(|b| b.is_ascii_graphic() && !b"\\#?%*\"<>|{}^~[]`".contains(&b))
+            });
+        if !plain {
+            return Err(Error::Invalid {
+                what: format!("key `{key}`"),
+                problem: "must be printable ASCII parts joined by single slashes".into(),
+            });
+        }
+        Key::parse(key).map_err(|error| Error::Invalid { what: format!("key `{key}`"), problem: error.to_string() })
+    }
+
+    fn error(&self, key: &str, error: object_store::Error) -> Error {
+        Error::from_store(&format!("{}/{key}", self.name), error)
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Bytes {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("plain data without non-string keys always serialises");
+    bytes.push(b'\n');
+    bytes.into()
+}
+
+/// The key of an artifact.
+pub fn artifact_key(artifact: &ArtifactRef) -> String {
+    let hex = artifact.digest.to_string();
+    format!("artifacts/{}/{hex}", &hex[..2])
+}
+
+fn outcome_key(job: JobId) -> String {
+    let hex = job.to_string();
+    format!("outcomes/{}/{hex}.json", &hex[..2])
+}
+
+/// Runs work that takes the CPU where it does not hold up IO.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("hashing does not panic, and the runtime outlives the call")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn memory_conforms() {
+        conformance::check(&Store::in_memory()).await;
+    }
+
+    #[tokio::test]
+    async fn local_conforms() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = Address::Local(folder.path().join("made/on/the/way"));
+        conformance::check(&Store::open(&address).unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn damage_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&Address::Local(folder.path().into())).unwrap();
+        let artifact = store.put_artifact(Bytes::from_static(b"some bytes")).await.unwrap();
+        let path = folder.path().join(artifact_key(&artifact));
+        for damaged in ["some byteS", "some", ""] {
+            std::fs::write(&path, damaged).unwrap();
+            assert!(matches!(store.get_artifact(&artifact).await, Err(Error::Corrupt { .. })), "{damaged}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(store.get_artifact(&artifact).await, Err(Error::NotFound { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_way_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let error = Store::open(&Address::Local(file.join("store"))).unwrap_err();
+        assert!(error.to_string().contains("file/store"), "{error}");
+    }
+}

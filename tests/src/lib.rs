@@ -1,0 +1,1 @@
+//! Test support: real servers and real binaries, started and cleaned up.

@@ -1,0 +1,171 @@
+//! One concept: its gradient, the ranking of every candidate layer, the search on each front layer, the choice.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lethe_shared::edit;
+use lethe_shared::job::{ConceptTask, ModelRef, ShardRef};
+use lethe_shared::outcome::{Accuracy, Chosen, ConceptResult, RankedLayer, Tower};
+use tch::Tensor;
+
+use super::data;
+use super::evaluate::Classes;
+use super::model::Model;
+use super::retain::RetainGradient;
+use super::{Error, Scope, Stages};
+use crate::corpus::{self, Corpus};
+use crate::handle::SharedTensor;
+use crate::model::weights::tensor_to_bytes;
+use crate::model::{ParameterId, Weights};
+use crate::slug::gradient::{GradientSum, Loss};
+use crate::slug::ranking::{Scores, pareto_front};
+use crate::slug::search::{FrontLayer, Ground, Subject, choose, search_layer};
+use crate::zero_shot;
+
+/// The validation images, and as the unedited model embeds them.
+#[derive(Debug)]
+pub(super) struct Validation {
+    corpus: Corpus,
+    embedded: SharedTensor,
+    labels: Vec<u32>,
+}
+
+impl Validation {
+    fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &Classes, shards: &[ShardRef]) -> Result<Arc<Self>, Error> {
+        let key = (reference.weights, shards.iter().map(|shard| shard.digest).collect());
+        scope.engine.validations.get(key, || {
+            let pairs = data::load_all(scope, model, shards)?;
+            let labels = data::classes_of(&pairs.captions, &classes.texts)?;
+            let corpus = Corpus::images(&pairs.pixels, scope.budget())?;
+            let _guard = tch::no_grad_guard();
+            let weights = model.parameters.weights();
+            let embedded = SharedTensor::new(corpus.embed(&model.clip, &weights, &weights, None)?);
+            Ok(Self { corpus, embedded, labels })
+        })
+    }
+}
+
+/// A candidate layer with what its ranking needs.
+struct Candidate {
+    id: ParameterId,
+    name: String,
+    tower: Tower,
+    scores: Scores,
+    gradient: Tensor,
+    pareto: bool,
+}
+
+/// Finds the edit of one concept.
+pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTask, stages: &mut Stages) -> Result<ConceptResult, Error> {
+    let model = stages.time("model", || Model::of(scope, reference))?;
+    let classes = stages.time("classes", || Classes::of(scope, &model, reference, &task.classes))?;
+    if task.class as usize >= classes.texts.names.len() {
+        return Err(Error::Input(format!("class {} is not in the class list", task.class)));
+    }
+    let validation = stages.time("validation", || Validation::of(scope, &model, reference, &classes, &task.validation))?;
+    let retain = stages.time("retain gradient", || RetainGradient::of(scope, &task.retain_gradient))?;
+    let weights = model.parameters.weights();
+
+    let (forget, pixels, pairs) = stages.time("gradient", || forget_gradient(scope, &model, &weights, task))?;
+    let gradients: HashMap<ParameterId, Tensor> = forget.mean(&weights)?.into_iter().collect();
+    let _guard = tch::no_grad_guard();
+    let candidates = stages.time("ranking", || rank(&model, &gradients, &retain))?;
+
+    let images = Corpus::images(&pixels, scope.budget())?;
+    let embedded = images.embed(&model.clip, &weights, &weights, None)?;
+    let labels = corpus::labels(&vec![task.class; images.len()], scope.device())?;
+    let class_embeddings = classes.embedded.get();
+    let before: Accuracy = zero_shot::accuracy(&zero_shot::ranks(&embedded, &class_embeddings, &labels)?);
+
+    let validation_images = validation.embedded.get();
+    let ground = Ground {
+        clip: &model.clip,
+        parameters: &model.parameters,
+        class_texts: &classes.corpus,
+        classes: &class_embeddings,
+        validation: &validation.corpus,
+        validation_images: &validation_images,
+        validation_labels: &validation.labels,
+    };
+    let subject = Subject { class: task.class, images: &images, embedded: &embedded };
+    let (mut trials, mut answers) = (Vec::new(), Vec::new());
+    for candidate in candidates.iter().filter(|candidate| candidate.pareto) {
+        scope.check()?;
+        let layer = FrontLayer { id: candidate.id, scores: candidate.scores, gradient: &candidate.gradient };
+        let stage = format!("search {}", candidate.tower.name());
+        let (tried, answer) = stages.time(&stage, || Ok(search_layer(ground, &subject, &layer, &task.method)?))?;
+        trials.extend(tried);
+        answers.extend(answer);
+    }
+
+    let chosen = match choose(&answers, task.method.stop) {
+        None => None,
+        Some(answer) => {
+            let spec = model.clip.architecture().spec(answer.id);
+            let shape: Vec<usize> = spec.shape.iter().map(|&n| n as usize).collect();
+            let file = edit::encode_direction(&spec.name, &shape, &tensor_to_bytes(&gradients[&answer.id])?)
+                .map_err(|error| Error::Input(error.to_string()))?;
+            let direction = stages.time("store", || scope.put(file))?;
+            Some(Chosen { answer: answer.summary.clone(), direction, validation: answer.validation.clone() })
+        }
+    };
+    let ranking = candidates
+        .into_iter()
+        .map(|c| RankedLayer {
+            layer: c.name,
+            tower: c.tower,
+            importance: c.scores.importance,
+            alignment: c.scores.alignment(),
+            cosine: c.scores.cosine,
+            pareto: c.pareto,
+        })
+        .collect();
+    let answers = answers.into_iter().map(|answer| answer.summary).collect();
+    Ok(ConceptResult { pairs, forget_loss: forget.loss(), before, ranking, search: trials, answers, chosen })
+}
+
+/// The forget gradient over consecutive batches of each shard; also the images of all of them, and their number.
+fn forget_gradient(scope: Scope<'_>, model: &Model, weights: &Weights, task: &ConceptTask) -> Result<(GradientSum, Tensor, u64), Error> {
+    let mut sum = GradientSum::new(model.clip.architecture().candidates(task.method.normalisation_gains));
+    let mut pixels = Vec::new();
+    let mut count = 0;
+    let batch = task.method.batch_size as usize;
+    for shard in &task.forget {
+        let pairs = data::load(scope, model, shard)?;
+        for (number, captions) in pairs.captions.chunks(batch).enumerate() {
+            scope.check()?;
+            let texts = model.batch(captions)?;
+            let images = pairs.pixels.f_narrow(0, (number * batch) as i64, captions.len() as i64)?;
+            sum.add(Loss::Forget, &model.clip, weights, &images, &texts)?;
+        }
+        count += pairs.captions.len() as u64;
+        pixels.push(pairs.pixels);
+    }
+    if pixels.is_empty() {
+        return Err(Error::Input(format!("concept {} has no forget pairs", task.concept)));
+    }
+    Ok((sum, Tensor::f_cat(&pixels, 0)?, count))
+}
+
+/// Scores every candidate and marks each tower's Pareto front.
+fn rank(model: &Model, gradients: &HashMap<ParameterId, Tensor>, retain: &RetainGradient) -> Result<Vec<Candidate>, Error> {
+    let mut ids: Vec<ParameterId> = gradients.keys().copied().collect();
+    ids.sort_unstable();
+    let mut candidates = Vec::with_capacity(ids.len());
+    for id in ids {
+        let spec = model.clip.architecture().spec(id);
+        let Some(tower) = spec.tower else { continue };
+        let gradient = gradients[&id].shallow_clone();
+        let scores = Scores::of(&spec.name, &model.parameters.get(id), &gradient, &retain.layer(&spec.name)?)?;
+        candidates.push(Candidate { id, name: spec.name.clone(), tower, scores, gradient, pareto: false });
+    }
+    for tower in [Tower::Vision, Tower::Text] {
+        let members: Vec<usize> = (0..candidates.len()).filter(|&i| candidates[i].tower == tower).collect();
+        let scores: Vec<(f64, f64)> =
+            members.iter().map(|&i| (candidates[i].scores.importance, candidates[i].scores.alignment())).collect();
+        for (&i, on_front) in members.iter().zip(pareto_front(&scores)) {
+            candidates[i].pareto = on_front;
+        }
+    }
+    Ok(candidates)
+}

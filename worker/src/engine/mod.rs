@@ -1,0 +1,282 @@
+//! Executes jobs: everything between a job's addresses and its outcome.
+//!
+//! An [`Engine`] is shared by the threads of a process: they share one copy of the model, of the retain gradient, and of
+//! what every concept's search looks at. Each job runs on one thread from start to end, with one libtorch thread, so
+//! that a result does not depend on how many there are.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`model`] | a model with its tokeniser and preprocessing, checked against the job's digests |
+//! | [`data`] | shards as tensors |
+//! | [`retain`] | the retain gradient: shard sums, and their mean |
+//! | [`concept`] | one concept: gradient, ranking, search, choice |
+//! | [`evaluate`] | zero-shot hits of the model, changed or not |
+
+mod concept;
+mod data;
+mod evaluate;
+mod model;
+mod retain;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use lethe_shared::address::Address;
+use lethe_shared::digest::Digest;
+use lethe_shared::job::{ALGORITHM_VERSION, ArtifactRef, Job, Task};
+use lethe_shared::outcome::{Execution, Outcome, TaskResult};
+use lethe_shared::store::{self, Store};
+use tch::Device;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::corpus::Budget;
+use crate::{input, memory};
+
+/// Why a job has no outcome.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The job's input is bad; doing it again gives the same.
+    #[error("{0}")]
+    Input(String),
+    /// Something around the job failed; doing it again may help.
+    #[error("{0}")]
+    Transient(String),
+    /// The process is stopping.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        if error.is_transient() { Self::Transient(error.to_string()) } else { Self::Input(error.to_string()) }
+    }
+}
+
+impl From<input::Error> for Error {
+    fn from(error: input::Error) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<crate::model::Error> for Error {
+    fn from(error: crate::model::Error) -> Self {
+        Self::Input(error.to_string())
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self::Input(format!("libtorch: {error}"))
+    }
+}
+
+/// How an engine runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Who signs outcomes.
+    pub worker: String,
+    /// Where tensors live.
+    pub device: Device,
+    /// Folder for remote files; they are kept under their digests.
+    pub cache: PathBuf,
+    /// Memory for activations that trials start from, bytes.
+    pub activation_memory: usize,
+}
+
+/// Executes jobs; share it between threads.
+#[derive(Debug)]
+pub struct Engine {
+    options: Options,
+    store: Store,
+    runtime: Handle,
+    budget: Budget,
+    models: Cache<(Digest, Digest), model::Model>,
+    classes: Cache<(Digest, Digest), evaluate::Classes>,
+    validations: Cache<(Digest, Vec<Digest>), concept::Validation>,
+    retain_gradients: Cache<ArtifactRef, retain::RetainGradient>,
+}
+
+impl Engine {
+    /// An engine that reads and writes artifacts in `store`, whose IO runs on `runtime`.
+    pub fn new(options: Options, store: Store, runtime: Handle) -> Self {
+        let budget = Budget::new(options.activation_memory);
+        Self {
+            options,
+            store,
+            runtime,
+            budget,
+            models: Cache::default(),
+            classes: Cache::default(),
+            validations: Cache::default(),
+            retain_gradients: Cache::default(),
+        }
+    }
+
+    /// Does a job on the calling thread, which must not be one of the runtime's. Its outcome is not yet stored.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when doing it again would fail again, [`Error::Transient`] otherwise.
+    pub fn execute(&self, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Error> {
+        if job.algorithm != ALGORITHM_VERSION {
+            return Err(Error::Input(format!(
+                "the job was planned for algorithm version {}, this worker computes version {ALGORITHM_VERSION}; run the same release of lethe and lethe-worker",
+                job.algorithm
+            )));
+        }
+        let began = Instant::now();
+        let mut stages = Stages::default();
+        let scope = Scope { engine: self, cancel };
+        let result = match &job.task {
+            Task::RetainGradient { shard, batch_size } => {
+                TaskResult::RetainGradient(retain::sum(scope, &job.model, shard, *batch_size, &mut stages)?)
+            }
+            Task::RetainReduce { parts } => TaskResult::RetainReduce(retain::reduce(scope, parts)?),
+            Task::Concept(task) => TaskResult::Concept(Box::new(concept::find_edit(scope, &job.model, task, &mut stages)?)),
+            Task::Evaluate { change, items, classes } => {
+                TaskResult::Evaluate(evaluate::evaluate(scope, &job.model, change.as_ref(), items, classes, &mut stages)?)
+            }
+        };
+        let execution = Execution {
+            worker: self.options.worker.clone(),
+            seconds: began.elapsed().as_secs_f64(),
+            stages: stages.seconds,
+            peak_memory_bytes: memory::peak_bytes(),
+            device: format!("{:?}", self.options.device).to_lowercase(),
+        };
+        Ok(Outcome { job: job.id(), result, execution })
+    }
+}
+
+/// What a job's parts need from their surroundings.
+#[derive(Debug, Clone, Copy)]
+struct Scope<'a> {
+    engine: &'a Engine,
+    cancel: &'a CancellationToken,
+}
+
+impl Scope<'_> {
+    fn device(&self) -> Device {
+        self.engine.options.device
+    }
+
+    fn budget(&self) -> &Budget {
+        &self.engine.budget
+    }
+
+    /// Ends the job here when the process is stopping.
+    fn check(&self) -> Result<(), Error> {
+        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    fn get(&self, artifact: &ArtifactRef) -> Result<Bytes, Error> {
+        Ok(self.engine.runtime.block_on(self.engine.store.get_artifact(artifact))?)
+    }
+
+    fn put(&self, bytes: Vec<u8>) -> Result<ArtifactRef, Error> {
+        Ok(self.engine.runtime.block_on(self.engine.store.put_artifact(Bytes::from(bytes)))?)
+    }
+
+    /// A file on this machine with the bytes at `address`.
+    fn fetch(&self, address: &Address, digest: Digest, bytes: u64) -> Result<PathBuf, Error> {
+        let expected = Some((digest, bytes));
+        Ok(self.engine.runtime.block_on(store::fetch_file(address, &self.engine.options.cache, expected))?)
+    }
+}
+
+/// Wall-clock seconds by stage.
+#[derive(Debug, Default)]
+struct Stages {
+    seconds: BTreeMap<String, f64>,
+}
+
+impl Stages {
+    fn time<T>(&mut self, stage: &str, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        let began = Instant::now();
+        let result = act();
+        *self.seconds.entry(stage.to_owned()).or_default() += began.elapsed().as_secs_f64();
+        result
+    }
+}
+
+/// Values that jobs share, the most recent few; made by the first that asks while the others wait.
+#[derive(Debug)]
+struct Cache<K, V> {
+    slots: Mutex<Vec<(K, Arc<Mutex<Option<Arc<V>>>>)>>,
+}
+
+/// A process works on one run at a time, rarely on two.
+const KEPT: usize = 2;
+
+impl<K, V> Default for Cache<K, V> {
+    fn default() -> Self {
+        Self { slots: Mutex::new(Vec::new()) }
+    }
+}
+
+impl<K: PartialEq, V> Cache<K, V> {
+    fn get(&self, key: K, make: impl FnOnce() -> Result<V, Error>) -> Result<Arc<V>, Error> {
+        let slot = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            match slots.iter().position(|(known, _)| *known == key) {
+                Some(position) => {
+                    let entry = slots.remove(position);
+                    let slot = Arc::clone(&entry.1);
+                    slots.push(entry);
+                    slot
+                }
+                None => {
+                    if slots.len() == KEPT {
+                        slots.remove(0);
+                    }
+                    let slot = Arc::new(Mutex::new(None));
+                    slots.push((key, Arc::clone(&slot)));
+                    slot
+                }
+            }
+        };
+        // The value is only ever set whole.
+        let mut value = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = &*value {
+            return Ok(Arc::clone(value));
+        }
+        let made = Arc::new(make()?);
+        *value = Some(Arc::clone(&made));
+        Ok(made)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_makes_once_and_forgets_the_oldest() {
+        let cache: Cache<u32, u32> = Cache::default();
+        let made = std::cell::Cell::new(0);
+        let get = |key: u32| {
+            *cache
+                .get(key, || {
+                    made.set(made.get() + 1);
+                    Ok(10 * key)
+                })
+                .unwrap()
+        };
+        assert_eq!((get(1), get(1), get(2), made.get()), (10, 10, 20, 2));
+        get(1);
+        get(3);
+        assert_eq!((get(1), made.get()), (10, 3));
+        assert_eq!((get(2), made.get()), (20, 4));
+    }
+
+    #[test]
+    fn a_failure_is_not_kept() {
+        let cache: Cache<u32, u32> = Cache::default();
+        assert!(cache.get(1, || Err(Error::Cancelled)).is_err());
+        assert_eq!(*cache.get(1, || Ok(5)).unwrap(), 5);
+    }
+}

@@ -1,0 +1,69 @@
+//! From files to numbers: shards, images, texts.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`webdataset`] | pairs out of a shard, one after another |
+//! | [`picture`] | PNG, JPEG and WebP to RGB, as Pillow's `convert("RGB")` gives it |
+//! | [`resize`] | Pillow's resampling, bit for bit |
+//! | [`preprocess`] | the model's own preprocessing, from its configuration |
+//! | [`tokenizer`] | the model's own tokeniser |
+
+pub mod picture;
+pub mod preprocess;
+pub mod resize;
+pub mod tokenizer;
+pub mod webdataset;
+
+use std::path::Path;
+
+pub use preprocess::Preprocessor;
+pub use tokenizer::Tokenizer;
+pub use webdataset::Samples;
+
+/// What is wrong with an input: file, member, what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct Error {
+    /// File, and member where there is one.
+    pub place: String,
+    /// What is wrong, and what to do.
+    pub problem: String,
+}
+
+impl Error {
+    pub(crate) fn new(place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { place: place.into(), problem: problem.into() }
+    }
+}
+
+/// A shard in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadedShard {
+    /// Keys of the samples, in shard order.
+    pub keys: Vec<String>,
+    /// Their captions.
+    pub captions: Vec<String>,
+    /// Their images, preprocessed: `[samples, 3, side, side]`, row-major.
+    pub pixels: Vec<f32>,
+}
+
+/// Reads and preprocesses every pair of a shard.
+///
+/// # Errors
+/// [`Error`] with the shard, and the key of the sample that is broken.
+pub fn load_shard(path: &Path, preprocessor: &Preprocessor) -> Result<LoadedShard, Error> {
+    let shard = path.display().to_string();
+    let file = std::fs::File::open(path).map_err(|error| Error::new(shard.clone(), format!("cannot be read: {error}")))?;
+    let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, file));
+    let mut loaded = LoadedShard { keys: Vec::new(), captions: Vec::new(), pixels: Vec::new() };
+    for sample in Samples::read(&mut archive, &shard)? {
+        let sample = sample?;
+        let pixels = preprocessor
+            .pixels(&sample.image)
+            .map_err(|problem| Error::new(shard.clone(), format!("the image of sample `{}` {problem}", sample.key)))?;
+        loaded.pixels.extend_from_slice(&pixels);
+        loaded.keys.push(sample.key);
+        loaded.captions.push(sample.caption);
+    }
+    Ok(loaded)
+}

@@ -1,0 +1,265 @@
+//! The model's own image preprocessing: `preprocessor_config.json` (`transformers`) or `open_clip_config.json`.
+//!
+//! Numbers follow `CLIPImageProcessor` (transformers 4.57) and open_clip's `image_transform`: resize by Pillow, cut the
+//! centre, divide by 255, subtract the mean, divide by the deviation, in float32.
+
+use std::path::Path;
+
+use image::RgbImage;
+use serde_json::Value;
+
+use super::resize::{Filter, resize};
+use super::{Error, picture};
+
+/// CLIP's own colour statistics.
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_DEVIATION: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+/// Largest configuration file, bytes.
+const MAX_FILE: u64 = 16 << 20;
+/// Largest image a model may take, pixels a side.
+const MAX_SIDE: u32 = 4096;
+
+/// How an image is brought to size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resize {
+    /// Not at all.
+    None,
+    /// The shorter edge to this length, the shape kept.
+    Shortest(u32),
+    /// To this height and width, whatever the shape.
+    Exactly(u32, u32),
+}
+
+/// Turns encoded images into a model's input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preprocessor {
+    resize: Resize,
+    filter: Filter,
+    side: u32,
+    scale: f64,
+    mean: [f64; 3],
+    deviation: [f64; 3],
+}
+
+impl Preprocessor {
+    /// Reads the configuration in a model's folder.
+    ///
+    /// # Errors
+    /// When there is none, or it asks for something else than square images resized, cut and normalised.
+    pub fn from_model_dir(folder: &Path) -> Result<Self, Error> {
+        for (name, read) in
+            [("preprocessor_config.json", hugging_face as fn(&Value) -> Result<Self, String>), ("open_clip_config.json", open_clip)]
+        {
+            let path = folder.join(name);
+            let wrong = |problem: String| Error::new(path.display().to_string(), problem);
+            let bytes = match std::fs::metadata(&path) {
+                Ok(metadata) if metadata.len() > MAX_FILE => return Err(wrong("is larger than 16 MiB".into())),
+                Ok(_) => std::fs::read(&path).map_err(|error| wrong(format!("cannot be read: {error}")))?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
+            };
+            let json = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+            let preprocessor = read(&json).map_err(wrong)?;
+            return preprocessor.check().map_err(|problem| Error::new(path.display().to_string(), problem));
+        }
+        Err(Error::new(
+            folder.display().to_string(),
+            "has neither preprocessor_config.json nor open_clip_config.json; how images are prepared is part of a model",
+        ))
+    }
+
+    fn check(self) -> Result<Self, String> {
+        let finite = self.mean.iter().chain(&self.deviation).chain([&self.scale]).all(|v| v.is_finite());
+        if !(1..=MAX_SIDE).contains(&self.side) {
+            return Err(format!("images of {} pixels; 1 to {MAX_SIDE} are possible", self.side));
+        }
+        if !finite || self.deviation.contains(&0.0) {
+            return Err("mean, deviation and scale must be finite, deviations not 0".to_owned());
+        }
+        Ok(self)
+    }
+
+    /// Side of the square input, pixels.
+    pub fn side(&self) -> usize {
+        self.side as usize
+    }
+
+    /// An encoded image as the model's input: `[3, side, side]`, row-major.
+    ///
+    /// # Errors
+    /// A sentence when the image cannot be decoded.
+    pub fn pixels(&self, encoded: &[u8]) -> Result<Vec<f32>, String> {
+        let image = picture::decode(encoded)?;
+        let image = match self.resize {
+            Resize::None => image,
+            Resize::Exactly(height, width) => resize(&image, width, height, self.filter),
+            Resize::Shortest(edge) => {
+                let (width, height) = image.dimensions();
+                let (short, long) = (width.min(height), width.max(height));
+                let stretched = u64::from(edge) * u64::from(long) / u64::from(short);
+                let stretched =
+                    u32::try_from(stretched).ok().filter(|&s| s <= 64 * MAX_SIDE).ok_or("is too long and thin to be resized")?;
+                let (width, height) = if width <= height { (edge, stretched) } else { (stretched, edge) };
+                resize(&image, width, height, self.filter)
+            }
+        };
+        Ok(self.normalise(&self.centre(&image)))
+    }
+
+    /// The middle square; black where the image is smaller.
+    fn centre(&self, image: &RgbImage) -> RgbImage {
+        let side = i64::from(self.side);
+        let (width, height) = (i64::from(image.width()), i64::from(image.height()));
+        if (width, height) == (side, side) {
+            return image.clone();
+        }
+        let (left, top) = ((width - side).div_euclid(2), (height - side).div_euclid(2));
+        RgbImage::from_fn(self.side, self.side, |x, y| {
+            let (x, y) = (i64::from(x) + left, i64::from(y) + top);
+            let inside = (0..width).contains(&x) && (0..height).contains(&y);
+            if inside { *image.get_pixel(x as u32, y as u32) } else { image::Rgb([0; 3]) }
+        })
+    }
+
+    fn normalise(&self, image: &RgbImage) -> Vec<f32> {
+        let mut pixels = Vec::with_capacity(3 * self.side() * self.side());
+        for channel in 0..3 {
+            let (mean, deviation) = (self.mean[channel] as f32, self.deviation[channel] as f32);
+            pixels.extend(image.pixels().map(|pixel| ((f64::from(pixel.0[channel]) * self.scale) as f32 - mean) / deviation));
+        }
+        pixels
+    }
+}
+
+fn flag(json: &Value, key: &str, default: bool) -> bool {
+    json[key].as_bool().unwrap_or(default)
+}
+
+fn triple(json: &Value, key: &str, default: [f64; 3]) -> Result<[f64; 3], String> {
+    let Some(values) = json[key].as_array() else { return Ok(default) };
+    let values: Vec<f64> = values.iter().filter_map(Value::as_f64).collect();
+    values.try_into().map_err(|_| format!("{key} must be three numbers"))
+}
+
+/// A size that is a number, `{"shortest_edge": n}` or `{"height": n, "width": n}`: (height, width, shortest edge).
+fn size(json: &Value, key: &str) -> Result<Option<Resize>, String> {
+    let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0 && n <= MAX_SIDE);
+    let value = &json[key];
+    if value.is_null() {
+        return Ok(None);
+    }
+    let wrong = || format!("{key} is {value}; expected a number, shortest_edge, or height and width");
+    let found = if value.is_number() {
+        number(value).map(Resize::Shortest)
+    } else if value.get("shortest_edge").is_some() {
+        number(&value["shortest_edge"]).map(Resize::Shortest)
+    } else {
+        number(&value["height"]).zip(number(&value["width"])).map(|(height, width)| Resize::Exactly(height, width))
+    };
+    found.map(Some).ok_or_else(wrong)
+}
+
+/// `CLIPImageProcessor` (or `CLIPFeatureExtractor`, its older name).
+fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
+    let kind = json["image_processor_type"].as_str().or(json["feature_extractor_type"].as_str()).unwrap_or("CLIPImageProcessor");
+    if !["CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"].contains(&kind) {
+        return Err(format!("is for a {kind}; Lethe prepares images as CLIPImageProcessor does"));
+    }
+    let wanted = size(json, "size")?.unwrap_or(Resize::Shortest(224));
+    let resize = if flag(json, "do_resize", true) { wanted } else { Resize::None };
+    let square = |found: Resize| match found {
+        Resize::Shortest(side) => Ok(side),
+        Resize::Exactly(height, width) if height == width => Ok(height),
+        _ => Err("images must be square".to_owned()),
+    };
+    let side = if flag(json, "do_center_crop", true) {
+        // A plain number is both sides of the crop.
+        square(size(json, "crop_size")?.unwrap_or(Resize::Exactly(224, 224)))?
+    } else {
+        match resize {
+            Resize::Exactly(height, width) if height == width => height,
+            _ => return Err("without a centre crop, size must give equal height and width".to_owned()),
+        }
+    };
+    let filter = match &json["resample"] {
+        Value::Null => Filter::Bicubic,
+        value => value.as_u64().and_then(Filter::from_number).ok_or_else(|| format!("resample is {value}, expected 0 to 5"))?,
+    };
+    let scale = if flag(json, "do_rescale", true) { json["rescale_factor"].as_f64().unwrap_or(1.0 / 255.0) } else { 1.0 };
+    let (mean, deviation) = if flag(json, "do_normalize", true) {
+        (triple(json, "image_mean", CLIP_MEAN)?, triple(json, "image_std", CLIP_DEVIATION)?)
+    } else {
+        ([0.0; 3], [1.0; 3])
+    };
+    Ok(Preprocessor { resize, filter, side, scale, mean, deviation })
+}
+
+/// `preprocess_cfg` beside `model_cfg`.
+fn open_clip(json: &Value) -> Result<Preprocessor, String> {
+    let settings = &json["preprocess_cfg"];
+    let size = [&settings["size"], &json["model_cfg"]["vision_cfg"]["image_size"]].into_iter().find(|value| !value.is_null());
+    let side = match size {
+        None => 224,
+        Some(Value::Array(sides)) if sides.len() == 2 && sides[0] == sides[1] => sides[0].as_u64().unwrap_or(0) as u32,
+        Some(value) => {
+            value.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| format!("image size is {value}, expected one number"))?
+        }
+    };
+    let name = settings["interpolation"].as_str().unwrap_or("bicubic");
+    let filter = Filter::from_name(name).ok_or_else(|| format!("interpolation is `{name}`, expected bicubic, bilinear or nearest"))?;
+    let resize = match settings["resize_mode"].as_str().unwrap_or("shortest") {
+        "shortest" => Resize::Shortest(side),
+        "squash" => Resize::Exactly(side, side),
+        other => return Err(format!("resize_mode is `{other}`, expected shortest or squash")),
+    };
+    let (mean, deviation) = (triple(settings, "mean", CLIP_MEAN)?, triple(settings, "std", CLIP_DEVIATION)?);
+    Ok(Preprocessor { resize, filter, side, scale: 1.0 / 255.0, mean, deviation })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_spellings_of_a_size_are_understood() {
+        let side = |json: Value| hugging_face(&json).map(|p| (p.resize, p.side));
+        assert_eq!(side(json!({})).unwrap(), (Resize::Shortest(224), 224));
+        assert_eq!(side(json!({ "size": 48, "crop_size": 40 })).unwrap(), (Resize::Shortest(48), 40));
+        assert_eq!(
+            side(json!({ "size": { "shortest_edge": 48 }, "crop_size": { "height": 48, "width": 48 } })).unwrap(),
+            (Resize::Shortest(48), 48)
+        );
+        assert_eq!(side(json!({ "size": { "height": 9, "width": 9 }, "do_center_crop": false })).unwrap(), (Resize::Exactly(9, 9), 9));
+        assert!(side(json!({ "size": { "longest_edge": 9 } })).is_err());
+        assert!(side(json!({ "crop_size": { "height": 8, "width": 9 } })).is_err());
+        assert!(side(json!({ "size": 48, "do_center_crop": false })).is_err());
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused() {
+        assert!(hugging_face(&json!({ "image_processor_type": "ViTImageProcessor" })).unwrap_err().contains("ViTImageProcessor"));
+        assert!(hugging_face(&json!({ "resample": 9 })).is_err());
+        assert!(hugging_face(&json!({ "image_mean": [0.5] })).is_err());
+        assert!(open_clip(&json!({ "preprocess_cfg": { "resize_mode": "longest" } })).is_err());
+        let zero = hugging_face(&json!({ "image_std": [0.0, 1.0, 1.0] })).unwrap();
+        assert!(zero.check().is_err());
+    }
+
+    #[test]
+    fn open_clip_takes_its_size_from_the_model() {
+        let json = json!({ "model_cfg": { "vision_cfg": { "image_size": 32 } }, "preprocess_cfg": { "mean": [0.5, 0.5, 0.5], "resize_mode": "squash" } });
+        let preprocessor = open_clip(&json).unwrap();
+        assert_eq!((preprocessor.resize, preprocessor.side, preprocessor.mean), (Resize::Exactly(32, 32), 32, [0.5; 3]));
+    }
+
+    #[test]
+    fn a_small_image_is_framed_in_black() {
+        let preprocessor =
+            Preprocessor { resize: Resize::None, filter: Filter::Bicubic, side: 4, scale: 1.0, mean: [0.0; 3], deviation: [1.0; 3] };
+        let framed = preprocessor.centre(&RgbImage::from_pixel(1, 2, image::Rgb([9; 3])));
+        let lit: Vec<(u32, u32)> = framed.enumerate_pixels().filter(|(_, _, p)| p.0 == [9; 3]).map(|(x, y, _)| (x, y)).collect();
+        assert_eq!(lit, [(2, 1), (2, 2)]);
+    }
+}

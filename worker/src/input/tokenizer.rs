@@ -1,0 +1,111 @@
+//! The model's own tokeniser, from `tokenizer.json`.
+
+use std::path::Path;
+
+use super::Error;
+
+/// Largest tokeniser file, bytes.
+const MAX_FILE: u64 = 256 << 20;
+
+/// Turns texts into token ids, start and end included, without padding.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    file: String,
+    context: usize,
+    vocabulary: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` in a model's folder. Texts are cut to `context` tokens, keeping the end token; ids are
+    /// below `vocabulary`. Padding and truncation that the file asks for are switched off: batches are made elsewhere.
+    ///
+    /// # Errors
+    /// When the file is missing or cannot be read.
+    pub fn from_model_dir(folder: &Path, context: usize, vocabulary: usize) -> Result<Self, Error> {
+        let path = folder.join("tokenizer.json");
+        let file = path.display().to_string();
+        let wrong = |problem: String| Error::new(file.clone(), problem);
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > MAX_FILE => return Err(wrong("is larger than 256 MiB".into())),
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(wrong(
+                    "is missing; write it in Python with transformers: AutoTokenizer.from_pretrained(model).save_pretrained(folder)".into(),
+                ));
+            }
+            Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
+        }
+        let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|error| wrong(format!("is no tokeniser: {error}")))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { inner, file, context, vocabulary })
+    }
+
+    /// Token ids of a text.
+    ///
+    /// # Errors
+    /// When the tokeniser gives none, or an id that the model has no embedding for.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let wrong = |problem: String| Error::new(self.file.clone(), problem);
+        let encoding = self.inner.encode_fast(text, true).map_err(|error| wrong(format!("cannot encode `{text}`: {error}")))?;
+        let mut ids = encoding.get_ids().to_vec();
+        if let Some(&end) = ids.last()
+            && ids.len() > self.context
+        {
+            ids.truncate(self.context);
+            ids[self.context - 1] = end;
+        }
+        match ids.iter().find(|&&id| id as usize >= self.vocabulary) {
+            Some(id) => {
+                Err(wrong(format!("gives token {id} for `{text}`, the model has {}; it belongs to another model", self.vocabulary)))
+            }
+            None if ids.is_empty() => Err(wrong(format!("gives no token for `{text}`"))),
+            None => Ok(ids),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORDS: &str = r#"{"version":"1.0","truncation":{"direction":"Right","max_length":3,"strategy":"LongestFirst","stride":0},
+        "padding":{"strategy":{"Fixed":9},"direction":"Right","pad_to_multiple_of":null,"pad_id":0,"pad_type_id":0,"pad_token":"<pad>"},
+        "added_tokens":[{"id":1,"content":"<bos>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true},
+        {"id":3,"content":"<eos>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
+        "normalizer":{"type":"Lowercase"},"pre_tokenizer":{"type":"Whitespace"},
+        "post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<bos>","type_id":0}},{"Sequence":{"id":"A","type_id":0}},{"SpecialToken":{"id":"<eos>","type_id":0}}],
+        "pair":[{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":0}}],
+        "special_tokens":{"<bos>":{"id":"<bos>","ids":[1],"tokens":["<bos>"]},"<eos>":{"id":"<eos>","ids":[3],"tokens":["<eos>"]}}},
+        "decoder":null,"model":{"type":"WordLevel","vocab":{"<pad>":0,"<bos>":1,"<unk>":2,"<eos>":3,"a":4,"cat":5,"rare":9},"unk_token":"<unk>"}}"#;
+
+    fn tokenizer(context: usize) -> Tokenizer {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), WORDS).unwrap();
+        Tokenizer::from_model_dir(folder.path(), context, 6).unwrap()
+    }
+
+    #[test]
+    fn texts_are_neither_padded_nor_cut_by_the_file() {
+        assert_eq!(tokenizer(16).encode("A cat, a dog").unwrap(), [1, 4, 5, 2, 4, 2, 3]);
+    }
+
+    #[test]
+    fn long_texts_keep_their_end() {
+        assert_eq!(tokenizer(4).encode("a cat a cat a cat").unwrap(), [1, 4, 5, 3]);
+    }
+
+    #[test]
+    fn ids_beyond_the_model_are_refused() {
+        assert!(tokenizer(16).encode("rare").unwrap_err().problem.contains("token 9"));
+    }
+
+    #[test]
+    fn a_missing_file_says_how_to_write_it() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Tokenizer::from_model_dir(folder.path(), 16, 6).unwrap_err().problem.contains("save_pretrained"));
+        std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        assert!(Tokenizer::from_model_dir(folder.path(), 16, 6).unwrap_err().problem.contains("is no tokeniser"));
+    }
+}

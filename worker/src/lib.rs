@@ -1,0 +1,25 @@
+//! Everything of Lethe that touches tensors on a device: model towers, data loading, gradient, ranking, step search,
+//! evaluation, and the loop that takes jobs.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`service`] | takes jobs from a queue, keeps them alive, writes their outcomes |
+//! | [`engine`] | executes a job |
+//! | [`slug`] | the method: gradients, ranking, step search, choice |
+//! | [`corpus`], [`zero_shot`] | embedding the same items under edit after edit, and what they are taken for |
+//! | [`model`] | CLIP on libtorch |
+//! | [`input`] | shards, images, texts |
+//! | [`device`], [`memory`], [`handle`] | where tensors live |
+//!
+//! A worker knows one job at a time and nothing of the run it belongs to.
+
+pub mod corpus;
+pub mod device;
+pub mod engine;
+pub mod handle;
+pub mod input;
+pub mod memory;
+pub mod model;
+pub mod service;
+pub mod slug;
+pub mod zero_shot;

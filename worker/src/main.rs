@@ -1,0 +1,3 @@
+//! `lethe-worker`.
+
+fn main() {}

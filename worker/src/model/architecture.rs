@@ -1,0 +1,295 @@
+//! Names, shapes and roles of a CLIP's parameters in both layouts.
+
+use lethe_shared::outcome::Tower;
+
+use super::config::{ClipConfig, Layout, TowerConfig};
+
+/// Index of a parameter in [`Architecture::parameters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ParameterId(pub(super) usize);
+
+/// What a parameter does; decides whether it can be edited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Token, position, class or patch embedding: never a candidate.
+    Embedding,
+    /// Weight of a linear map: a candidate.
+    Linear,
+    /// Gain of a layer norm: a candidate where the manifest says so.
+    Gain,
+    /// Any bias: never a candidate.
+    Bias,
+    /// The contrastive temperature: never a candidate.
+    Scale,
+}
+
+/// Where in its tower a parameter acts; everything before stays as it was when the parameter changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Before the first block.
+    Embed,
+    /// In this block.
+    Block(usize),
+    /// After the last block: final norm and projection.
+    Project,
+}
+
+/// One parameter of the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Shape in the checkpoint.
+    pub shape: Vec<i64>,
+    /// What it does.
+    pub role: Role,
+    /// The tower it belongs to; `None` for `logit_scale`.
+    pub tower: Option<Tower>,
+    /// Where in the tower it acts.
+    pub stage: Stage,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Norm {
+    pub(super) gain: ParameterId,
+    pub(super) bias: ParameterId,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Linear {
+    pub(super) weight: ParameterId,
+    pub(super) bias: ParameterId,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum QueryKeyValue {
+    /// Three weights `[width, width]`.
+    Split { query: Linear, key: Linear, value: Linear },
+    /// One weight `[3 · width, width]`: queries, keys, values.
+    Fused(Linear),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    pub(super) norm1: Norm,
+    pub(super) attention: QueryKeyValue,
+    pub(super) out: Linear,
+    pub(super) norm2: Norm,
+    pub(super) expand: Linear,
+    pub(super) contract: Linear,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct VisionTower {
+    pub(super) class: ParameterId,
+    pub(super) patch: ParameterId,
+    pub(super) position: ParameterId,
+    pub(super) norm_before: Norm,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm_after: Norm,
+    pub(super) projection: ParameterId,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct TextTower {
+    pub(super) token: ParameterId,
+    pub(super) position: ParameterId,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm_after: Norm,
+    pub(super) projection: ParameterId,
+}
+
+/// Which parameter does what.
+#[derive(Debug, Clone)]
+pub struct Architecture {
+    parameters: Vec<ParameterSpec>,
+    pub(super) vision: VisionTower,
+    pub(super) text: TextTower,
+    pub(super) logit_scale: ParameterId,
+}
+
+impl Architecture {
+    /// The parameters a checkpoint of this configuration has.
+    pub fn new(config: &ClipConfig) -> Self {
+        match config.layout {
+            Layout::HuggingFace => hugging_face(config),
+            Layout::OpenClip => open_clip(config),
+        }
+    }
+
+    /// All parameters, indexed by [`ParameterId`].
+    pub fn parameters(&self) -> &[ParameterSpec] {
+        &self.parameters
+    }
+
+    /// Ids of all parameters, in order.
+    pub fn ids(&self) -> impl Iterator<Item = ParameterId> + use<> {
+        (0..self.parameters.len()).map(ParameterId)
+    }
+
+    /// The parameter of this id.
+    pub fn spec(&self, id: ParameterId) -> &ParameterSpec {
+        &self.parameters[id.0]
+    }
+
+    /// The parameter of this name.
+    pub fn find(&self, name: &str) -> Option<ParameterId> {
+        self.parameters.iter().position(|p| p.name == name).map(ParameterId)
+    }
+
+    /// Layers that may be edited (method.md, "Which layers are candidates"): linear weights of both towers, and the
+    /// gains of layer norms where `gains` says so.
+    pub fn candidates(&self, gains: bool) -> Vec<ParameterId> {
+        self.ids()
+            .filter(|&id| match self.spec(id).role {
+                Role::Linear => true,
+                Role::Gain => gains,
+                Role::Embedding | Role::Bias | Role::Scale => false,
+            })
+            .collect()
+    }
+}
+
+/// Collects parameters while a layout is spelled out.
+struct Builder {
+    parameters: Vec<ParameterSpec>,
+    tower: Option<Tower>,
+    stage: Stage,
+}
+
+impl Builder {
+    fn add(&mut self, name: String, shape: Vec<i64>, role: Role) -> ParameterId {
+        self.parameters.push(ParameterSpec { name, shape, role, tower: self.tower, stage: self.stage });
+        ParameterId(self.parameters.len() - 1)
+    }
+
+    fn norm(&mut self, prefix: &str, width: i64) -> Norm {
+        Norm {
+            gain: self.add(format!("{prefix}.weight"), vec![width], Role::Gain),
+            bias: self.add(format!("{prefix}.bias"), vec![width], Role::Bias),
+        }
+    }
+
+    fn linear(&mut self, prefix: &str, output: i64, input: i64) -> Linear {
+        self.linear_named(format!("{prefix}.weight"), format!("{prefix}.bias"), output, input)
+    }
+
+    fn linear_named(&mut self, weight: String, bias: String, output: i64, input: i64) -> Linear {
+        Linear { weight: self.add(weight, vec![output, input], Role::Linear), bias: self.add(bias, vec![output], Role::Bias) }
+    }
+
+    fn blocks(&mut self, tower: Tower, config: &TowerConfig, block: impl Fn(&mut Self, usize) -> Block) -> Vec<Block> {
+        self.tower = Some(tower);
+        (0..config.layers)
+            .map(|i| {
+                self.stage = Stage::Block(i);
+                block(self, i)
+            })
+            .collect()
+    }
+
+    fn at(&mut self, tower: Option<Tower>, stage: Stage) {
+        self.tower = tower;
+        self.stage = stage;
+    }
+}
+
+fn hugging_face(config: &ClipConfig) -> Architecture {
+    let mut b = Builder { parameters: Vec::new(), tower: None, stage: Stage::Project };
+    let logit_scale = b.add("logit_scale".into(), vec![], Role::Scale);
+
+    let block = |prefix: &'static str, tower: TowerConfig| {
+        move |b: &mut Builder, i: usize| {
+            let (at, width) = (format!("{prefix}.encoder.layers.{i}"), tower.width);
+            Block {
+                norm1: b.norm(&format!("{at}.layer_norm1"), width),
+                attention: QueryKeyValue::Split {
+                    query: b.linear(&format!("{at}.self_attn.q_proj"), width, width),
+                    key: b.linear(&format!("{at}.self_attn.k_proj"), width, width),
+                    value: b.linear(&format!("{at}.self_attn.v_proj"), width, width),
+                },
+                out: b.linear(&format!("{at}.self_attn.out_proj"), width, width),
+                norm2: b.norm(&format!("{at}.layer_norm2"), width),
+                expand: b.linear(&format!("{at}.mlp.fc1"), tower.mlp_width, width),
+                contract: b.linear(&format!("{at}.mlp.fc2"), width, tower.mlp_width),
+            }
+        }
+    };
+
+    b.at(Some(Tower::Text), Stage::Embed);
+    let width = config.text.width;
+    let token = b.add("text_model.embeddings.token_embedding.weight".into(), vec![config.vocabulary, width], Role::Embedding);
+    let position = b.add("text_model.embeddings.position_embedding.weight".into(), vec![config.context_length, width], Role::Embedding);
+    let blocks = b.blocks(Tower::Text, &config.text, block("text_model", config.text));
+    b.at(Some(Tower::Text), Stage::Project);
+    let norm_after = b.norm("text_model.final_layer_norm", width);
+    let projection = b.add("text_projection.weight".into(), vec![config.embedding, width], Role::Linear);
+    let text = TextTower { token, position, blocks, norm_after, projection };
+
+    b.at(Some(Tower::Vision), Stage::Embed);
+    let width = config.vision.width;
+    let class = b.add("vision_model.embeddings.class_embedding".into(), vec![width], Role::Embedding);
+    let patch = b.add(
+        "vision_model.embeddings.patch_embedding.weight".into(),
+        vec![width, 3, config.patch_size, config.patch_size],
+        Role::Embedding,
+    );
+    let position = b.add("vision_model.embeddings.position_embedding.weight".into(), vec![config.image_tokens(), width], Role::Embedding);
+    // The misspelling is the checkpoint's.
+    let norm_before = b.norm("vision_model.pre_layrnorm", width);
+    let blocks = b.blocks(Tower::Vision, &config.vision, block("vision_model", config.vision));
+    b.at(Some(Tower::Vision), Stage::Project);
+    let norm_after = b.norm("vision_model.post_layernorm", width);
+    let projection = b.add("visual_projection.weight".into(), vec![config.embedding, width], Role::Linear);
+    let vision = VisionTower { class, patch, position, norm_before, blocks, norm_after, projection };
+
+    Architecture { parameters: b.parameters, vision, text, logit_scale }
+}
+
+fn open_clip(config: &ClipConfig) -> Architecture {
+    let mut b = Builder { parameters: Vec::new(), tower: None, stage: Stage::Project };
+    let logit_scale = b.add("logit_scale".into(), vec![], Role::Scale);
+
+    let block = |prefix: &'static str, tower: TowerConfig| {
+        move |b: &mut Builder, i: usize| {
+            let (at, width) = (format!("{prefix}transformer.resblocks.{i}"), tower.width);
+            Block {
+                norm1: b.norm(&format!("{at}.ln_1"), width),
+                attention: QueryKeyValue::Fused(b.linear_named(
+                    format!("{at}.attn.in_proj_weight"),
+                    format!("{at}.attn.in_proj_bias"),
+                    3 * width,
+                    width,
+                )),
+                out: b.linear(&format!("{at}.attn.out_proj"), width, width),
+                norm2: b.norm(&format!("{at}.ln_2"), width),
+                expand: b.linear(&format!("{at}.mlp.c_fc"), tower.mlp_width, width),
+                contract: b.linear(&format!("{at}.mlp.c_proj"), width, tower.mlp_width),
+            }
+        }
+    };
+
+    b.at(Some(Tower::Text), Stage::Embed);
+    let width = config.text.width;
+    let token = b.add("token_embedding.weight".into(), vec![config.vocabulary, width], Role::Embedding);
+    let position = b.add("positional_embedding".into(), vec![config.context_length, width], Role::Embedding);
+    let blocks = b.blocks(Tower::Text, &config.text, block("", config.text));
+    b.at(Some(Tower::Text), Stage::Project);
+    let norm_after = b.norm("ln_final", width);
+    let projection = b.add("text_projection".into(), vec![width, config.embedding], Role::Linear);
+    let text = TextTower { token, position, blocks, norm_after, projection };
+
+    b.at(Some(Tower::Vision), Stage::Embed);
+    let width = config.vision.width;
+    let class = b.add("visual.class_embedding".into(), vec![width], Role::Embedding);
+    let patch = b.add("visual.conv1.weight".into(), vec![width, 3, config.patch_size, config.patch_size], Role::Embedding);
+    let position = b.add("visual.positional_embedding".into(), vec![config.image_tokens(), width], Role::Embedding);
+    let norm_before = b.norm("visual.ln_pre", width);
+    let blocks = b.blocks(Tower::Vision, &config.vision, block("visual.", config.vision));
+    b.at(Some(Tower::Vision), Stage::Project);
+    let norm_after = b.norm("visual.ln_post", width);
+    let projection = b.add("visual.proj".into(), vec![width, config.embedding], Role::Linear);
+    let vision = VisionTower { class, patch, position, norm_before, blocks, norm_after, projection };
+
+    Architecture { parameters: b.parameters, vision, text, logit_scale }
+}

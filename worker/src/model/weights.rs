@@ -1,0 +1,148 @@
+//! Parameters on a device, and cheap views of them in which single tensors are replaced.
+
+use lethe_shared::checkpoint::Checkpoint;
+use safetensors::Dtype;
+use tch::{Device, Kind, Tensor};
+
+use super::{Architecture, Error, ParameterId};
+use crate::handle::SharedTensor;
+
+/// The parameters of a model, float32 on one device, read-only.
+///
+/// Threads share them: [`Parameters::weights`] hands out shallow clones, and nothing in this crate writes into them.
+#[derive(Debug)]
+pub struct Parameters {
+    tensors: Vec<SharedTensor>,
+    storage: Vec<Dtype>,
+    device: Device,
+}
+
+impl Parameters {
+    /// Takes tensors in the order of [`Architecture::parameters`]; `storage` is each one's type in the checkpoint.
+    pub fn new(tensors: Vec<Tensor>, storage: Vec<Dtype>, device: Device) -> Self {
+        Self { tensors: tensors.into_iter().map(SharedTensor::new).collect(), storage, device }
+    }
+
+    /// Reads every parameter of `architecture` from a checkpoint onto `device`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when one is missing, has another shape, or is not a floating-point type.
+    pub fn read(architecture: &Architecture, checkpoint: &Checkpoint, device: Device) -> Result<Self, Error> {
+        let mut tensors = Vec::with_capacity(architecture.parameters().len());
+        let mut storage = Vec::with_capacity(tensors.capacity());
+        for spec in architecture.parameters() {
+            let wrong = |problem: String| Error::Tensor { tensor: spec.name.clone(), problem };
+            let info = checkpoint
+                .tensors()
+                .get(&spec.name)
+                .ok_or_else(|| wrong("is missing from the checkpoint; is config.json that of these weights?".into()))?;
+            let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+            // logit_scale is stored as [] by both writers and as [1] by some converters.
+            if shape != spec.shape && !(spec.shape.is_empty() && shape == [1]) {
+                return Err(wrong(format!("has shape {shape:?}, the configuration says {:?}", spec.shape)));
+            }
+            let bytes = checkpoint.bytes(&spec.name).map_err(|e| wrong(e.to_string()))?;
+            tensors.push(tensor_from_bytes(bytes, info.dtype, &spec.shape).map_err(&wrong)?.f_to(device)?);
+            storage.push(info.dtype);
+        }
+        Ok(Self::new(tensors, storage, device))
+    }
+
+    /// The device all tensors are on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// A view of all parameters.
+    pub fn weights(&self) -> Weights {
+        Weights { tensors: self.tensors.iter().map(SharedTensor::get).collect() }
+    }
+
+    /// One parameter.
+    pub fn get(&self, id: ParameterId) -> Tensor {
+        self.tensors[id.0].get()
+    }
+
+    /// The type a parameter is stored in; an edited layer is rounded to it before it is evaluated.
+    pub fn storage(&self, id: ParameterId) -> Dtype {
+        self.storage[id.0]
+    }
+}
+
+/// A view of a model's parameters: shallow clones, some of them replaced.
+#[derive(Debug)]
+pub struct Weights {
+    tensors: Vec<Tensor>,
+}
+
+impl Weights {
+    /// A view over these tensors, in the order of [`Architecture::parameters`].
+    pub fn from_tensors(tensors: Vec<Tensor>) -> Self {
+        Self { tensors }
+    }
+
+    /// The tensor of this parameter.
+    pub fn get(&self, id: ParameterId) -> &Tensor {
+        &self.tensors[id.0]
+    }
+
+    /// The same view with another tensor in the place of one parameter.
+    #[must_use]
+    pub fn with(&self, id: ParameterId, tensor: Tensor) -> Self {
+        let mut tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::shallow_clone).collect();
+        tensors[id.0] = tensor;
+        Self { tensors }
+    }
+
+    /// The same view with `ids` as leaves of a fresh autograd graph (memory shared, gradients wanted), and those leaves.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn with_leaves(&self, ids: &[ParameterId]) -> Result<(Self, Vec<Tensor>), Error> {
+        let mut tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::shallow_clone).collect();
+        let mut leaves = Vec::with_capacity(ids.len());
+        for id in ids {
+            let leaf = tensors[id.0].f_detach()?.f_set_requires_grad(true)?;
+            leaves.push(leaf.shallow_clone());
+            tensors[id.0] = leaf;
+        }
+        Ok((Self { tensors }, leaves))
+    }
+}
+
+/// libtorch's kind for a stored type, floating-point types only.
+pub fn kind_of(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::F32 => Some(Kind::Float),
+        Dtype::F16 => Some(Kind::Half),
+        Dtype::BF16 => Some(Kind::BFloat16),
+        Dtype::F64 => Some(Kind::Double),
+        _ => None,
+    }
+}
+
+/// A float32 tensor from little-endian bytes of a floating-point type.
+///
+/// # Errors
+/// A sentence when the type is no floating-point type, or bytes and shape do not fit.
+pub fn tensor_from_bytes(bytes: &[u8], dtype: Dtype, shape: &[i64]) -> Result<Tensor, String> {
+    let kind = kind_of(dtype).ok_or_else(|| format!("is stored as {dtype:?}; weights must be F32, F16, BF16 or F64"))?;
+    let expected = shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
+    if bytes.len() != expected {
+        return Err(format!("has {} bytes, shape {shape:?} of {dtype:?} needs {expected}", bytes.len()));
+    }
+    let tensor = Tensor::f_from_data_size(bytes, shape, kind).map_err(|e| e.to_string())?;
+    tensor.f_to_kind(Kind::Float).map_err(|e| e.to_string())
+}
+
+/// The float32 values of a tensor as little-endian bytes, on the host.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn tensor_to_bytes(tensor: &Tensor) -> Result<Vec<u8>, Error> {
+    let host = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let count = host.numel();
+    let mut values = vec![0f32; count];
+    host.f_copy_data(&mut values, count)?;
+    Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}

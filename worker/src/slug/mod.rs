@@ -1,0 +1,17 @@
+//! Single Layer Unlearning Gradient (arXiv 2407.11867), exactly as `docs/method.md` spells it out.
+//!
+//! | file | what | paper |
+//! |---|---|---|
+//! | [`loss`] | forget and retain loss | section 3.1 |
+//! | [`gradient`] | their gradients, taken once, averaged over batches | section 3.1 |
+//! | [`ranking`] | importance, alignment, Pareto front | section 3.2, equations 4 to 6 |
+//! | [`step`] | search of the step size | section 3.3 |
+//! | [`search`] | the trials of one concept on every front layer, and the choice | section 3.3 |
+//!
+//! [`ranking`] and [`step`] are arithmetic on numbers; the others work on tensors.
+
+pub mod gradient;
+pub mod loss;
+pub mod ranking;
+pub mod search;
+pub mod step;

@@ -1,0 +1,202 @@
+//! The trials of one concept on every front layer, and the choice among them (paper section 3.3).
+
+use lethe_shared::job::MethodSettings;
+use lethe_shared::manifest::Stop;
+use lethe_shared::outcome::{Accuracy, Hits, LayerAnswer, Tower, Trial};
+use tch::{Kind, Tensor};
+
+use super::ranking::Scores;
+use super::step::StepSearch;
+use crate::corpus::{self, Corpus};
+use crate::model::weights::kind_of;
+use crate::model::{Clip, Error, ParameterId, Parameters, Weights};
+use crate::zero_shot;
+
+/// What every concept's search shares: the model, and what is looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground<'a> {
+    /// The model's structure.
+    pub clip: &'a Clip,
+    /// Its original parameters.
+    pub parameters: &'a Parameters,
+    /// Every class text.
+    pub class_texts: &'a Corpus,
+    /// Their embeddings under the original model `[classes, d]`.
+    pub classes: &'a Tensor,
+    /// The validation images.
+    pub validation: &'a Corpus,
+    /// Their embeddings under the original model `[n, d]`.
+    pub validation_images: &'a Tensor,
+    /// Their classes.
+    pub validation_labels: &'a [u32],
+}
+
+/// One concept: its forget images and the class they must no longer be found in.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// Index of the class.
+    pub class: u32,
+    /// The forget images.
+    pub images: &'a Corpus,
+    /// Their embeddings under the original model `[n, d]`.
+    pub embedded: &'a Tensor,
+}
+
+/// A layer on a Pareto front with its scores and the direction of its edit.
+#[derive(Debug)]
+pub struct FrontLayer<'a> {
+    /// The layer.
+    pub id: ParameterId,
+    /// Its scores.
+    pub scores: Scores,
+    /// g_f,l, float32 in the layer's shape.
+    pub gradient: &'a Tensor,
+}
+
+/// What one layer's search found: the smallest step that forgot, and the model there.
+#[derive(Debug)]
+pub struct Answer {
+    /// The layer.
+    pub id: ParameterId,
+    /// Step, accuracies, utility.
+    pub summary: LayerAnswer,
+    /// Hits per class on the validation images with this edit alone.
+    pub validation: Hits,
+}
+
+/// θ_l + λ g_f,l, computed in float64 and rounded to the type the layer is stored in: what a release will hold.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn edited_layer(parameters: &Parameters, layer: ParameterId, gradient: &Tensor, step: f64) -> Result<Tensor, Error> {
+    let change = gradient.f_to_kind(Kind::Double)?.f_mul_scalar(step)?;
+    let moved = parameters.get(layer).f_to_kind(Kind::Double)?.f_add(&change)?;
+    let stored = kind_of(parameters.storage(layer)).unwrap_or(Kind::Float);
+    Ok(moved.f_to_kind(stored)?.f_to_kind(Kind::Float)?)
+}
+
+/// Searches one layer. Returns every trial, and the answer if a step forgot.
+///
+/// Forgetting is judged on the forget images alone; the validation images are embedded once, at the answer, because
+/// the step does not depend on them.
+///
+/// # Errors
+/// When libtorch refuses. A step that takes the model out of range is a trial that did not forget.
+pub fn search_layer(
+    ground: Ground<'_>,
+    subject: &Subject<'_>,
+    layer: &FrontLayer<'_>,
+    method: &MethodSettings,
+) -> Result<(Vec<Trial>, Option<Answer>), Error> {
+    let Some(unit) = layer.scores.unit_step() else { return Ok((Vec::new(), None)) };
+    let spec = ground.clip.architecture().spec(layer.id);
+    let original = ground.parameters.weights();
+    let forget_labels = corpus::labels(&vec![subject.class; subject.images.len()], ground.parameters.device())?;
+    let mut search = StepSearch::new(unit, method.search_evaluations, method.search_tolerance);
+    let mut trials = Vec::new();
+    // At the best step so far: accuracy, the edited weights, the class embeddings where they changed.
+    let mut best: Option<(Accuracy, Weights, Option<Tensor>)> = None;
+    while let Some(step) = search.next() {
+        let edited = original.with(layer.id, edited_layer(ground.parameters, layer.id, layer.gradient, step)?);
+        // The towers are independent: an edit in one leaves the other's embeddings as they were.
+        let (ranks, classes) = match spec.tower {
+            Some(Tower::Text) => {
+                let classes = ground.class_texts.embed(ground.clip, &original, &edited, Some(layer.id))?;
+                (zero_shot::ranks(subject.embedded, &classes, &forget_labels), Some(classes))
+            }
+            _ => {
+                let images = subject.images.embed(ground.clip, &original, &edited, Some(layer.id))?;
+                (zero_shot::ranks(&images, ground.classes, &forget_labels), None)
+            }
+        };
+        let accuracy = match ranks {
+            Ok(ranks) => zero_shot::accuracy(&ranks),
+            Err(Error::Tensor { .. }) => Accuracy { fa1: 1.0, fa5: 1.0 },
+            Err(other) => return Err(other),
+        };
+        let forgotten = match method.stop {
+            Stop::Fa1 => accuracy.fa1 == 0.0,
+            Stop::Fa5 => accuracy.fa5 == 0.0,
+        };
+        trials.push(Trial { layer: spec.name.clone(), step, fa1: accuracy.fa1, fa5: accuracy.fa5, forgotten, utility: None });
+        if forgotten {
+            best = Some((accuracy, edited, classes));
+        }
+        search.record(forgotten);
+    }
+    let (Some(step), Some((accuracy, edited, classes))) = (search.answer(), best) else { return Ok((trials, None)) };
+
+    let labels = corpus::labels(ground.validation_labels, ground.parameters.device())?;
+    let ranks = match &classes {
+        Some(classes) => zero_shot::ranks(ground.validation_images, classes, &labels)?,
+        None => {
+            let images = ground.validation.embed(ground.clip, &original, &edited, Some(layer.id))?;
+            zero_shot::ranks(&images, ground.classes, &labels)?
+        }
+    };
+    let validation = zero_shot::hits(&ranks, ground.validation_labels);
+    let utility = validation.mean_top1(|class| class != subject.class);
+    if let Some(trial) = trials.iter_mut().find(|trial| trial.step == step) {
+        trial.utility = Some(utility);
+    }
+    let summary = LayerAnswer {
+        layer: spec.name.clone(),
+        tower: spec.tower.unwrap_or(Tower::Text),
+        step,
+        relative_step: step / unit,
+        fa1: accuracy.fa1,
+        fa5: accuracy.fa5,
+        utility,
+    };
+    Ok((trials, Some(Answer { id: layer.id, summary, validation })))
+}
+
+/// The best of the answers: lowest forget accuracy (of the measure that `stop` names, then the other), then highest
+/// utility, then smallest relative change, then first by name.
+pub fn choose(answers: &[Answer], stop: Stop) -> Option<&Answer> {
+    let key = |a: &LayerAnswer| match stop {
+        Stop::Fa5 => (a.fa5, a.fa1),
+        Stop::Fa1 => (a.fa1, a.fa5),
+    };
+    answers.iter().min_by(|a, b| {
+        let (a, b) = (&a.summary, &b.summary);
+        let ((a_first, a_second), (b_first, b_second)) = (key(a), key(b));
+        a_first
+            .total_cmp(&b_first)
+            .then(a_second.total_cmp(&b_second))
+            .then(b.utility.total_cmp(&a.utility))
+            .then(a.relative_step.total_cmp(&b.relative_step))
+            .then_with(|| a.layer.cmp(&b.layer))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Architecture, ClipConfig};
+
+    fn answer(layer: &str, fa1: f64, fa5: f64, utility: f64, relative_step: f64) -> Answer {
+        let config = ClipConfig::from_json("config.json", &serde_json::json!({ "model_type": "clip" })).unwrap();
+        let id = Architecture::new(&config).ids().next().unwrap();
+        let summary = LayerAnswer { layer: layer.into(), tower: Tower::Text, step: 1.0, relative_step, fa1, fa5, utility };
+        Answer { id, summary, validation: Hits::default() }
+    }
+
+    fn chosen(answers: &[Answer]) -> &str {
+        &choose(answers, Stop::Fa5).unwrap().summary.layer
+    }
+
+    #[test]
+    fn forgetting_comes_before_utility_before_size() {
+        let base = || answer("a", 0.0, 0.0, 0.8, 0.1);
+        assert_eq!(chosen(&[base(), answer("b", 0.0, 0.1, 0.9, 0.01)]), "a");
+        assert_eq!(chosen(&[base(), answer("b", 0.0, 0.0, 0.9, 0.5)]), "b");
+        assert_eq!(chosen(&[base(), answer("b", 0.0, 0.0, 0.8, 0.05)]), "b");
+        assert_eq!(chosen(&[answer("b", 0.0, 0.0, 0.8, 0.1), base()]), "a");
+    }
+
+    #[test]
+    fn without_answers_there_is_no_choice() {
+        assert!(choose(&[], Stop::Fa5).is_none());
+    }
+}

@@ -1,0 +1,82 @@
+//! Zero-shot classification: where the true class ranks among all class texts.
+
+use lethe_shared::outcome::{Accuracy, Hits};
+use tch::{Kind, Tensor};
+
+use crate::model::Error;
+
+/// For each image, how many classes score higher than its own: 0 means top-1.
+///
+/// `images` `[n, d]` and `classes` `[c, d]` are unit embeddings, `labels` `[n]` int64 the true classes. Classes that
+/// score exactly as high count when they come earlier in the list, as a stable arg-sort would have it.
+///
+/// # Errors
+/// When shapes do not fit, or an embedding is not finite.
+pub fn ranks(images: &Tensor, classes: &Tensor, labels: &Tensor) -> Result<Vec<i64>, Error> {
+    let scores = images.f_matmul(&classes.f_transpose(0, 1)?)?;
+    if !scores.f_isfinite()?.f_all()?.f_double_value(&[])?.eq(&1.0) {
+        return Err(Error::Tensor { tensor: "embeddings".into(), problem: "are not finite".into() });
+    }
+    let column = labels.f_unsqueeze(1)?;
+    let own = scores.f_gather(1, &column, false)?;
+    let positions = Tensor::f_arange(classes.size()[0], (Kind::Int64, classes.device()))?.f_unsqueeze(0)?;
+    let earlier = scores.f_eq_tensor(&own)?.f_logical_and(&positions.f_lt_tensor(&column)?)?;
+    let above = scores.f_gt_tensor(&own)?.f_logical_or(&earlier)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
+    Ok(Vec::<i64>::try_from(above.f_to_device(tch::Device::Cpu)?)?)
+}
+
+/// Top-1 and top-5 accuracy from [`ranks`], 0 to 1.
+pub fn accuracy(ranks: &[i64]) -> Accuracy {
+    let share = |k: i64| ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len().max(1) as f64;
+    Accuracy { fa1: share(1), fa5: share(5) }
+}
+
+/// Top-1 and top-5 hits per class from [`ranks`] and the classes they belong to.
+pub fn hits(ranks: &[i64], labels: &[u32]) -> Hits {
+    let mut hits = Hits::default();
+    for (&rank, &label) in ranks.iter().zip(labels) {
+        let class = hits.classes.entry(label).or_default();
+        class.n += 1;
+        class.top1 += u32::from(rank < 1);
+        class.top5 += u32::from(rank < 5);
+    }
+    hits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(values: &[f32], width: i64) -> Tensor {
+        Tensor::from_slice(values).view([-1, width])
+    }
+
+    #[test]
+    fn ranks_count_the_classes_above() {
+        let classes = rows(&[1., 0., 0., 1., 0.6, 0.8], 2);
+        let images = rows(&[1., 0., 0., 1., 1., 0.], 2);
+        let labels = Tensor::from_slice(&[0i64, 0, 1]);
+        assert_eq!(ranks(&images, &classes, &labels).unwrap(), [0, 2, 2]);
+    }
+
+    #[test]
+    fn a_tie_goes_to_the_earlier_class() {
+        let classes = rows(&[1., 0., 1., 0., 1., 0.], 2);
+        let images = rows(&[1., 0.], 2);
+        assert_eq!(ranks(&images, &classes, &Tensor::from_slice(&[2i64])).unwrap(), [2]);
+        assert_eq!(ranks(&images, &classes, &Tensor::from_slice(&[0i64])).unwrap(), [0]);
+    }
+
+    #[test]
+    fn a_collapsed_model_is_an_error_not_an_accuracy() {
+        let classes = rows(&[1., f32::NAN], 2);
+        assert!(ranks(&classes, &classes, &Tensor::from_slice(&[0i64])).is_err());
+    }
+
+    #[test]
+    fn hits_are_per_class() {
+        let hits = hits(&[0, 3, 7], &[4, 4, 9]);
+        assert_eq!((hits.classes[&4].n, hits.classes[&4].top1, hits.classes[&4].top5), (2, 1, 2));
+        assert_eq!((hits.classes[&9].n, hits.classes[&9].top1, hits.classes[&9].top5), (1, 0, 0));
+    }
+}
