@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use lethe_shared::job::{Job, JobId};
 use lethe_shared::outcome::Outcome;
-use lethe_shared::queue::{Event, Queue};
+use lethe_shared::queue::{Cause, Event, Queue};
 use lethe_shared::store::Store;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -23,7 +23,16 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 32;
 
 /// A job's end: its outcome, or why it has none.
-pub type Ended = Result<Outcome, String>;
+pub type Ended = Result<Outcome, Lost>;
+
+/// Why a job has no outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The last error.
+    pub error: String,
+    /// Whose fault it is.
+    pub cause: Cause,
+}
 
 /// Publishes jobs and waits for their outcomes.
 #[derive(Debug, Clone)]
@@ -63,7 +72,7 @@ impl Dispatcher {
                 notice = notices.next() => match notice {
                     Some(notice) if waiting.contains_key(&notice.job) => match notice.event {
                         Event::Finished { .. } => self.finished(std::iter::once(notice.job)).await?,
-                        Event::Buried { error } => BTreeMap::from([(notice.job, Err(error))]),
+                        Event::Buried { error, cause } => BTreeMap::from([(notice.job, Err(Lost { error, cause }))]),
                         Event::Failed { error, will_retry } => {
                             warn!(job = %waiting[&notice.job].label(), %error, will_retry, "an attempt failed");
                             BTreeMap::new()
@@ -79,7 +88,7 @@ impl Dispatcher {
                 _ = look.tick() => {
                     let mut found = self.finished(waiting.keys().copied()).await?;
                     for letter in self.queue.dead_letters(run).await? {
-                        found.entry(letter.job.id()).or_insert(Err(letter.error));
+                        found.entry(letter.job.id()).or_insert(Err(Lost { error: letter.error, cause: letter.cause }));
                     }
                     found
                 }

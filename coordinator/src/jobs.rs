@@ -53,16 +53,16 @@ pub fn base_evaluation(plan: &Plan, classes: ArtifactRef) -> Vec<Job> {
     held_out(plan, None, classes)
 }
 
-/// Hits of the composed model on every forget set, validation and test set.
-pub fn composed_evaluation(plan: &Plan, change: ArtifactRef, classes: ArtifactRef) -> Vec<Job> {
+/// Hits of the composed model on the forget sets of concepts that have an edit, on validation and test set.
+pub fn composed_evaluation(plan: &Plan, edited: &[&PlannedConcept], change: ArtifactRef, classes: ArtifactRef) -> Vec<Job> {
     let mut jobs = held_out(plan, Some(change), classes);
     let item = |planned: &PlannedConcept| EvaluateItem {
         name: forget_item(&planned.concept.id),
         shards: planned.forget.clone(),
         label: Label::Class(planned.concept.class_index),
     };
-    for slice in plan.concepts.chunks(CONCEPTS_PER_JOB) {
-        jobs.push(job(plan, Task::Evaluate { change: Some(change), items: slice.iter().map(item).collect(), classes }));
+    for slice in edited.chunks(CONCEPTS_PER_JOB) {
+        jobs.push(job(plan, Task::Evaluate { change: Some(change), items: slice.iter().map(|planned| item(planned)).collect(), classes }));
     }
     jobs
 }

@@ -8,10 +8,11 @@ use lethe_shared::edit::{self, Edit};
 use lethe_shared::job::{ArtifactRef, Job};
 use lethe_shared::manifest::{Required, Stop};
 use lethe_shared::outcome::{Accuracy, ConceptResult, Hits, Outcome, TaskResult};
+use lethe_shared::queue::Cause;
 use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing, Utility};
 
 use crate::compose::{self, Change};
-use crate::dispatch::{Dispatcher, Ended};
+use crate::dispatch::{Dispatcher, Ended, Lost};
 use crate::failure::Failure;
 use crate::jobs;
 use crate::measure::{self, Spread};
@@ -83,7 +84,8 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let encoded = store.put_artifact(compose::encode(&plan.checkpoint, &change)?.into()).await?;
     run.phases.push(Phase { name: "compose".into(), seconds: began.elapsed().as_secs_f64() });
 
-    let evaluated = run.must("evaluate", &jobs::composed_evaluation(plan, encoded, classes), quiet).await?;
+    let edited: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
+    let evaluated = run.must("evaluate", &jobs::composed_evaluation(plan, &edited, encoded, classes), quiet).await?;
     let mut hits: BTreeMap<String, Hits> = evaluated.into_iter().filter_map(evaluation).flatten().collect();
     let composed = HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) };
 
@@ -125,7 +127,8 @@ impl Run<'_> {
         for (job, end) in jobs.iter().zip(ended) {
             match end {
                 Ok(outcome) => outcomes.push(outcome),
-                Err(error) => problems.push(format!("{}: {error}", job.label())),
+                Err(Lost { error, cause: Cause::Circumstances }) => return Err(gave_up(&job.label(), &error)),
+                Err(Lost { error, cause: Cause::Input }) => problems.push(format!("{}: {error}", job.label())),
             }
         }
         if problems.is_empty() { Ok(outcomes) } else { Err(Failure::BadInput(problems)) }
@@ -180,6 +183,10 @@ fn is_forgotten(accuracy: Accuracy, stop: Stop) -> bool {
     }
 }
 
+fn gave_up(job: &str, error: &str) -> Failure {
+    Failure::Infrastructure(format!("{job} was given up: {error}"))
+}
+
 fn mismatch(kind: &str) -> Failure {
     Failure::Infrastructure(format!("the store holds an outcome of another kind for a {kind} job; it was written by another program"))
 }
@@ -218,7 +225,9 @@ fn concept_results<'a>(plan: &'a Plan, ended: &'a [Ended]) -> Result<(BTreeMap<&
         match end {
             Ok(Outcome { result: TaskResult::Concept(result), .. }) => drop(results.insert(id, &**result)),
             Ok(_) => return Err(mismatch("concept")),
-            Err(reason) => missing.push(Missing { id: id.to_owned(), reason: reason.clone() }),
+            // Doing it again may help, and finds everything else done.
+            Err(Lost { error, cause: Cause::Circumstances }) => return Err(gave_up(&format!("concept {id}"), error)),
+            Err(Lost { error, cause: Cause::Input }) => missing.push(Missing { id: id.to_owned(), reason: error.clone() }),
         }
     }
     Ok((results, missing))

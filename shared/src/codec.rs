@@ -143,7 +143,7 @@ mod tests {
     use crate::address::Address;
     use crate::job::{ArtifactRef, ConceptTask, EvaluateItem, JobId, Label, MethodSettings, ModelRef, RetainPart, ShardRef, Task};
     use crate::manifest::Stop;
-    use crate::queue::Event;
+    use crate::queue::{Cause, Event};
 
     fn artifact(seed: u64) -> ArtifactRef {
         ArtifactRef { digest: Digest::of(&seed.to_le_bytes()), bytes: seed }
@@ -195,7 +195,7 @@ mod tests {
             Event::Started,
             Event::Finished { seconds: 1.25 },
             Event::Failed { error: "disk full".into(), will_retry: true },
-            Event::Buried { error: "no such file".into() },
+            Event::Buried { error: "no such file".into(), cause: Cause::Input },
         ];
         let notice = |event| Notice { run: "r".into(), job: JobId::from(Digest::of(b"j")), attempt: 2, worker: "w/0".into(), event };
         events.into_iter().map(notice).collect()

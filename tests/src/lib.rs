@@ -1,1 +1,171 @@
-//! Test support: real servers and real binaries, started and cleaned up.
+//! What the tests share: the real binaries, and small jobs cut from the demo.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ stands in the repository").to_owned()
+}
+
+/// The demo's folder.
+pub fn demo() -> PathBuf {
+    repository().join("jobs/emoji")
+}
+
+/// A binary built by `cargo build --release`, which `make test` does first.
+pub fn binary(name: &str) -> PathBuf {
+    // Tests are in target/<profile>/deps.
+    let here = std::env::current_exe().expect("a test has a path");
+    let path = here.ancestors().nth(2).expect("target/<profile>").join(name);
+    assert!(path.is_file(), "{} is missing: run `cargo build --release` first, as `make test` does", path.display());
+    path
+}
+
+/// A small job: a few concepts, sixty classes, some of the demo's drawings; seconds of work.
+#[derive(Debug)]
+pub struct SmallJob {
+    folder: tempfile::TempDir,
+}
+
+/// Concepts of the small job, all of them in the demo's `concepts-8.csv`.
+pub const CONCEPTS: [&str; 3] = ["pizza", "red-heart", "rocket"];
+
+impl SmallJob {
+    /// Writes the job into a new folder.
+    pub fn new() -> Self {
+        let job = Self { folder: tempfile::tempdir().expect("a temporary folder") };
+        let classes = std::fs::read_to_string(demo().join("classes.txt")).expect("classes.txt");
+        let table = std::fs::read_to_string(demo().join("concepts-8.csv")).expect("concepts-8.csv");
+        let removed: Vec<String> = CONCEPTS.iter().map(|id| class_of(&table, id)).collect();
+        let mut names: Vec<&str> = classes.lines().step_by(19).collect();
+        names.extend(removed.iter().map(String::as_str).filter(|name| !names.contains(name)).collect::<Vec<_>>());
+        job.write("classes.txt", names.join("\n").as_bytes());
+        for name in ["validation.tar", "test.tar"] {
+            let shard = cut(&demo().join(name), usize::MAX, |caption| names.contains(&caption));
+            job.write(name, &shard);
+        }
+        job.write("retain-0.tar", &cut(&demo().join("retain-00000.tar"), 96, |_| true));
+        job.write("retain-1.tar", &cut(&demo().join("retain-00001.tar"), 70, |_| true));
+        let mut rows = "id,name,class,forget,strength,group\n".to_owned();
+        for (id, class) in CONCEPTS.iter().zip(&removed) {
+            std::fs::copy(demo().join(format!("forget/{id}.tar")), job.path(&format!("{id}.tar"))).expect("copy a forget shard");
+            rows += &format!("{id},{class},{class},{id}.tar,1,test\n");
+        }
+        job.write("concepts.csv", rows.as_bytes());
+        job.manifest("workers = 2");
+        job
+    }
+
+    /// Writes the manifest with these lines under `[execution]`.
+    pub fn manifest(&self, execution: &str) {
+        let text = format!(
+            "version = 1\nname = \"small\"\n\n[model]\nuri = \"{}\"\n\n[data]\nretain = [\"retain-*.tar\"]\nvalidation = [\"validation.tar\"]\n\
+             test = [\"test.tar\"]\nclasses = \"classes.txt\"\n\n[concepts]\ntable = \"concepts.csv\"\n\n[method]\nbatch_size = 32\n\
+             search_evaluations = 6\n\n[execution]\n{execution}\n",
+            demo().join("model").display()
+        );
+        self.write("job.toml", text.as_bytes());
+    }
+
+    /// A path in the job's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file of the job.
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.path(name), bytes).expect("write a file of the job");
+    }
+
+    /// Replaces text in a file of the job.
+    pub fn replace(&self, name: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.path(name)).expect("read a file of the job");
+        assert!(text.contains(from), "{name} does not hold `{from}`");
+        self.write(name, text.replace(from, to).as_bytes());
+    }
+
+    /// `lethe COMMAND job.toml --json …`
+    pub fn command(&self, command: &str, more: &[&str]) -> Command {
+        let mut lethe = Command::new(binary("lethe"));
+        // What a person has set must not decide a test.
+        lethe.env_remove("LETHE_LOG").env("LETHE_CACHE", self.path("cache"));
+        lethe.arg(command).arg(self.path("job.toml")).arg("--json").args(more);
+        lethe
+    }
+
+    /// Runs the job with a store of this name in its folder; it must succeed.
+    pub fn run(&self, store: &str) -> Value {
+        let output = self.output(store);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        last_line(&output)
+    }
+
+    /// Runs the job with a store of this name in its folder.
+    pub fn output(&self, store: &str) -> Output {
+        let store = self.path(store);
+        self.command("run", &["--store", store.to_str().expect("UTF-8")]).output().expect("lethe starts")
+    }
+}
+
+impl Default for SmallJob {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn class_of(table: &str, id: &str) -> String {
+    let row = table.lines().find(|line| line.starts_with(&format!("{id},"))).expect("the concept is in the table");
+    row.split(',').nth(2).expect("a class").to_owned()
+}
+
+/// The JSON object on stdout's last line.
+pub fn last_line(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// What a person reads on stderr.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The first `count` samples of a shard whose caption is wanted, as a shard.
+pub fn cut(shard: &Path, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<u8> {
+    let mut archive = tar::Archive::new(std::fs::File::open(shard).expect("a shard of the demo"));
+    let mut samples: Vec<(String, Vec<(String, Vec<u8>)>)> = Vec::new();
+    for entry in archive.entries().expect("a tar") {
+        let mut entry = entry.expect("a member");
+        let name = entry.path().expect("a name").to_string_lossy().into_owned();
+        let key = name.split('.').next().unwrap_or_default().to_owned();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).expect("a whole member");
+        if samples.last().is_none_or(|(last, _)| *last != key) {
+            samples.push((key, Vec::new()));
+        }
+        samples.last_mut().expect("just pushed").1.push((name, bytes));
+    }
+    let caption = |files: &[(String, Vec<u8>)]| {
+        let file = files.iter().find(|(name, _)| name.ends_with(".txt"));
+        String::from_utf8_lossy(&file.expect("a caption").1).trim().to_owned()
+    };
+    let kept = samples.into_iter().filter(|(_, files)| wanted(&caption(files))).take(count).flat_map(|(_, files)| files);
+    shard_of(kept)
+}
+
+/// A shard with these members.
+pub fn shard_of(members: impl IntoIterator<Item = (String, Vec<u8>)>) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, &bytes[..]).expect("a tar in memory");
+    }
+    let mut bytes = tar.into_inner().expect("a tar in memory");
+    bytes.flush().expect("memory");
+    bytes
+}

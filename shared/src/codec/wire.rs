@@ -10,7 +10,7 @@ use crate::address::Address;
 use crate::digest::Digest;
 use crate::job::{ArtifactRef, ConceptTask, EvaluateItem, Job, JobId, Label, MethodSettings, ModelRef, RetainPart, ShardRef, Task};
 use crate::manifest::Stop;
-use crate::queue::{Event, Notice};
+use crate::queue::{Cause, Event, Notice};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct JobV1 {
@@ -88,7 +88,7 @@ enum EventV1 {
     Started,
     Finished { seconds: f64 },
     Failed { error: String, will_retry: bool },
-    Buried { error: String },
+    Buried { error: String, input_at_fault: bool },
 }
 
 impl From<ArtifactRef> for ArtifactV1 {
@@ -250,7 +250,7 @@ impl From<&Notice> for NoticeV1 {
             Event::Started => EventV1::Started,
             Event::Finished { seconds } => EventV1::Finished { seconds: *seconds },
             Event::Failed { error, will_retry } => EventV1::Failed { error: error.clone(), will_retry: *will_retry },
-            Event::Buried { error } => EventV1::Buried { error: error.clone() },
+            Event::Buried { error, cause } => EventV1::Buried { error: error.clone(), input_at_fault: *cause == Cause::Input },
         };
         Self {
             run: notice.run.clone(),
@@ -268,7 +268,9 @@ impl From<NoticeV1> for Notice {
             EventV1::Started => Event::Started,
             EventV1::Finished { seconds } => Event::Finished { seconds },
             EventV1::Failed { error, will_retry } => Event::Failed { error, will_retry },
-            EventV1::Buried { error } => Event::Buried { error },
+            EventV1::Buried { error, input_at_fault } => {
+                Event::Buried { error, cause: if input_at_fault { Cause::Input } else { Cause::Circumstances } }
+            }
         };
         let job = JobId::from(Digest::from_bytes(notice.job));
         Self { run: notice.run, job, attempt: notice.attempt, worker: notice.worker, event }

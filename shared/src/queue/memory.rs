@@ -9,7 +9,7 @@ use futures::StreamExt;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
-use super::{DeadLetter, Delivery, Error, Event, Notice, Notices, Queue, Receipt};
+use super::{Cause, DeadLetter, Delivery, Error, Event, Notice, Notices, Queue, Receipt};
 use crate::codec;
 use crate::job::JobId;
 
@@ -102,18 +102,18 @@ impl Shared {
     fn again(&self, state: &mut State, mut message: Message, error: String, at: Instant) {
         message.last_error = error;
         if message.attempts >= self.options.max_deliveries {
-            self.bury(state, message);
+            self.bury(state, message, Cause::Circumstances);
         } else {
             state.delayed.push((at, message));
         }
     }
 
-    fn bury(&self, state: &mut State, message: Message) {
+    fn bury(&self, state: &mut State, message: Message, cause: Cause) {
         let Ok(job) = codec::decode_job(&message.bytes) else { return };
         let (run, id) = message.key.clone();
         let error = message.last_error.clone();
-        state.dead.push((message.key, DeadLetter { job, attempts: message.attempts, error: message.last_error }));
-        let notice = Notice { run, job: id, attempt: message.attempts, worker: "queue".into(), event: Event::Buried { error } };
+        state.dead.push((message.key, DeadLetter { job, attempts: message.attempts, error: message.last_error, cause }));
+        let notice = Notice { run, job: id, attempt: message.attempts, worker: "queue".into(), event: Event::Buried { error, cause } };
         if let Ok(bytes) = codec::encode_notice(&notice) {
             // Nobody listening is no fault.
             let _ = self.notices.send(bytes);
@@ -258,7 +258,7 @@ impl Receipt for MemoryReceipt {
         let mut state = self.shared.state();
         if let Some((mut message, _)) = state.delivered.remove(&self.number) {
             error.clone_into(&mut message.last_error);
-            self.shared.bury(&mut state, message);
+            self.shared.bury(&mut state, message, Cause::Input);
         }
         Ok(())
     }
@@ -314,7 +314,7 @@ mod tests {
         assert!(queue.pull(Duration::from_millis(100)).await.unwrap().is_none());
         let letters = queue.dead_letters("r").await.unwrap();
         assert_eq!((letters.len(), letters[0].attempts), (1, 2));
-        assert!(letters[0].error.contains("no sign of life"));
+        assert!(letters[0].error.contains("no sign of life") && letters[0].cause == Cause::Circumstances);
         assert!(matches!(notices.next().await.unwrap().event, Event::Buried { .. }));
     }
 
@@ -341,7 +341,8 @@ mod tests {
         assert!(began.elapsed() >= Duration::from_millis(80));
         delivery.receipt.bury("no such file").await.unwrap();
         assert!(queue.pull(NOW).await.unwrap().is_none());
-        assert_eq!(queue.dead_letters("r").await.unwrap()[0].error, "no such file");
+        let letters = queue.dead_letters("r").await.unwrap();
+        assert_eq!((letters[0].error.as_str(), letters[0].cause), ("no such file", Cause::Input));
         assert!(queue.dead_letters("other").await.unwrap().is_empty());
     }
 

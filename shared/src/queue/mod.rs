@@ -66,7 +66,18 @@ pub enum Event {
     Buried {
         /// Why.
         error: String,
+        /// Whose fault it is.
+        cause: Cause,
     },
+}
+
+/// Whose fault a dead letter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The job's input: doing it again gives the same.
+    Input,
+    /// What is around it: disk, network, a worker that died. It may do better another time.
+    Circumstances,
 }
 
 /// A job that will not be delivered again, and why.
@@ -78,6 +89,8 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// The last error.
     pub error: String,
+    /// Whose fault it is.
+    pub cause: Cause,
 }
 
 /// Notices of one run, from when they were asked for.
@@ -162,7 +175,7 @@ pub trait Receipt: Debug + Send + Sync {
     /// When the queue cannot be reached.
     async fn retry(self: Box<Self>, after: Duration, error: &str) -> Result<(), Error>;
 
-    /// Makes the job a dead letter.
+    /// Makes the job a dead letter: its input is at fault.
     ///
     /// # Errors
     /// When the queue cannot be reached.

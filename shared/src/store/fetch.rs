@@ -22,6 +22,8 @@ pub async fn fetch_file(address: &Address, cache: &Path, expected: Option<(Diges
         Address::Local(path) => {
             if let Some((digest, bytes)) = expected {
                 check(path, digest, bytes).await?;
+            } else {
+                tokio::fs::metadata(path).await.map_err(|error| Error::from_io(&path.display().to_string(), error))?;
             }
             Ok(path.clone())
         }
@@ -51,7 +53,7 @@ async fn download(store: &Store, key: &str, path: &Path, expected: Option<(Diges
     if let Some(folder) = path.parent() {
         tokio::fs::create_dir_all(folder).await.map_err(local)?;
     }
-    let staged = path.with_extension(format!("part-{}-{:x}", std::process::id(), rand_suffix()));
+    let staged = path.with_extension(format!("part-{}-{:x}", std::process::id(), next_number()));
     let mut file = tokio::fs::File::create(&staged).await.map_err(local)?;
     let mut stream = store.inner.get(&store.key(key)?).await.map_err(|error| store.error(key, error))?.into_stream();
     let (mut hasher, mut size) = (Hasher::new(), 0u64);
@@ -71,7 +73,7 @@ async fn download(store: &Store, key: &str, path: &Path, expected: Option<(Diges
 }
 
 /// Tells apart downloads of one file by several threads of one process.
-fn rand_suffix() -> u64 {
+fn next_number() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)

@@ -1,0 +1,176 @@
+//! The whole path in one process: what a run leaves behind, and that nothing can change it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::record::Composition;
+use lethe_tests::{CONCEPTS, SmallJob, demo, last_line, stderr};
+use serde_json::Value;
+
+fn release(report: &Value) -> PathBuf {
+    PathBuf::from(report["release"].as_str().unwrap())
+}
+
+fn record(report: &Value) -> Composition {
+    serde_json::from_slice(&std::fs::read(release(report).join("composition.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_release_is_complete_and_honest() {
+    let job = SmallJob::new();
+    let report = job.run("store");
+    let (folder, record) = (release(&report), record(&report));
+
+    assert_eq!((report["status"].as_str(), report["summary"]["concepts"].as_u64()), (Some("complete"), Some(3)));
+    let base = Checkpoint::open(&demo().join("model")).unwrap();
+    let released = Checkpoint::open(&folder).unwrap();
+    assert_eq!(record.base.digest, base.digest());
+    assert_eq!(record.digest, released.digest());
+    assert_eq!(report["digest"].as_str().unwrap(), record.digest.to_string());
+
+    // Only edited layers differ, and every edited layer does.
+    let edited: Vec<&str> = record.concepts.iter().map(|concept| concept.layer.as_str()).collect();
+    for name in base.tensors().keys() {
+        let same = base.bytes(name).unwrap() == released.bytes(name).unwrap();
+        assert_eq!(same, !edited.contains(&name.as_str()), "{name}");
+    }
+
+    assert_eq!(record.concepts.iter().map(|concept| concept.id.as_str()).collect::<Vec<_>>(), CONCEPTS);
+    for concept in &record.concepts {
+        assert_eq!((concept.alone.fa5, concept.strength), (0.0, 1.0), "{}", concept.id);
+        assert!(concept.before.fa5 > 0.0, "{}: the demo model knows it", concept.id);
+        assert!(concept.ranking.iter().any(|layer| layer.layer == concept.layer && layer.pareto));
+        let answer = concept.search.iter().filter(|trial| trial.layer == concept.layer && trial.forgotten);
+        let smallest = answer.map(|trial| trial.step).fold(f64::INFINITY, f64::min);
+        assert_eq!(concept.step, smallest, "the answer is the smallest step that forgot");
+        assert_eq!(concept.alone.held_out.unwrap().n, 1);
+    }
+    let utility = record.utility.test.as_ref().unwrap();
+    assert_eq!(record.utility.retained_classes as usize, std::fs::read_to_string(job.path("classes.txt")).unwrap().lines().count() - 3);
+    assert!(utility.before.ta1 > 0.3 && utility.before.ta5 >= utility.before.ta1);
+
+    for (name, artifact) in &record.files {
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        assert_eq!((artifact.digest, artifact.bytes), (Digest::of(&bytes), bytes.len() as u64), "{name}");
+    }
+    for name in ["config.json", "tokenizer.json", "preprocessor_config.json", "edits.safetensors", "README.md", "report.html"] {
+        assert!(record.files.contains_key(name), "{name}");
+    }
+    assert_eq!(std::fs::read(folder.join("config.json")).unwrap(), std::fs::read(demo().join("model/config.json")).unwrap());
+
+    // Asked again, nothing is computed and the same release is named.
+    let again = job.run("store");
+    assert_eq!((again["summary"]["jobs_done"].as_u64(), &again["release"]), (Some(0), &report["release"]));
+}
+
+#[test]
+fn strength_zero_leaves_the_model_as_it_was() {
+    let job = SmallJob::new();
+    for id in CONCEPTS {
+        job.replace("concepts.csv", &format!("{id}.tar,1,"), &format!("{id}.tar,0,"));
+    }
+    let report = job.run("store");
+    assert_eq!(record(&report).digest, record(&report).base.digest);
+    assert_eq!(record(&report).utility.test.unwrap().worst, []);
+}
+
+#[test]
+fn a_changed_manifest_computes_only_the_difference() {
+    let job = SmallJob::new();
+    job.run("store");
+    job.replace("concepts.csv", "rocket.tar,1,", "rocket.tar,0.5,");
+    let report = job.run("store");
+    // Three evaluations of another composition; gradients, searches and the base evaluation are there.
+    assert_eq!(report["summary"]["jobs_done"].as_u64(), Some(3));
+}
+
+/// Everything that a release holds: names and bytes.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())).collect()
+}
+
+fn outcomes(store: &Path) -> usize {
+    let Ok(folders) = std::fs::read_dir(store.join("outcomes")) else { return 0 };
+    folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count()).sum()
+}
+
+#[test]
+fn the_same_bytes_with_one_worker_with_two_and_after_being_killed() {
+    let job = SmallJob::new();
+    job.manifest("workers = 1");
+    let one = job.run("one");
+    job.manifest("workers = 2");
+    let two = job.run("two");
+    assert_eq!(one["digest"], two["digest"]);
+    assert_eq!(contents(&release(&one)), contents(&release(&two)));
+
+    // Killed again and again, each time a little later, until nothing is left to kill.
+    let store = job.path("killed");
+    let mut kills = 0;
+    let report = loop {
+        let target = outcomes(&store) + 2;
+        let mut child =
+            job.command("run", &["--store", store.to_str().unwrap()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(300);
+        let ended = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if outcomes(&store) >= target && kills < 3 {
+                break None;
+            }
+            assert!(Instant::now() < deadline, "the run makes no progress");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        if ended.is_none() {
+            // SIGKILL.
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+            continue;
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        break last_line(&output);
+    };
+    assert_eq!(kills, 3);
+    assert!(report["summary"]["jobs_found"].as_u64().unwrap() >= 6);
+    assert_eq!(contents(&release(&report)), contents(&release(&one)));
+}
+
+#[test]
+fn an_interrupt_stops_cleanly_and_the_same_command_goes_on() {
+    let job = SmallJob::new();
+    let store = job.path("store");
+    let child = job.command("run", &["--store", store.to_str().unwrap()]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while outcomes(&store) == 0 {
+        assert!(Instant::now() < deadline, "no job is done");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the same command goes on from there"));
+    assert!(!store.join("releases").is_dir());
+    assert!(job.run("store")["summary"]["jobs_found"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn plan_says_what_run_will_do() {
+    let job = SmallJob::new();
+    let output = job.command("plan", &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let plan = last_line(&output);
+    assert!(!job.path("store").try_exists().unwrap(), "a plan writes nothing");
+    let report = job.run("store");
+    assert_eq!(plan["run"], report["run"]);
+    assert_eq!(plan["jobs"], report["summary"]["jobs_done"]);
+    assert_eq!(plan["retain_batches"].as_u64(), Some(3 + 2));
+}
