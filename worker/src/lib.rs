@@ -9,10 +9,12 @@
 //! | [`corpus`], [`zero_shot`] | embedding the same items under edit after edit, and what they are taken for |
 //! | [`model`] | CLIP on libtorch |
 //! | [`input`] | shards, images, texts |
+//! | [`command`] | the command line |
 //! | [`device`], [`memory`], [`handle`] | where tensors live |
 //!
 //! A worker knows one job at a time and nothing of the run it belongs to.
 
+pub mod command;
 pub mod corpus;
 pub mod device;
 pub mod engine;

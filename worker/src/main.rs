@@ -1,3 +1,8 @@
-//! `lethe-worker`.
+//! `lethe-worker`: the part of Lethe that computes.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lethe_worker::memory::keep_freed_memory();
+    lethe_worker::command::main()
+}

@@ -1,0 +1,49 @@
+# Lethe. `make demo` and `make test` do all their set-up on a fresh Debian-like machine with Rust and Python.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup setup-cuda setup-test test-ecosystem bench lint emoji-sources emoji-data emoji-model
+
+help: ## Show this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: setup ## Remove a hundred concepts from the demo model
+	@cargo build --release --locked
+	@target/release/lethe run jobs/emoji/remove-100.toml
+
+test: setup setup-test ## Run every test
+	@cargo build --release --locked
+	@cargo test --workspace --release --locked
+
+setup: ## Fetch libtorch for the CPU into .libtorch/ (idempotent)
+	@deploy/libtorch.sh
+
+setup-cuda: ## The same with CUDA, for --device cuda
+	@deploy/libtorch.sh --cuda
+
+setup-test: ## Fetch what tests drive: a real S3 server
+	@tests/setup.sh
+
+test-ecosystem: setup ## Check a release against transformers (fetches some gigabytes)
+	@tests/ecosystem/run.sh
+
+bench: setup ## Time the demo's eight concepts with one worker and with two
+	@cargo build --release --locked
+	@tests/bench.sh
+
+lint: setup ## Format, clippy, documentation
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --release --locked -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" cargo doc --workspace --release --locked --no-deps --quiet
+
+# Rebuilding the demo; what these make is committed.
+
+emoji-sources: ## Fetch the emoji families (needs npm)
+	@deploy/emoji-sources.sh
+
+emoji-data: setup emoji-sources ## Draw the demo's shards
+	@cargo run --release --locked -p lethe-demo --bin emoji-data
+
+emoji-model: emoji-data ## Train the demo's model (about an hour and a half on two cores)
+	@cargo run --release --locked -p lethe-demo --bin emoji-train
