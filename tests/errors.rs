@@ -128,6 +128,14 @@ fn concepts_must_make_sense_together() {
 }
 
 #[test]
+fn a_policy_must_name_concepts_of_the_manifest() {
+    let job = SmallJob::new();
+    let text = std::fs::read_to_string(job.path("job.toml")).unwrap();
+    job.write("job.toml", format!("{text}\n[policy]\nrequired = [\"pizza\", \"piza\"]\n").as_bytes());
+    fails(&job, 2, &["job.toml: policy.required", "`piza` is no concept"]);
+}
+
+#[test]
 fn captions_of_held_out_sets_must_be_classes() {
     let job = SmallJob::new();
     job.replace("classes.txt", "rocket", "rakete");

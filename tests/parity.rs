@@ -153,7 +153,7 @@ fn gradients_and_ranking(name: &str) {
     for id in architecture.ids() {
         let spec = architecture.spec(id);
         let Some(tower) = spec.tower else { continue };
-        let scores = Scores::of(&spec.name, golden.parameters.get(id), &forget[&spec.name], &retain[&spec.name]).unwrap();
+        let scores = Scores::of(&spec.name, &golden.parameters.get(id), &forget[&spec.name], &retain[&spec.name]).unwrap();
         if golden.is_candidate(id) {
             for (what, value) in [("importance", scores.importance), ("alignment", scores.alignment()), ("cosine", scores.cosine)] {
                 near(&format!("{what} of {}", spec.name), value, golden.number(&["layers", &spec.name, what]), 1e-4);

@@ -9,7 +9,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::job::{ALGORITHM_VERSION, ClassTexts, MethodSettings, ModelRef, ShardRef};
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
-use lethe_shared::manifest::{Classes, Error, Manifest};
+use lethe_shared::manifest::{Classes, Error, Manifest, Required};
 use lethe_shared::shard::{self, Captions};
 use lethe_shared::store;
 
@@ -80,6 +80,7 @@ impl Plan {
         let validation = shards(&manifest, "data.validation", &manifest.data.validation, Some(&classes), cache).await?;
         let test = shards(&manifest, "data.test", &manifest.data.test, Some(&classes), cache).await?;
         let mut warnings = retain_warnings(&retain, &manifest)?;
+        check_policy(&manifest, &concepts)?;
         let concepts = find_forget_shards(concepts, cache).await?;
         if validation.is_empty() {
             warnings.push("without validation shards, ties between layers go to the smaller change".to_owned());
@@ -261,6 +262,14 @@ fn retain_warnings(retain: &[ShardRef], manifest: &Manifest) -> Result<Vec<Strin
         format!("{} has {} pairs, less than a batch of {batch}: it adds nothing to the retain gradient", shard.address, shard.pairs)
     };
     Ok(small.iter().map(warning).collect())
+}
+
+/// Concepts that the policy requires must be in the table: a slip of the pen should not cost a run.
+fn check_policy(manifest: &Manifest, concepts: &[Concept]) -> Result<(), Failure> {
+    let Required::These(ids) = &manifest.policy.required else { return Ok(()) };
+    let unknown = ids.iter().find(|id| !concepts.iter().any(|concept| concept.id == **id));
+    let place = || format!("{}: policy.required", manifest.file.display());
+    unknown.map_or(Ok(()), |id| Err(Failure::input(Error::new(place(), format!("`{id}` is no concept of this manifest")))))
 }
 
 async fn find_forget_shards(concepts: Vec<Concept>, cache: &Path) -> Result<Vec<PlannedConcept>, Failure> {

@@ -135,9 +135,9 @@ fn cost(page: &mut String, record: &Composition) {
             150.0 - height
         );
     }
-    let _ = write!(
+    let _ = writeln!(
         page,
-        "<text x=\"20\" y=\"170\">{low:.1}</text><text x=\"800\" y=\"170\">{high:.1}</text><text x=\"360\" y=\"186\">points of TA@1 lost</text></svg>\n"
+        "<text x=\"20\" y=\"170\">{low:.1}</text><text x=\"800\" y=\"170\">{high:.1}</text><text x=\"360\" y=\"186\">points of TA@1 lost</text></svg>"
     );
 }
 

@@ -4,7 +4,7 @@
 //! magic "LTHE" · kind u16 · version u16 · flags u16 · length u32 · first 16 bytes of SHA-256(body) · body
 //! ```
 //!
-//! Numbers are little-endian; the body is bincode of a frozen struct of that kind and version ([`wire`]), at most 1 MiB.
+//! Numbers are little-endian; the body is bincode of a frozen struct of that kind and version (`codec/wire.rs`), at most 1 MiB.
 //! bincode describes nothing by itself: the version says which struct it is, and a reader that does not know it refuses.
 //! Messages are transport, never storage: what lasts is JSON and safetensors in the [`store`](crate::store).
 

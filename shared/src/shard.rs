@@ -1,6 +1,6 @@
 //! A first look at a WebDataset shard, without decoding its images: digest, number of pairs, captions.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::{BufReader, Read};
 use std::path::Path;
 
@@ -13,6 +13,8 @@ pub const MAX_IMAGE: u64 = 64 << 20;
 pub const MAX_CAPTION: u64 = 64 << 10;
 /// Most members of a shard.
 const MAX_MEMBERS: u64 = 10_000_000;
+/// Bytes of a tar block.
+const BLOCK: usize = 512;
 /// Endings of images.
 pub const IMAGES: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
@@ -79,6 +81,10 @@ pub fn classify<R: Read>(entry: &tar::Entry<'_, R>) -> Result<Member, String> {
     }
     let last = parts[parts.len() - 1];
     let Some((stem, ending)) = last.split_once('.') else { return Ok(Member::Other) };
+    // `.DS_Store`, `._1.png` and the like are nobody's sample.
+    if stem.is_empty() {
+        return Ok(Member::Other);
+    }
     let mut key = parts[..parts.len() - 1].join("/");
     if !key.is_empty() {
         key.push('/');
@@ -111,7 +117,13 @@ pub fn not_a_tar(start: &[u8]) -> Option<&'static str> {
 pub fn inspect(path: &Path, captions: Captions<'_>) -> Result<ShardInfo, Error> {
     let wrong = |problem: String| Error { shard: path.display().to_string(), problem };
     let file = std::fs::File::open(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    let mut reader = Hashing { inner: BufReader::with_capacity(1 << 20, file), hasher: Hasher::new(), bytes: 0, start: Vec::new() };
+    let mut reader = Hashing {
+        inner: BufReader::with_capacity(1 << 20, file),
+        hasher: Hasher::new(),
+        bytes: 0,
+        start: Vec::new(),
+        tail: VecDeque::new(),
+    };
     let scanned = scan(&mut reader, captions);
     if let Some(problem) = not_a_tar(&reader.start) {
         return Err(wrong(problem.to_owned()));
@@ -119,6 +131,10 @@ pub fn inspect(path: &Path, captions: Captions<'_>) -> Result<ShardInfo, Error> 
     let (pairs, by_class) = scanned.map_err(wrong)?;
     // What follows the archive's end is part of the file's digest too.
     std::io::copy(&mut reader, &mut std::io::sink()).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    // A tar ends with blocks of zeros; one that is cut between two members looks whole but for them.
+    if reader.bytes < 1024 || reader.tail.iter().any(|&byte| byte != 0) {
+        return Err(wrong("is cut off: the end of the archive is missing; write it again".to_owned()));
+    }
     Ok(ShardInfo { digest: reader.hasher.finish(), bytes: reader.bytes, pairs, by_class })
 }
 
@@ -236,6 +252,8 @@ struct Hashing<R> {
     hasher: Hasher,
     bytes: u64,
     start: Vec<u8>,
+    /// The last block.
+    tail: VecDeque<u8>,
 }
 
 impl<R: Read> Read for Hashing<R> {
@@ -243,6 +261,9 @@ impl<R: Read> Read for Hashing<R> {
         let n = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..n]);
         self.bytes += n as u64;
+        let kept = &buffer[n.saturating_sub(BLOCK)..n];
+        self.tail.drain(..(self.tail.len() + kept.len()).saturating_sub(BLOCK).min(self.tail.len()));
+        self.tail.extend(kept);
         if self.start.len() < 8 {
             self.start.extend_from_slice(&buffer[..n.min(8)]);
         }
@@ -317,6 +338,9 @@ mod tests {
         let whole = shard(&[("1.png", PNG), ("1.txt", b"cat")]);
         assert!(look(&whole[..700], Captions::Any).is_err());
         assert!(look(&whole[..520], Captions::Any).unwrap_err().contains("cut off"));
+        // Cut between two members.
+        assert!(look(&whole[..1024], Captions::Any).unwrap_err().contains("no caption"));
+        assert!(look(&whole[..2048], Captions::Any).unwrap_err().contains("the end of the archive is missing"));
         assert!(look(b"\x1f\x8b\x08 and so on", Captions::Any).unwrap_err().contains("gzip"));
         assert!(look(&[7; 2000], Captions::Any).unwrap_err().contains("no whole tar file"));
         let mut header = tar::Header::new_ustar();

@@ -133,10 +133,13 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// A file in a shard: name and bytes.
+pub type Member = (String, Vec<u8>);
+
 /// The first `count` samples of a shard whose caption is wanted, as a shard.
 pub fn cut(shard: &Path, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<u8> {
     let mut archive = tar::Archive::new(std::fs::File::open(shard).expect("a shard of the demo"));
-    let mut samples: Vec<(String, Vec<(String, Vec<u8>)>)> = Vec::new();
+    let mut samples: Vec<(String, Vec<Member>)> = Vec::new();
     for entry in archive.entries().expect("a tar") {
         let mut entry = entry.expect("a member");
         let name = entry.path().expect("a name").to_string_lossy().into_owned();
@@ -148,7 +151,7 @@ pub fn cut(shard: &Path, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<u8>
         }
         samples.last_mut().expect("just pushed").1.push((name, bytes));
     }
-    let caption = |files: &[(String, Vec<u8>)]| {
+    let caption = |files: &[Member]| {
         let file = files.iter().find(|(name, _)| name.ends_with(".txt"));
         String::from_utf8_lossy(&file.expect("a caption").1).trim().to_owned()
     };
@@ -157,7 +160,7 @@ pub fn cut(shard: &Path, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<u8>
 }
 
 /// A shard with these members.
-pub fn shard_of(members: impl IntoIterator<Item = (String, Vec<u8>)>) -> Vec<u8> {
+pub fn shard_of(members: impl IntoIterator<Item = Member>) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, bytes) in members {
         let mut header = tar::Header::new_ustar();

@@ -138,6 +138,7 @@ impl Manifest {
 /// # Errors
 /// Every problem found, at most twenty.
 pub fn check(rows: Vec<(usize, Row)>, file: &str, folder: &Address, classes: &Classes) -> Result<Vec<Concept>, Vec<Error>> {
+    bound(rows.len(), file).map_err(|error| vec![error])?;
     let mut problems = Vec::new();
     let mut ids: HashMap<String, usize> = HashMap::new();
     let mut owners: HashMap<u32, (String, usize)> = HashMap::new();
@@ -147,13 +148,13 @@ pub fn check(rows: Vec<(usize, Row)>, file: &str, folder: &Address, classes: &Cl
             Err(error) => problems.push(error),
             Ok(concept) => {
                 let wrong = |problem: String| Error::new(format!("{file}:{line}"), problem);
-                if let Some(before) = ids.insert(row.id.clone(), line) {
-                    problems.push(wrong(format!("id `{}` stands on line {before} already; ids are unique", row.id)));
+                if let Some(before) = ids.insert(concept.id.clone(), line) {
+                    problems.push(wrong(format!("id `{}` stands on line {before} already; ids are unique", concept.id)));
                 }
-                if let Some((other, before)) = owners.insert(concept.class_index, (row.id.clone(), line)) {
+                if let Some((other, before)) = owners.insert(concept.class_index, (concept.id.clone(), line)) {
                     problems.push(wrong(format!(
                         "concept `{}` has class `{}`, which concept `{other}` on line {before} has already; put their pairs into one concept",
-                        row.id, concept.class
+                        concept.id, concept.class
                     )));
                 }
                 concepts.push(concept);
@@ -269,6 +270,8 @@ mod tests {
             let error = read(table, "t.csv").unwrap_err();
             assert!(error.contains(message), "{error}\n  expected {message}");
         }
+        let spaced = concat!(r#"{"id":"a","name":"cat","forget":"x"}"#, "\n", r#"{"id":" a","name":"dog","forget":"y"}"#);
+        assert!(read(spaced, "t.jsonl").unwrap_err().contains("t.jsonl:2: id `a` stands on line 1 already"));
         assert!(read("{\"id\": 1}", "t.jsonl").unwrap_err().starts_with("t.jsonl:1: "));
         assert!(
             read("{\"id\":\"a\",\"name\":\"cat\",\"forget\":\"x\",\"colour\":1}", "t.jsonl")

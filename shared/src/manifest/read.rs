@@ -22,6 +22,7 @@ impl Manifest {
             return Err(Error::new(shown, format!("has {size} bytes; a manifest has at most 8 MiB, put concepts into a table")));
         }
         let text = String::from_utf8(std::fs::read(path).map_err(io)?).map_err(|_| Error::new(shown.clone(), "is not UTF-8 text"))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();
         let absolute = std::path::absolute(path).map_err(io)?;
         let mut manifest = match path.extension().and_then(|end| end.to_str()) {
             Some("toml") => toml::from_str::<Self>(&text).map_err(|error| {
@@ -110,7 +111,8 @@ fn line_of(text: &str, field: &str) -> Option<usize> {
         if let Some(section) = section {
             let head = line.trim();
             if head.starts_with('[') {
-                inside = head == format!("[{section}]");
+                let name = head.trim_start_matches('[').split(']').next().unwrap_or_default();
+                inside = name.trim() == section;
             } else if is(line, section) {
                 inside = true;
             }

@@ -16,7 +16,7 @@ use crate::train_model::{SIDE, config, initialise, write};
 
 /// CLIP's colour statistics, as in `preprocessor_config.json`.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 /// Images embedded at once in evaluations.
 const EVALUATION_BATCH: i64 = 256;
 

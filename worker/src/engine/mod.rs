@@ -6,11 +6,11 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`model`] | a model with its tokeniser and preprocessing, checked against the job's digests |
-//! | [`data`] | shards as tensors |
-//! | [`retain`] | the retain gradient: shard sums, and their mean |
-//! | [`concept`] | one concept: gradient, ranking, search, choice |
-//! | [`evaluate`] | zero-shot hits of the model, changed or not |
+//! | `model.rs` | a model with its tokeniser and preprocessing, checked against the job's digests |
+//! | `data.rs` | shards as tensors |
+//! | `retain.rs` | the retain gradient: shard sums, and their mean |
+//! | `concept.rs` | one concept: gradient, ranking, search, choice |
+//! | `evaluate.rs` | zero-shot hits of the model, changed or not |
 
 mod concept;
 mod data;
@@ -206,8 +206,11 @@ impl Stages {
 /// Values that jobs share, the most recent few; made by the first that asks while the others wait.
 #[derive(Debug)]
 struct Cache<K, V> {
-    slots: Mutex<Vec<(K, Arc<Mutex<Option<Arc<V>>>>)>>,
+    slots: Mutex<Vec<(K, Arc<Slot<V>>)>>,
 }
+
+/// A value that is there, or that someone is making under the lock.
+type Slot<V> = Mutex<Option<Arc<V>>>;
 
 /// A process works on one run at a time, rarely on two.
 const KEPT: usize = 2;
