@@ -26,6 +26,9 @@ struct Options {
     /// Folder the model is written into; must hold tokenizer.json and preprocessor_config.json.
     #[arg(long, default_value = "jobs/emoji/model")]
     out: PathBuf,
+    /// Start from the model in this folder instead of from noise, for a second stage.
+    #[arg(long)]
+    from: Option<PathBuf>,
     /// Passes over the training drawings.
     #[arg(long, default_value_t = 200)]
     epochs: usize,

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::Options;
 use crate::train_augment::augment;
 use crate::train_data::{Drawings, read};
-use crate::train_model::{SIDE, config, initialise, write};
+use crate::train_model::{SIDE, config, initialise, read_weights, write};
 
 /// CLIP's colour statistics, as in `preprocessor_config.json`.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -126,9 +126,13 @@ pub(crate) fn train(options: &Options) -> Result<()> {
     let mirror: Vec<bool> =
         run.classes.iter().map(|c| !c.split(|ch: char| !ch.is_alphanumeric()).any(|word| HANDED.contains(&word))).collect();
 
+    let first = match &options.from {
+        None => initialise(architecture, run.clip.config())?,
+        Some(folder) => read_weights(folder, architecture)?,
+    };
     let store = nn::VarStore::new(Device::Cpu);
     let mut variables = Vec::new();
-    for (i, (spec, first)) in architecture.parameters().iter().zip(initialise(architecture, run.clip.config())?).enumerate() {
+    for (i, (spec, first)) in architecture.parameters().iter().zip(first).enumerate() {
         let decays = matches!(spec.role, Role::Linear) || spec.name.contains("patch_embedding");
         variables.push(store.root().set_group(usize::from(decays)).var_copy(&format!("p{i}"), &first));
     }

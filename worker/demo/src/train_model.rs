@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use lethe_worker::model::{Architecture, ClipConfig, Role, Stage};
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_worker::model::{Architecture, ClipConfig, Parameters, Role, Stage};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -82,6 +83,13 @@ pub(crate) fn initialise(architecture: &Architecture, config: &ClipConfig) -> Re
         tensors.push(Tensor::f_randn(&spec.shape, kind)? * spread);
     }
     Ok(tensors)
+}
+
+/// The weights of a model that an earlier stage wrote.
+pub(crate) fn read_weights(folder: &Path, architecture: &Architecture) -> Result<Vec<Tensor>> {
+    let checkpoint = Checkpoint::open(folder)?;
+    let parameters = Parameters::read(architecture, &checkpoint, Device::Cpu)?;
+    Ok(architecture.ids().map(|id| parameters.get(id)).collect())
 }
 
 /// Writes `config.json` and `model.safetensors`; each appears whole or not at all.

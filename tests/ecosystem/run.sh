@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Removes eight concepts from the demo model and checks the release with transformers, in a Python environment of its own.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+readonly HOME_DIR=.tools/ecosystem
+readonly REQUIREMENTS=tests/ecosystem/requirements.txt
+readonly STAMP="$HOME_DIR/requirements.txt"
+
+say() { printf 'ecosystem: %s\n' "$*"; }
+
+if cmp -s "$REQUIREMENTS" "$STAMP"; then
+  say "the Python peers are in $HOME_DIR"
+else
+  command -v python3 >/dev/null || { echo "ecosystem: error: python3 is needed (Debian: apt-get install python3 python3-pip)" >&2; exit 1; }
+  say "fetching the Python peers into $HOME_DIR (some gigabytes) …"
+  rm -rf "$HOME_DIR" && mkdir -p "$HOME_DIR"
+  python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-warn-conflicts --no-compile \
+    --target "$HOME_DIR/site" -r "$REQUIREMENTS"
+  cp "$REQUIREMENTS" "$STAMP"
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cargo build --release --locked
+cargo build --release --locked -p lethe-tests --bin lethe-embed
+say "removing eight concepts …"
+target/release/lethe run jobs/emoji/small.toml --store "$work/store" --json > "$work/report.json"
+release=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/report.json")
+target/release/lethe-embed jobs/emoji/model jobs/emoji/validation.tar "$work/base.safetensors"
+target/release/lethe-embed "$release" jobs/emoji/validation.tar "$work/released.safetensors"
+HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$HOME_DIR/site" \
+  python3 tests/ecosystem/check_release.py jobs/emoji small.toml "$release" "$work/base.safetensors" "$work/released.safetensors"
