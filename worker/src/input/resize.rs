@@ -69,7 +69,8 @@ impl Filter {
                     0.0
                 } else {
                     let x = x * std::f64::consts::PI;
-                    x.sin() / x * (0.54 + 0.46 * x.cos())
+                    // Pillow's constants are single-precision.
+                    x.sin() / x * (f64::from(0.54f32) + f64::from(0.46f32) * x.cos())
                 }
             }
             Self::Bicubic => {
@@ -137,11 +138,19 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbI
         return image.clone();
     }
     if filter == Filter::Nearest {
-        let at = |to: u32, from: u32, i: u32| (((f64::from(i) + 0.5) * (f64::from(from) / f64::from(to))) as u32).min(from - 1);
-        return RgbImage::from_fn(width, height, |x, y| *image.get_pixel(at(width, image.width(), x), at(height, image.height(), y)));
+        let (columns, rows) = (nearest(image.width(), width), nearest(image.height(), height));
+        return RgbImage::from_fn(width, height, |x, y| *image.get_pixel(columns[x as usize], rows[y as usize]));
     }
     let wide = if image.width() == width { image.clone() } else { horizontally(image, width, filter) };
     if wide.height() == height { wide } else { vertically(&wide, height, filter) }
+}
+
+/// The input pixel of every output pixel along one axis. The place is a running sum, as in Pillow: its rounding decides
+/// between neighbours now and then.
+fn nearest(input: u32, output: u32) -> Vec<u32> {
+    let scale = f64::from(input) / f64::from(output);
+    let places = std::iter::successors(Some(scale * 0.5), |place| Some(place + scale));
+    places.take(output as usize).map(|place| (place as u32).min(input - 1)).collect()
 }
 
 fn horizontally(image: &RgbImage, width: u32, filter: Filter) -> RgbImage {
