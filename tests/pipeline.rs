@@ -68,6 +68,22 @@ fn a_release_is_complete_and_honest() {
 }
 
 #[test]
+fn held_out_sets_are_optional() {
+    let job = SmallJob::new();
+    job.replace("job.toml", "validation = [\"validation.tar\"]\ntest = [\"test.tar\"]\n", "");
+    let report = job.run("store");
+    let record = record(&report);
+    assert_eq!((record.utility.validation, record.utility.test), (None, None));
+    assert!(
+        record
+            .concepts
+            .iter()
+            .all(|concept| concept.alone.fa5 == 0.0 && concept.alone.utility.is_none() && concept.alone.held_out.is_none())
+    );
+    assert_eq!(report["summary"]["utility_drop_alone"], Value::Null);
+}
+
+#[test]
 fn strength_zero_leaves_the_model_as_it_was() {
     let job = SmallJob::new();
     for id in CONCEPTS {

@@ -15,7 +15,7 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { position: sticky; top: 0; background: Canvas; }
-td.n { text-align: right; } .good { color: var(--good); } .bad { color: var(--bad); }
+td.n, th.n { text-align: right; } .good { color: var(--good); } .bad { color: var(--bad); }
 code { font-size: .85em; } .soft { opacity: .75; } svg { max-width: 100%; height: auto; }
 rect.bar { fill: currentColor; opacity: .55; } text { fill: currentColor; font-size: 11px; }
 ";
@@ -87,7 +87,8 @@ fn utility(page: &mut String, record: &Composition) {
             *page += "<p>No retained class lost anything.</p>\n";
             continue;
         }
-        *page += "<div class=\"wide\"><table><tr><th>class that lost most</th><th>images</th><th>top-1 before</th><th>after</th><th>top-5 before</th><th>after</th></tr>";
+        *page += "<div class=\"wide\"><table><tr><th>class that lost most</th><th class=n>images</th>\
+              <th class=n>top-1 before</th><th class=n>after</th><th class=n>top-5 before</th><th class=n>after</th></tr>";
         for class in worst {
             let _ = write!(
                 page,
@@ -142,8 +143,8 @@ fn cost(page: &mut String, record: &Composition) {
 }
 
 fn concepts(page: &mut String, record: &Composition) {
-    *page += "<h2>Removed concepts</h2>\n<div class=\"wide\"><table><tr><th>concept</th><th>group</th><th>tower</th><th>layer</th><th>λ</th><th>λ/R</th>\
-              <th>strength</th><th>FA@5 before</th><th>alone</th><th>composed</th><th>cost, points</th></tr>\n";
+    *page += "<h2>Removed concepts</h2>\n<div class=\"wide\"><table><tr><th>concept</th><th>group</th><th>tower</th><th>layer</th><th class=n>λ</th><th class=n>λ/R</th>\
+              <th class=n>strength</th><th class=n>FA@5 before</th><th class=n>alone</th><th class=n>composed</th><th class=n>cost, points</th></tr>\n";
     for c in &record.concepts {
         let mark = |value: f64| if value == 0.0 { "good" } else { "bad" };
         let cost =

@@ -145,7 +145,7 @@ impl Corpus {
             };
             embedded.push(clip.finish(edited, self.tower, state)?);
         }
-        self.in_order(&embedded)
+        self.in_order(clip, &embedded)
     }
 
     /// Unit embeddings `[items, embedding]` under weights that may differ anywhere; keeps nothing.
@@ -158,7 +158,7 @@ impl Corpus {
         for batch in 0..count {
             embedded.push(clip.embed(weights, self.batch(batch).input())?);
         }
-        self.in_order(&embedded)
+        self.in_order(clip, &embedded)
     }
 
     /// Another handle on one batch.
@@ -170,7 +170,10 @@ impl Corpus {
     }
 
     /// Embedded batches as one tensor in the items' order.
-    fn in_order(&self, embedded: &[Tensor]) -> Result<Tensor, Error> {
+    fn in_order(&self, clip: &Clip, embedded: &[Tensor]) -> Result<Tensor, Error> {
+        if embedded.is_empty() {
+            return Ok(Tensor::f_zeros([0, clip.config().embedding], (Kind::Float, tch::Device::Cpu))?);
+        }
         let embedded = Tensor::f_cat(embedded, 0)?;
         Ok(match &self.rows {
             None => embedded,

@@ -30,7 +30,7 @@ struct Options {
     #[arg(long)]
     from: Option<PathBuf>,
     /// Passes over the training drawings.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 160)]
     epochs: usize,
     /// Pairs per step.
     #[arg(long, default_value_t = 128)]

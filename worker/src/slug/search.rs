@@ -128,6 +128,8 @@ pub fn search_layer(
 
     let labels = corpus::labels(ground.validation_labels, ground.parameters.device())?;
     let ranks = match &classes {
+        // Nothing to look at: utility cannot tell answers apart.
+        _ if ground.validation_labels.is_empty() => Vec::new(),
         Some(classes) => zero_shot::ranks(ground.validation_images, classes, &labels)?,
         None => {
             let images = ground.validation.embed(ground.clip, &original, &edited, Some(layer.id))?;
