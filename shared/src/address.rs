@@ -75,7 +75,10 @@ impl Address {
             return Ok(Self::Local(normalise(path)));
         }
         match base {
-            Some(base) if base.is_absolute() => Ok(Self::Local(normalise(&base.join(path)))),
+            Some(base) if base.is_absolute() && base.to_str().is_some() => Ok(Self::Local(normalise(&base.join(path)))),
+            Some(base) if base.is_absolute() && base.to_str().is_none() => {
+                Err(wrong("the folder it starts from has a name that is not UTF-8"))
+            }
             _ => Err(wrong("a relative path has no meaning here")),
         }
     }

@@ -129,7 +129,7 @@ impl Queue for MemoryQueue {
         let mut state = self.shared.state();
         if state.known.insert(key.clone()) {
             state.waiting.push_back(Message { key, bytes, attempts: 0, last_error: String::new() });
-            self.shared.changed.notify_one();
+            self.shared.changed.notify_waiters();
         }
         Ok(())
     }
@@ -138,6 +138,9 @@ impl Queue for MemoryQueue {
         let deadline = Instant::now() + wait;
         loop {
             let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change goes unseen, whatever happens before the wait.
+            changed.as_mut().enable();
             let next = {
                 let mut state = self.shared.state();
                 let now = Instant::now();
@@ -149,23 +152,21 @@ impl Queue for MemoryQueue {
                     let number = state.next_delivery;
                     state.next_delivery += 1;
                     state.delivered.insert(number, (message, now + patience));
-                    if !state.waiting.is_empty() {
-                        self.shared.changed.notify_one();
-                    }
+                    // Those who wait have one more moment to wake at.
+                    self.shared.changed.notify_waiters();
                     let receipt = Box::new(MemoryReceipt { shared: Arc::clone(&self.shared), number });
                     let is_last = attempt >= self.shared.options.max_deliveries;
                     return Ok(Some(Delivery { job, attempt, is_last, patience, receipt }));
                 }
                 next
             };
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
             let until = next.map_or(deadline, |next| next.min(deadline));
             tokio::select! {
                 () = changed => {}
-                () = tokio::time::sleep_until(until) => {
-                    if Instant::now() >= deadline {
-                        return Ok(None);
-                    }
-                }
+                () = tokio::time::sleep_until(until) => {}
             }
         }
     }
@@ -206,7 +207,13 @@ impl Queue for MemoryQueue {
             }
             keep
         });
-        state.delayed.retain(|(_, message)| message.key.0 != run);
+        state.delayed.retain(|(_, message)| {
+            let keep = message.key.0 != run;
+            if !keep {
+                gone.push(message.key.clone());
+            }
+            keep
+        });
         for key in gone {
             state.known.remove(&key);
         }
@@ -249,7 +256,7 @@ impl Receipt for MemoryReceipt {
         let mut state = self.shared.state();
         if let Some((message, _)) = state.delivered.remove(&self.number) {
             self.shared.again(&mut state, message, error.to_owned(), Instant::now() + after);
-            self.shared.changed.notify_one();
+            self.shared.changed.notify_waiters();
         }
         Ok(())
     }
@@ -319,6 +326,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_who_waits_already_gets_what_another_lets_go() {
+        let queue = queue(100, 5);
+        let waiting = tokio::spawn({
+            let queue = queue.clone();
+            async move { (queue.pull(SOON).await.unwrap().unwrap(), queue.pull(SOON).await.unwrap().unwrap()) }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let began = Instant::now();
+        queue.publish(&job("r", 1)).await.unwrap();
+        // Both deliveries of the one job go to the same waiting worker, which drops the first without an answer.
+        let (first, second) = waiting.await.unwrap();
+        assert_eq!((first.attempt, second.attempt), (1, 2));
+        assert!(began.elapsed() < SOON);
+    }
+
+    #[tokio::test]
     async fn a_heartbeat_keeps_a_job() {
         let queue = queue(200, 5);
         queue.publish(&job("r", 1)).await.unwrap();
@@ -358,6 +381,13 @@ mod tests {
         assert_eq!(queue.pull(NOW).await.unwrap().unwrap().job.run, "s");
         assert!(queue.pull(NOW).await.unwrap().is_none());
         begun.receipt.done().await.unwrap();
+        let again = job("r", 9);
+        queue.publish(&again).await.unwrap();
+        let delivery = queue.pull(SOON).await.unwrap().unwrap();
+        delivery.receipt.retry(Duration::from_secs(60), "disk full").await.unwrap();
+        queue.purge("r").await.unwrap();
+        queue.publish(&again).await.unwrap();
+        assert_eq!(queue.pull(NOW).await.unwrap().unwrap().job, again);
         // What was taken back can be asked for again.
         queue.publish(&job("r", 2)).await.unwrap();
         assert!(queue.pull(NOW).await.unwrap().is_some());

@@ -67,7 +67,7 @@ impl Error {
 
     pub(super) fn from_store(object: &str, error: object_store::Error) -> Self {
         let object = object.to_owned();
-        if let Some(found) = io_error(&error).and_then(|io| known(&object, io)) {
+        if let Some(found) = error.source().and_then(io_error).and_then(|io| known(&object, io)) {
             return found;
         }
         match error {
@@ -82,7 +82,9 @@ impl Error {
     }
 
     pub(super) fn from_io(object: &str, error: std::io::Error) -> Self {
-        let found = known(object, &error);
+        // Writers through object_store wrap the cause once more.
+        let inner = error.get_ref().and_then(|inner| io_error(inner)).and_then(|io| known(object, io));
+        let found = known(object, &error).or(inner);
         found.unwrap_or_else(|| Self::Unavailable { object: object.to_owned(), cause: chain(&error) })
     }
 }
@@ -99,9 +101,9 @@ fn known(object: &str, error: &std::io::Error) -> Option<Error> {
     }
 }
 
-/// The IO error at the bottom of a chain.
-fn io_error(error: &object_store::Error) -> Option<&std::io::Error> {
-    let mut source = error.source();
+/// The first IO error of a chain.
+fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let mut source = Some(error);
     while let Some(cause) = source {
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
             return Some(io);
@@ -136,6 +138,8 @@ mod tests {
         assert!(matches!(full, Error::NoSpace { .. }) && full.is_transient());
         assert!(matches!(Error::from_store("s/k", generic(ErrorKind::PermissionDenied.into())), Error::Permission { .. }));
         assert!(Error::from_store("s/k", generic(ErrorKind::ConnectionReset.into())).is_transient());
+        let wrapped = std::io::Error::other(generic(ErrorKind::StorageFull.into()));
+        assert!(matches!(Error::from_io("s/k", wrapped), Error::NoSpace { .. }));
         assert!(!Error::NotFound { object: "x".into() }.is_transient());
     }
 }

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use object_store::ObjectStoreExt;
+use futures::StreamExt;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::io::AsyncWriteExt;
 
 use super::{Error, Store, blocking};
@@ -29,7 +31,7 @@ pub async fn fetch_file(address: &Address, cache: &Path, expected: Option<(Diges
         }
         Address::Remote(url) => {
             let (store, key) = parent(url)?;
-            let meta = store.inner.head(&store.key(&key)?).await.map_err(|error| store.error(&key, error))?;
+            let meta = store.inner.head(&key).await.map_err(|error| store.error(key.as_ref(), error))?;
             // Without a digest, what the store says about the object names the copy.
             let name = match expected {
                 Some((digest, _)) => digest,
@@ -37,7 +39,12 @@ pub async fn fetch_file(address: &Address, cache: &Path, expected: Option<(Diges
             };
             let path = cache.join(name.to_string());
             if tokio::fs::try_exists(&path).await.map_err(|error| Error::from_io(&path.display().to_string(), error))? {
-                return Ok(path);
+                match expected {
+                    None => return Ok(path),
+                    // A copy that a full disk or a careless hand has changed is fetched again.
+                    Some((digest, bytes)) if check(&path, digest, bytes).await.is_ok() => return Ok(path),
+                    Some(_) => {}
+                }
             }
             download(&store, &key, &path, expected).await?;
             Ok(path)
@@ -46,30 +53,41 @@ pub async fn fetch_file(address: &Address, cache: &Path, expected: Option<(Diges
 }
 
 /// Downloads to a name beside the target and renames: the target is whole or absent.
-async fn download(store: &Store, key: &str, path: &Path, expected: Option<(Digest, u64)>) -> Result<(), Error> {
-    use futures::StreamExt;
-
+async fn download(store: &Store, key: &Key, path: &Path, expected: Option<(Digest, u64)>) -> Result<(), Error> {
     let local = |error: std::io::Error| Error::from_io(&path.display().to_string(), error);
     if let Some(folder) = path.parent() {
         tokio::fs::create_dir_all(folder).await.map_err(local)?;
     }
     let staged = path.with_extension(format!("part-{}-{:x}", std::process::id(), next_number()));
-    let mut file = tokio::fs::File::create(&staged).await.map_err(local)?;
-    let mut stream = store.inner.get(&store.key(key)?).await.map_err(|error| store.error(key, error))?.into_stream();
+    let fetched = async {
+        let found = copy(store, key, &staged).await?;
+        if expected.is_some_and(|expected| expected != found) {
+            return Err(changed(&format!("{}/{key}", store.name)));
+        }
+        tokio::fs::rename(&staged, path).await.map_err(local)
+    };
+    let result = fetched.await;
+    if result.is_err() {
+        // The first error is the one to report.
+        let _ = tokio::fs::remove_file(&staged).await;
+    }
+    result
+}
+
+/// Copies an object into a file; its digest and size.
+async fn copy(store: &Store, key: &Key, path: &Path) -> Result<(Digest, u64), Error> {
+    let local = |error: std::io::Error| Error::from_io(&path.display().to_string(), error);
+    let mut file = tokio::fs::File::create(path).await.map_err(local)?;
+    let mut stream = store.inner.get(key).await.map_err(|error| store.error(key.as_ref(), error))?.into_stream();
     let (mut hasher, mut size) = (Hasher::new(), 0u64);
     while let Some(piece) = stream.next().await {
-        let piece = piece.map_err(|error| store.error(key, error))?;
+        let piece = piece.map_err(|error| store.error(key.as_ref(), error))?;
         hasher.update(&piece);
         size += piece.len() as u64;
         file.write_all(&piece).await.map_err(local)?;
     }
     file.sync_all().await.map_err(local)?;
-    let found = (hasher.finish(), size);
-    if expected.is_some_and(|expected| expected != found) {
-        tokio::fs::remove_file(&staged).await.map_err(local)?;
-        return Err(changed(&format!("{}/{key}", store.name)));
-    }
-    tokio::fs::rename(&staged, path).await.map_err(local)
+    Ok((hasher.finish(), size))
 }
 
 /// Tells apart downloads of one file by several threads of one process.
@@ -99,11 +117,13 @@ fn changed(object: &str) -> Error {
 }
 
 /// The store around an object, and its key there.
-fn parent(url: &str) -> Result<(Store, String), Error> {
+fn parent(url: &str) -> Result<(Store, Key), Error> {
     let wrong = || Error::Invalid { what: url.to_owned(), problem: "names a bucket, not a file".to_owned() };
     let (folder, name) = url.rsplit_once('/').ok_or_else(wrong)?;
     let folder = Address::parse(folder).map_err(|_| wrong())?;
-    Ok((Store::open(&folder)?, name.to_owned()))
+    // Data files have the names that others gave them; only what Lethe writes keeps to plain ASCII.
+    let key = Key::parse(name).map_err(|error| Error::Invalid { what: url.to_owned(), problem: error.to_string() })?;
+    Ok((Store::open(&folder)?, key))
 }
 
 /// A folder on this machine that holds the files directly under `address`; remote ones are downloaded once.
@@ -125,10 +145,9 @@ pub async fn fetch_folder(address: &Address, cache: &Path) -> Result<PathBuf, Er
     let identity: Vec<String> = names.iter().map(|m| format!("{} {:?} {} {}", m.location, m.e_tag, m.last_modified, m.size)).collect();
     let folder = cache.join(format!("folder-{}", Digest::of(format!("{url}\n{}", identity.join("\n")).as_bytes())));
     for meta in names {
-        let key = meta.location.to_string();
-        let path = folder.join(&key);
+        let path = folder.join(meta.location.as_ref());
         if !tokio::fs::try_exists(&path).await.map_err(|error| Error::from_io(&path.display().to_string(), error))? {
-            download(&store, &key, &path, None).await?;
+            download(&store, &meta.location, &path, None).await?;
         }
     }
     Ok(folder)

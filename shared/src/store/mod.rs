@@ -41,6 +41,10 @@ const PIECE: u64 = 32 << 20;
 const PIECES_AT_ONCE: usize = 4;
 /// Largest JSON document read, bytes.
 const MAX_JSON: u64 = 256 << 20;
+/// S3 answers two creations at one moment by refusing both: neither is there yet, and one tries again.
+const CREATIONS: u32 = 5;
+/// Pause between such attempts.
+const CREATION_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 /// Longest key, bytes (S3's limit).
 const MAX_KEY: usize = 1024;
 
@@ -148,10 +152,16 @@ impl Store {
     /// When the store cannot be written, or holds an unreadable outcome.
     pub async fn put_outcome(&self, outcome: &Outcome) -> Result<Outcome, Error> {
         let key = outcome_key(outcome.job);
-        if self.create_new(&key, json(outcome)).await? {
-            return Ok(outcome.clone());
+        for _ in 0..CREATIONS {
+            if self.create_new(&key, json(outcome)).await? {
+                return Ok(outcome.clone());
+            }
+            if let Some(first) = self.get_outcome(outcome.job).await? {
+                return Ok(first);
+            }
+            tokio::time::sleep(CREATION_PAUSE).await;
         }
-        self.get_outcome(outcome.job).await?.ok_or_else(|| Error::NotFound { object: format!("{}/{key}", self.name) })
+        Err(Error::Unavailable { object: format!("{}/{key}", self.name), cause: "is neither there nor can be created".to_owned() })
     }
 
     /// A job's outcome, when there is one.
@@ -233,13 +243,17 @@ impl Store {
     /// # Errors
     /// [`Error::Conflict`] when other bytes are there.
     pub async fn create(&self, key: &str, bytes: Bytes) -> Result<bool, Error> {
-        if self.create_new(key, bytes.clone()).await? {
-            return Ok(true);
+        for _ in 0..CREATIONS {
+            if self.create_new(key, bytes.clone()).await? {
+                return Ok(true);
+            }
+            match self.get(key).await? {
+                Some(there) if there == bytes => return Ok(false),
+                Some(_) => return Err(Error::Conflict { object: format!("{}/{key}", self.name) }),
+                None => tokio::time::sleep(CREATION_PAUSE).await,
+            }
         }
-        match self.get(key).await? {
-            Some(there) if there == bytes => Ok(false),
-            _ => Err(Error::Conflict { object: format!("{}/{key}", self.name) }),
-        }
+        Err(Error::Unavailable { object: format!("{}/{key}", self.name), cause: "is neither there nor can be created".to_owned() })
     }
 
     async fn create_new(&self, key: &str, bytes: Bytes) -> Result<bool, Error> {

@@ -33,6 +33,7 @@ fn open_remote(url: &str) -> Result<Arc<dyn ObjectStore>, Error> {
     let options = ClientOptions::new()
         .with_connect_timeout(Duration::from_secs(5))
         .with_timeout(Duration::from_secs(600))
+        .with_read_timeout(Duration::from_secs(30))
         .with_allow_http(std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true" || value == "1"));
     let retry = RetryConfig { max_retries: 10, retry_timeout: Duration::from_secs(180), ..RetryConfig::default() };
     let store: Arc<dyn ObjectStore> = match scheme {
