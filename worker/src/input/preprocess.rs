@@ -30,12 +30,31 @@ enum Resize {
     Exactly(u32, u32),
 }
 
+/// Where the middle square starts when what is cut off is an odd number of pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Centre {
+    /// Half of it, rounded down (`transformers`).
+    Down,
+    /// Half of it, rounded to the even neighbour (torchvision, which open_clip uses).
+    ToEven,
+}
+
+impl Centre {
+    fn offset(self, excess: i64) -> i64 {
+        match self {
+            Self::Down => excess.div_euclid(2),
+            Self::ToEven => (excess as f64 / 2.0).round_ties_even() as i64,
+        }
+    }
+}
+
 /// Turns encoded images into a model's input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
     resize: Resize,
     filter: Filter,
     side: u32,
+    centre: Centre,
     scale: f64,
     mean: [f64; 3],
     deviation: [f64; 3],
@@ -113,7 +132,7 @@ impl Preprocessor {
         if (width, height) == (side, side) {
             return image.clone();
         }
-        let (left, top) = ((width - side).div_euclid(2), (height - side).div_euclid(2));
+        let (left, top) = (self.centre.offset(width - side), self.centre.offset(height - side));
         RgbImage::from_fn(self.side, self.side, |x, y| {
             let (x, y) = (i64::from(x) + left, i64::from(y) + top);
             let inside = (0..width).contains(&x) && (0..height).contains(&y);
@@ -131,14 +150,21 @@ impl Preprocessor {
     }
 }
 
-fn flag(json: &Value, key: &str, default: bool) -> bool {
-    json[key].as_bool().unwrap_or(default)
+fn flag(json: &Value, key: &str, default: bool) -> Result<bool, String> {
+    match &json[key] {
+        Value::Null => Ok(default),
+        Value::Bool(value) => Ok(*value),
+        other => Err(format!("{key} is {other}, expected true or false")),
+    }
 }
 
 fn triple(json: &Value, key: &str, default: [f64; 3]) -> Result<[f64; 3], String> {
-    let Some(values) = json[key].as_array() else { return Ok(default) };
-    let values: Vec<f64> = values.iter().filter_map(Value::as_f64).collect();
-    values.try_into().map_err(|_| format!("{key} must be three numbers"))
+    let value = &json[key];
+    if value.is_null() {
+        return Ok(default);
+    }
+    let numbers: Option<Vec<f64>> = value.as_array().and_then(|values| values.iter().map(Value::as_f64).collect());
+    numbers.and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| format!("{key} is {value}, expected three numbers"))
 }
 
 /// A size that is a number, `{"shortest_edge": n}` or `{"height": n, "width": n}`: (height, width, shortest edge).
@@ -166,13 +192,13 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
         return Err(format!("is for a {kind}; Lethe prepares images as CLIPImageProcessor does"));
     }
     let wanted = size(json, "size")?.unwrap_or(Resize::Shortest(224));
-    let resize = if flag(json, "do_resize", true) { wanted } else { Resize::None };
+    let resize = if flag(json, "do_resize", true)? { wanted } else { Resize::None };
     let square = |found: Resize| match found {
         Resize::Shortest(side) => Ok(side),
         Resize::Exactly(height, width) if height == width => Ok(height),
         _ => Err("images must be square".to_owned()),
     };
-    let side = if flag(json, "do_center_crop", true) {
+    let side = if flag(json, "do_center_crop", true)? {
         // A plain number is both sides of the crop.
         square(size(json, "crop_size")?.unwrap_or(Resize::Exactly(224, 224)))?
     } else {
@@ -185,13 +211,17 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
         Value::Null => Filter::Bicubic,
         value => value.as_u64().and_then(Filter::from_number).ok_or_else(|| format!("resample is {value}, expected 0 to 5"))?,
     };
-    let scale = if flag(json, "do_rescale", true) { json["rescale_factor"].as_f64().unwrap_or(1.0 / 255.0) } else { 1.0 };
-    let (mean, deviation) = if flag(json, "do_normalize", true) {
+    let scale = match (flag(json, "do_rescale", true)?, &json["rescale_factor"]) {
+        (false, _) => 1.0,
+        (true, Value::Null) => 1.0 / 255.0,
+        (true, value) => value.as_f64().ok_or_else(|| format!("rescale_factor is {value}, expected a number"))?,
+    };
+    let (mean, deviation) = if flag(json, "do_normalize", true)? {
         (triple(json, "image_mean", CLIP_MEAN)?, triple(json, "image_std", CLIP_DEVIATION)?)
     } else {
         ([0.0; 3], [1.0; 3])
     };
-    Ok(Preprocessor { resize, filter, side, scale, mean, deviation })
+    Ok(Preprocessor { resize, filter, side, centre: Centre::Down, scale, mean, deviation })
 }
 
 /// `preprocess_cfg` beside `model_cfg`.
@@ -213,7 +243,7 @@ fn open_clip(json: &Value) -> Result<Preprocessor, String> {
         other => return Err(format!("resize_mode is `{other}`, expected shortest or squash")),
     };
     let (mean, deviation) = (triple(settings, "mean", CLIP_MEAN)?, triple(settings, "std", CLIP_DEVIATION)?);
-    Ok(Preprocessor { resize, filter, side, scale: 1.0 / 255.0, mean, deviation })
+    Ok(Preprocessor { resize, filter, side, centre: Centre::ToEven, scale: 1.0 / 255.0, mean, deviation })
 }
 
 #[cfg(test)]
@@ -241,7 +271,14 @@ mod tests {
     fn what_is_not_computed_is_refused() {
         assert!(hugging_face(&json!({ "image_processor_type": "ViTImageProcessor" })).unwrap_err().contains("ViTImageProcessor"));
         assert!(hugging_face(&json!({ "resample": 9 })).is_err());
-        assert!(hugging_face(&json!({ "image_mean": [0.5] })).is_err());
+        for wrong in [
+            json!({ "image_mean": [0.5] }),
+            json!({ "image_std": [0.5, "x", 0.5, 0.5] }),
+            json!({ "do_resize": "yes" }),
+            json!({ "rescale_factor": "1" }),
+        ] {
+            assert!(hugging_face(&wrong).is_err(), "{wrong}");
+        }
         assert!(open_clip(&json!({ "preprocess_cfg": { "resize_mode": "longest" } })).is_err());
         let zero = hugging_face(&json!({ "image_std": [0.0, 1.0, 1.0] })).unwrap();
         assert!(zero.check().is_err());
@@ -255,9 +292,23 @@ mod tests {
     }
 
     #[test]
+    fn an_odd_excess_is_cut_as_each_library_cuts_it() {
+        let offsets = |centre: Centre| [1, 2, 3, 5, 7].map(|excess| centre.offset(excess));
+        assert_eq!(offsets(Centre::Down), [0, 1, 1, 2, 3]);
+        assert_eq!(offsets(Centre::ToEven), [0, 1, 2, 2, 4]);
+    }
+
+    #[test]
     fn a_small_image_is_framed_in_black() {
-        let preprocessor =
-            Preprocessor { resize: Resize::None, filter: Filter::Bicubic, side: 4, scale: 1.0, mean: [0.0; 3], deviation: [1.0; 3] };
+        let preprocessor = Preprocessor {
+            resize: Resize::None,
+            filter: Filter::Bicubic,
+            side: 4,
+            centre: Centre::Down,
+            scale: 1.0,
+            mean: [0.0; 3],
+            deviation: [1.0; 3],
+        };
         let framed = preprocessor.centre(&RgbImage::from_pixel(1, 2, image::Rgb([9; 3])));
         let lit: Vec<(u32, u32)> = framed.enumerate_pixels().filter(|(_, _, p)| p.0 == [9; 3]).map(|(x, y, _)| (x, y)).collect();
         assert_eq!(lit, [(2, 1), (2, 2)]);
