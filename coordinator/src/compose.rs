@@ -6,9 +6,7 @@
 use std::collections::BTreeMap;
 
 use lethe_shared::checkpoint::{Checkpoint, Error as CheckpointError};
-use lethe_shared::edit::{self, Edit};
-use lethe_shared::manifest::CompositionMethod;
-use safetensors::Dtype;
+use lethe_shared::edit::{self, Direction, Edit};
 use safetensors::tensor::TensorView;
 
 use crate::failure::Failure;
@@ -16,36 +14,33 @@ use crate::failure::Failure;
 /// Changed layers: name to new bytes, in the stored type.
 pub type Change = BTreeMap<String, Vec<u8>>;
 
-/// Composes edits by the method that the manifest names. `direction` gives an edit's g, in the layer's order.
+/// θ_l + Σ α·dose·λ·D over the edits of each layer; an edit of strength or dose 0 changes nothing. `direction` gives an
+/// edit's D for a layer of this shape.
 ///
 /// # Errors
 /// When an edit names a layer that the checkpoint lacks, or a direction cannot be read.
 pub fn compose(
-    method: CompositionMethod,
     checkpoint: &Checkpoint,
     edits: &[Edit],
-    direction: impl Fn(&Edit, usize) -> Result<Vec<f32>, Failure>,
+    direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
 ) -> Result<Change, Failure> {
-    match method {
-        CompositionMethod::Sum => sum(checkpoint, edits, direction),
-    }
-}
-
-/// θ_l + Σ α·λ·g over the edits of each layer; an edit of strength 0 changes nothing.
-fn sum(checkpoint: &Checkpoint, edits: &[Edit], direction: impl Fn(&Edit, usize) -> Result<Vec<f32>, Failure>) -> Result<Change, Failure> {
     let mut by_layer: BTreeMap<&str, Vec<&Edit>> = BTreeMap::new();
-    for edit in edits.iter().filter(|edit| edit.strength != 0.0) {
+    for edit in edits.iter().filter(|edit| edit.factor() != 0.0) {
         by_layer.entry(&edit.layer).or_default().push(edit);
     }
     let mut change = Change::new();
     for (layer, mut edits) in by_layer {
         edits.sort_by(|a, b| a.concept.cmp(&b.concept));
-        let dtype = stored_type(checkpoint, layer)?;
+        let info = checkpoint.tensors().get(layer).ok_or_else(|| CheckpointError::Tensor {
+            tensor: layer.to_owned(),
+            problem: "is not in the checkpoint".to_owned(),
+        })?;
+        let dtype = info.dtype;
         let base = edit::widen(layer, checkpoint.bytes(layer)?, dtype)?;
         // The sum of changes first: rounding against the far larger weights happens once.
         let mut moved = vec![0.0; base.len()];
         for edit in edits {
-            edit::accumulate(&mut moved, edit.strength * edit.step, &direction(edit, base.len())?);
+            direction(edit, &info.shape)?.accumulate(&mut moved, edit.factor());
         }
         for (value, base) in moved.iter_mut().zip(&base) {
             *value += base;
@@ -53,11 +48,6 @@ fn sum(checkpoint: &Checkpoint, edits: &[Edit], direction: impl Fn(&Edit, usize)
         change.insert(layer.to_owned(), edit::narrow(layer, &moved, dtype)?);
     }
     Ok(change)
-}
-
-fn stored_type(checkpoint: &Checkpoint, layer: &str) -> Result<Dtype, Failure> {
-    let missing = || CheckpointError::Tensor { tensor: layer.to_owned(), problem: "is not in the checkpoint".to_owned() };
-    Ok(checkpoint.tensors().get(layer).ok_or_else(missing)?.dtype)
 }
 
 /// A change as a safetensors file, for the workers that evaluate it.
@@ -79,6 +69,7 @@ mod tests {
     use lethe_shared::digest::Digest;
     use lethe_shared::job::ArtifactRef;
     use proptest::prelude::*;
+    use safetensors::Dtype;
 
     use super::*;
 
@@ -98,19 +89,23 @@ mod tests {
             layer: layer.into(),
             step,
             strength,
+            dose: 1.0,
             direction: ArtifactRef { digest: Digest::of(concept.as_bytes()), bytes: 3 },
         }
     }
 
     /// Directions that differ by concept.
-    fn direction(edit: &Edit, values: usize) -> Result<Vec<f32>, Failure> {
-        let seed = edit.direction.digest.as_bytes();
-        Ok((0..values).map(|i| f32::from(seed[i]) / 37.0 - 3.0).collect())
+    fn values(edit: &Edit) -> Vec<f32> {
+        edit.direction.digest.as_bytes()[..BASE.len()].iter().map(|&byte| f32::from(byte) / 37.0 - 3.0).collect()
+    }
+
+    fn direction(edit: &Edit, _: &[usize]) -> Result<Direction, Failure> {
+        Ok(Direction::Dense(values(edit)))
     }
 
     fn composed(edits: &[Edit]) -> Change {
         let folder = tempfile::tempdir().unwrap();
-        compose(CompositionMethod::Sum, &checkpoint(folder.path()), edits, direction).unwrap()
+        compose(&checkpoint(folder.path()), edits, direction).unwrap()
     }
 
     #[test]
@@ -118,7 +113,7 @@ mod tests {
         let edit = edit("pizza", "a", 0.25, 1.0);
         let expected: Vec<u8> = BASE
             .iter()
-            .zip(direction(&edit, 3).unwrap())
+            .zip(values(&edit))
             .flat_map(|(&base, g)| ((f64::from(base) + 0.25 * f64::from(g)) as f32).to_le_bytes())
             .collect();
         assert_eq!(composed(&[edit]), Change::from([("a".to_owned(), expected)]));
@@ -134,7 +129,7 @@ mod tests {
     #[test]
     fn a_layer_that_is_not_there_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let error = compose(CompositionMethod::Sum, &checkpoint(folder.path()), &[edit("x", "c", 1.0, 1.0)], direction).unwrap_err();
+        let error = compose(&checkpoint(folder.path()), &[edit("x", "c", 1.0, 1.0)], direction).unwrap_err();
         assert!(error.to_string().contains("tensor `c`"));
     }
 

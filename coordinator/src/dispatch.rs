@@ -136,7 +136,7 @@ mod tests {
 
     fn outcome(job: &Job) -> Outcome {
         let execution = Execution { worker: "w".into(), seconds: 0.0, stages: BTreeMap::new(), peak_memory_bytes: 0, device: "cpu".into() };
-        Outcome { job: job.id(), result: TaskResult::Evaluate(EvaluateResult { items: BTreeMap::new() }), execution }
+        Outcome { job: job.id(), result: TaskResult::Evaluate(EvaluateResult::default()), execution }
     }
 
     /// A worker that writes outcomes, buries job 2, and tells of every second outcome only.

@@ -1,6 +1,10 @@
 //! The jobs of a run, phase by phase. Pure: from a plan and earlier outcomes to jobs.
 
-use lethe_shared::job::{ALGORITHM_VERSION, ArtifactRef, ConceptTask, EvaluateItem, Job, Label, RetainPart, Task};
+use lethe_shared::job::{
+    ALGORITHM_VERSION, ArtifactRef, ConceptTask, DirectionTask, EvaluateItem, InterferencePart, Job, Label, MomentSource, MomentsPart,
+    MomentsReduceTask, RetainPart, SurveyTask, Task,
+};
+use lethe_shared::manifest::Towers;
 use lethe_shared::outcome::GradientSumResult;
 
 use crate::plan::{Plan, PlannedConcept};
@@ -22,6 +26,76 @@ pub fn retain_gradients(plan: &Plan) -> Vec<Job> {
 pub fn retain_reduce(plan: &Plan, parts: &[GradientSumResult]) -> Job {
     let part = |p: &GradientSumResult| RetainPart { sum: p.sum, batches: p.batches, loss_sum: p.loss_sum };
     job(plan, Task::RetainReduce { parts: parts.iter().map(part).collect() })
+}
+
+/// The second moments of one tower: jobs over the retain set, then jobs over unlabelled data.
+#[derive(Debug)]
+pub struct MomentJobs {
+    /// One per retain shard.
+    pub paired: Vec<Job>,
+    /// One per slice of unlabelled texts.
+    pub unlabelled: Vec<Job>,
+}
+
+/// The moment jobs of each tower that may change; `texts` are the slices of unlabelled texts, as artifacts.
+pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
+    let of = |source| job(plan, Task::Moments(source));
+    let mut towers = Vec::new();
+    if plan.manifest.composition.towers != Towers::Vision {
+        towers.push(MomentJobs {
+            paired: plan.retain.iter().map(|shard| of(MomentSource::Captions(shard.clone()))).collect(),
+            unlabelled: texts.iter().map(|&slice| of(MomentSource::Texts(slice))).collect(),
+        });
+    }
+    if plan.manifest.composition.towers != Towers::Text {
+        towers.push(MomentJobs {
+            paired: plan.retain.iter().map(|shard| of(MomentSource::Images(shard.clone()))).collect(),
+            unlabelled: Vec::new(),
+        });
+    }
+    towers
+}
+
+/// The job that makes of a tower's sums what directions are corrected by.
+pub fn moments_reduce(plan: &Plan, paired: Vec<MomentsPart>, unlabelled: Vec<MomentsPart>) -> Job {
+    let composition = &plan.manifest.composition;
+    let (unlabelled_weight, ridge) = (composition.unlabelled_weight, composition.ridge);
+    job(plan, Task::MomentsReduce(MomentsReduceTask { paired, unlabelled, unlabelled_weight, ridge }))
+}
+
+/// One survey per concept.
+pub fn surveys(plan: &Plan, retain_gradient: ArtifactRef, folds: &[ArtifactRef]) -> Vec<Job> {
+    let task = |planned: &PlannedConcept| SurveyTask {
+        concept: planned.concept.id.clone(),
+        forget: planned.forget.clone(),
+        retain_gradient,
+        folds: folds.to_vec(),
+        method: plan.settings.clone(),
+    };
+    plan.concepts.iter().map(|planned| job(plan, Task::Survey(Box::new(task(planned))))).collect()
+}
+
+/// The direction job of one concept on its layer; `layers` are all that the run uses.
+pub fn direction(plan: &Plan, planned: &PlannedConcept, layer: &str, layers: &[String], inverses: &[ArtifactRef], classes: ArtifactRef) -> Job {
+    job(
+        plan,
+        Task::Direction(Box::new(DirectionTask {
+            concept: planned.concept.id.clone(),
+            class: planned.concept.class_index,
+            forget: planned.forget.clone(),
+            validation: plan.validation.clone(),
+            inverses: inverses.to_vec(),
+            classes,
+            layer: layer.to_owned(),
+            layers: layers.to_vec(),
+            method: plan.settings.clone(),
+        })),
+    )
+}
+
+/// The job that works out what each edit does to each concept.
+pub fn interference(plan: &Plan, concepts: Vec<InterferencePart>) -> Job {
+    job(plan, Task::Interference { concepts })
 }
 
 /// One job per concept.
@@ -56,15 +130,21 @@ pub fn base_evaluation(plan: &Plan, classes: ArtifactRef) -> Vec<Job> {
 /// Hits of the composed model on the forget sets of concepts that have an edit, on validation and test set.
 pub fn composed_evaluation(plan: &Plan, edited: &[&PlannedConcept], change: ArtifactRef, classes: ArtifactRef) -> Vec<Job> {
     let mut jobs = held_out(plan, Some(change), classes);
+    jobs.extend(forget_evaluation(plan, edited, change, classes));
+    jobs
+}
+
+/// Hits of a composed model on the forget sets of these concepts.
+pub fn forget_evaluation(plan: &Plan, edited: &[&PlannedConcept], change: ArtifactRef, classes: ArtifactRef) -> Vec<Job> {
     let item = |planned: &PlannedConcept| EvaluateItem {
         name: forget_item(&planned.concept.id),
         shards: planned.forget.clone(),
         label: Label::Class(planned.concept.class_index),
     };
-    for slice in edited.chunks(CONCEPTS_PER_JOB) {
-        jobs.push(job(plan, Task::Evaluate { change: Some(change), items: slice.iter().map(|planned| item(planned)).collect(), classes }));
-    }
-    jobs
+    let slice = |slice: &[&PlannedConcept]| {
+        job(plan, Task::Evaluate { change: Some(change), items: slice.iter().map(|planned| item(planned)).collect(), classes })
+    };
+    edited.chunks(CONCEPTS_PER_JOB).map(slice).collect()
 }
 
 fn held_out(plan: &Plan, change: Option<ArtifactRef>, classes: ArtifactRef) -> Vec<Job> {

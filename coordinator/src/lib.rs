@@ -6,6 +6,8 @@
 //! | [`jobs`] | the jobs of each phase, from plan and earlier outcomes |
 //! | [`dispatch`] | publishes jobs, waits for outcomes |
 //! | [`run`] | the phases of a run |
+//! | [`layers`] | which layers edits go to |
+//! | [`dosing`] | how far each edit goes when all act together |
 //! | [`compose`] | many edits into one change per layer |
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
@@ -18,10 +20,12 @@ pub mod card;
 pub mod command;
 pub mod compose;
 pub mod dispatch;
+pub mod dosing;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod failure;
 pub mod jobs;
+pub mod layers;
 pub mod measure;
 pub mod plan;
 pub mod progress;

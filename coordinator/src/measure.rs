@@ -1,6 +1,6 @@
 //! From outcomes to the numbers of a release: what was forgotten, what was lost. Pure.
 
-use lethe_shared::outcome::{ClassHits, ConceptResult, Hits};
+use lethe_shared::outcome::{Accuracy, Chosen, ClassHits, Hits};
 use lethe_shared::record::{Measured, Retained, UtilityOn, WorstClass};
 use serde::{Deserialize, Serialize};
 
@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 const WORST: usize = 10;
 
 /// Accuracy of one concept at the original weights and with its edit alone.
-pub fn alone(result: &ConceptResult, class: u32, base: Option<&Hits>) -> (Measured, Option<Measured>) {
+pub fn alone(before: Accuracy, chosen: &Chosen, class: u32, base: Option<&Hits>) -> (Measured, Measured) {
     let held_out = |hits: &Hits| hits.classes.get(&class).copied();
     let before = Measured {
-        fa1: result.before.fa1,
-        fa5: result.before.fa5,
+        fa1: before.fa1,
+        fa5: before.fa5,
         held_out: base.and_then(held_out),
         utility: base.map(|hits| hits.mean_top1(|other| other != class)),
     };
-    let after = result.chosen.as_ref().map(|chosen| Measured {
+    let after = Measured {
         fa1: chosen.answer.fa1,
         fa5: chosen.answer.fa5,
         held_out: held_out(&chosen.validation),
         utility: base.map(|_| chosen.answer.utility),
-    });
+    };
     (before, after)
 }
 

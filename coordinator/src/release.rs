@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use bytes::Bytes;
+use lethe_shared::edit::{self, Direction};
 use lethe_shared::job::ArtifactRef;
 use lethe_shared::record::Composition;
 use lethe_shared::store::Store;
@@ -20,15 +21,34 @@ pub const RECORD: &str = "composition.json";
 /// The edits' name in a release.
 pub const EDITS: &str = "edits.safetensors";
 
-/// One edit's direction with its shape.
+/// A tensor of an edit's direction: the whole of it under the concept's id, or one of its factors, `ID.up` and `ID.down`.
 #[derive(Debug)]
-pub struct Direction {
-    /// The concept's id: the tensor's name.
-    pub concept: String,
-    /// Shape of the layer.
+pub struct DirectionTensor {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
     pub shape: Vec<usize>,
     /// Float32, little-endian.
     pub bytes: Vec<u8>,
+}
+
+impl DirectionTensor {
+    /// The tensors of one concept's direction on a layer of this shape.
+    pub fn of(concept: &str, shape: &[usize], direction: Direction) -> Vec<Self> {
+        let tensor = |name: String, shape: Vec<usize>, values: Vec<f32>| Self {
+            name,
+            shape,
+            bytes: values.into_iter().flat_map(f32::to_le_bytes).collect(),
+        };
+        match direction {
+            Direction::Dense(values) => vec![tensor(concept.to_owned(), shape.to_vec(), values)],
+            Direction::Factored { up, down, rank } => {
+                let (up_name, down_name) = edit::factor_names(concept);
+                let (outputs, inputs) = (up.len() / rank.max(1), down.len() / rank.max(1));
+                vec![tensor(up_name, vec![outputs, rank], up), tensor(down_name, vec![rank, inputs], down)]
+            }
+        }
+    }
 }
 
 /// Writes a release and returns its address. `record` is complete but for its files.
@@ -39,7 +59,7 @@ pub async fn write(
     store: &Store,
     plan: &Plan,
     change: &Change,
-    directions: Vec<Direction>,
+    directions: Vec<DirectionTensor>,
     mut record: Composition,
 ) -> Result<(String, Composition), Failure> {
     let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
@@ -77,12 +97,12 @@ fn encode(record: &Composition) -> Result<Bytes, Failure> {
     Ok(bytes.into())
 }
 
-fn write_edits(path: &Path, directions: Vec<Direction>) -> Result<(), Failure> {
+fn write_edits(path: &Path, directions: Vec<DirectionTensor>) -> Result<(), Failure> {
     let mut views = HashMap::new();
     for direction in &directions {
         let view = TensorView::new(Dtype::F32, direction.shape.clone(), &direction.bytes)
-            .map_err(|error| Failure::input(format!("direction of `{}`: {error}", direction.concept)))?;
-        views.insert(direction.concept.as_str(), view);
+            .map_err(|error| Failure::input(format!("direction `{}`: {error}", direction.name)))?;
+        views.insert(direction.name.as_str(), view);
     }
     serialize_to_file(views, None, path).map_err(|error| Failure::Infrastructure(format!("{}: {error}", path.display())))
 }

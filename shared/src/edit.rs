@@ -41,8 +41,68 @@ pub struct Edit {
     pub step: f64,
     /// Strength α: 1 as found, 0 not applied.
     pub strength: f64,
-    /// g_f of that layer, float32.
+    /// What the composition multiplies the step by: 1 where doses are not solved together.
+    pub dose: f64,
+    /// Its direction on that layer: [`Direction`] as a file.
     pub direction: ArtifactRef,
+}
+
+impl Edit {
+    /// What the direction is multiplied by: α · dose · λ.
+    pub fn factor(&self) -> f64 {
+        self.strength * self.dose * self.step
+    }
+}
+
+/// An edit's direction on a layer, float32.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Direction {
+    /// Every value, in the layer's order.
+    Dense(Vec<f32>),
+    /// `up · down` for a layer `[outputs, inputs]`.
+    Factored {
+        /// `[outputs, rank]`, row-major.
+        up: Vec<f32>,
+        /// `[rank, inputs]`, row-major.
+        down: Vec<f32>,
+        /// The rank.
+        rank: usize,
+    },
+}
+
+impl Direction {
+    /// Adds `factor` times the direction to a layer's float64 values, in a fixed order.
+    ///
+    /// # Panics
+    /// When lengths differ; [`decode_direction`] has checked them.
+    pub fn accumulate(&self, values: &mut [f64], factor: f64) {
+        match self {
+            Self::Dense(direction) => {
+                assert_eq!(values.len(), direction.len(), "a direction has as many values as its layer");
+                for (value, &change) in values.iter_mut().zip(direction) {
+                    *value += factor * f64::from(change);
+                }
+            }
+            Self::Factored { rank: 0, .. } => {}
+            Self::Factored { up, down, rank } => {
+                let inputs = down.len() / rank;
+                assert_eq!(values.len(), up.len() / rank * inputs, "a direction has as many values as its layer");
+                for (row, ups) in values.chunks_exact_mut(inputs).zip(up.chunks_exact(*rank)) {
+                    for (&up, downs) in ups.iter().zip(down.chunks_exact(inputs)) {
+                        let scaled = factor * f64::from(up);
+                        for (value, &down) in row.iter_mut().zip(downs) {
+                            *value += scaled * f64::from(down);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Names of the two tensors of a factored direction: `LAYER.up` and `LAYER.down`.
+pub fn factor_names(layer: &str) -> (String, String) {
+    (format!("{layer}.up"), format!("{layer}.down"))
 }
 
 /// A direction as a safetensors file: one float32 tensor named as the layer.
@@ -66,19 +126,32 @@ pub fn encode_tensors<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize
     safetensors::serialize(views, None).map_err(|error| error.to_string())
 }
 
-/// Reads a direction's values.
+/// Reads a direction for a layer of this shape.
 ///
 /// # Errors
-/// [`Error::Direction`] when the file holds anything but one finite float32 tensor of this name and number of values.
-pub fn decode_direction(layer: &str, values: usize, file: &[u8]) -> Result<Vec<f32>, Error> {
+/// [`Error::Direction`] when the file holds anything but one finite float32 tensor of this name and number of values, or
+/// its two factors.
+pub fn decode_direction(layer: &str, shape: &[usize], file: &[u8]) -> Result<Direction, Error> {
     let wrong = |problem: String| Error::Direction { layer: layer.to_owned(), problem };
     let parsed = SafeTensors::deserialize(file).map_err(|error| wrong(format!("not a safetensors file: {error}")))?;
-    let view = parsed.tensor(layer).map_err(|_| wrong("the file holds another layer".to_owned()))?;
-    if parsed.len() != 1 || view.dtype() != Dtype::F32 || view.data().len() != 4 * values {
-        return Err(wrong(format!("expected one float32 tensor of {values} values, found {:?} {:?}", view.dtype(), view.shape())));
+    let read = |view: &TensorView<'_>| -> Result<Vec<f32>, Error> {
+        if view.dtype() != Dtype::F32 {
+            return Err(wrong(format!("is stored as {:?}, expected float32", view.dtype())));
+        }
+        let values: Vec<f32> = view.data().chunks_exact(4).map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
+        if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(wrong("holds values that are not finite".to_owned())) }
+    };
+    let (up_name, down_name) = factor_names(layer);
+    match (parsed.len(), parsed.tensor(layer), parsed.tensor(&up_name), parsed.tensor(&down_name)) {
+        (1, Ok(view), _, _) if view.shape().iter().product::<usize>() == shape.iter().product::<usize>() => Ok(Direction::Dense(read(&view)?)),
+        (2, _, Ok(up), Ok(down)) => match (up.shape(), down.shape(), shape) {
+            ([outputs, rank], [other, inputs], [rows, columns]) if rank == other && outputs == rows && inputs == columns => {
+                Ok(Direction::Factored { up: read(&up)?, down: read(&down)?, rank: *rank })
+            }
+            (up, down, shape) => Err(wrong(format!("factors of shapes {up:?} and {down:?} do not make {shape:?}"))),
+        },
+        _ => Err(wrong(format!("expected one float32 tensor of shape {shape:?}, or its two factors, found {:?}", parsed.names()))),
     }
-    let decoded: Vec<f32> = view.data().chunks_exact(4).map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
-    if decoded.iter().all(|value| value.is_finite()) { Ok(decoded) } else { Err(wrong("holds values that are not finite".to_owned())) }
 }
 
 /// Stored values as float64.
@@ -109,17 +182,6 @@ pub fn narrow(layer: &str, values: &[f64], dtype: Dtype) -> Result<Vec<u8>, Erro
     })
 }
 
-/// Adds `factor · direction` to float64 values.
-///
-/// # Panics
-/// When lengths differ; [`decode_direction`] has checked them.
-pub fn accumulate(values: &mut [f64], factor: f64, direction: &[f32]) {
-    assert_eq!(values.len(), direction.len(), "a direction has as many values as its layer");
-    for (value, &change) in values.iter_mut().zip(direction) {
-        *value += factor * f64::from(change);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,18 +193,31 @@ mod tests {
     #[test]
     fn directions_survive_their_file() {
         let file = encode_direction("l.weight", &[2, 2], &bytes(&[1.0, -2.0, 3.5, 0.0])).unwrap();
-        assert_eq!(decode_direction("l.weight", 4, &file).unwrap(), [1.0, -2.0, 3.5, 0.0]);
+        assert_eq!(decode_direction("l.weight", &[2, 2], &file).unwrap(), Direction::Dense(vec![1.0, -2.0, 3.5, 0.0]));
         assert_eq!(file, encode_direction("l.weight", &[2, 2], &bytes(&[1.0, -2.0, 3.5, 0.0])).unwrap());
     }
 
     #[test]
     fn refuses_files_that_are_no_direction() {
         let file = encode_direction("l", &[2], &bytes(&[1.0, 2.0])).unwrap();
-        assert!(decode_direction("other", 2, &file).is_err());
-        assert!(decode_direction("l", 3, &file).is_err());
-        assert!(decode_direction("l", 2, &file[..file.len() - 1]).is_err());
-        assert!(decode_direction("l", 1, &encode_direction("l", &[1], &bytes(&[f32::NAN])).unwrap()).is_err());
+        assert!(decode_direction("other", &[2], &file).is_err());
+        assert!(decode_direction("l", &[3], &file).is_err());
+        assert!(decode_direction("l", &[2], &file[..file.len() - 1]).is_err());
+        assert!(decode_direction("l", &[1], &encode_direction("l", &[1], &bytes(&[f32::NAN])).unwrap()).is_err());
         assert!(encode_direction("l", &[3], &bytes(&[1.0])).is_err());
+    }
+
+    #[test]
+    fn factors_are_multiplied_out() {
+        let tensors = [("l.up", &[2usize, 1][..], bytes(&[2.0, -1.0])), ("l.down", &[1, 3][..], bytes(&[1.0, 0.5, 0.0]))];
+        let file = encode_tensors(tensors.iter().map(|(name, shape, bytes)| (*name, *shape, bytes.as_slice()))).unwrap();
+        let direction = decode_direction("l", &[2, 3], &file).unwrap();
+        let mut values = [1.0; 6];
+        direction.accumulate(&mut values, 0.5);
+        assert_eq!(values, [2.0, 1.5, 1.0, 0.5, 0.75, 1.0]);
+        for shape in [&[3usize, 2][..], &[6], &[2, 2]] {
+            assert!(decode_direction("l", shape, &file).is_err());
+        }
     }
 
     #[test]

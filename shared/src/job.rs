@@ -10,7 +10,7 @@ use crate::digest::{Digest, NotADigest};
 use crate::manifest::Stop;
 
 /// Version of the algorithm: part of every job's id, raised whenever the same job would give another result.
-pub const ALGORITHM_VERSION: u32 = 1;
+pub const ALGORITHM_VERSION: u32 = 2;
 
 /// The name of a job: the digest of everything that determines its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -145,7 +145,7 @@ pub enum Task {
         /// Sums and their numbers of batches.
         parts: Vec<RetainPart>,
     },
-    /// Finds one concept's edit.
+    /// Finds one concept's edit by SLUG's full procedure: every layer on a front is searched.
     Concept(Box<ConceptTask>),
     /// Counts zero-shot hits under a change (or none).
     Evaluate {
@@ -156,6 +156,121 @@ pub enum Task {
         /// The class list.
         classes: ArtifactRef,
     },
+    /// Sums the second moments of layers' inputs over what must stay, weighed by how much each layer's output moves the
+    /// embedding: of every layer of the source's tower that ends a block's MLP.
+    Moments(MomentSource),
+    /// Makes the second moments that directions are corrected by, of the sums in the order given.
+    MomentsReduce(MomentsReduceTask),
+    /// Scores every candidate layer of one concept, and searches none.
+    Survey(Box<SurveyTask>),
+    /// Finds one concept's corrected direction on a layer that is already chosen, and its step alone.
+    Direction(Box<DirectionTask>),
+    /// Works out what each concept's edit does to the forget loss of each concept, to first order.
+    Interference {
+        /// The concepts, by id.
+        concepts: Vec<InterferencePart>,
+    },
+}
+
+/// Where second moments are gathered from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MomentSource {
+    /// The captions of a shard, through the text tower.
+    Captions(ShardRef),
+    /// The images of a shard, through the vision tower.
+    Images(ShardRef),
+    /// Texts that belong to no image, through the text tower: a JSON list of strings.
+    Texts(ArtifactRef),
+}
+
+impl MomentSource {
+    fn digest(&self) -> (&'static str, Digest) {
+        match self {
+            Self::Captions(shard) => ("captions", shard.digest),
+            Self::Images(shard) => ("images", shard.digest),
+            Self::Texts(texts) => ("texts", texts.digest),
+        }
+    }
+}
+
+/// One sum of second moments.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MomentsPart {
+    /// A safetensors file with two float32 matrices per layer `NAME`, of one half of the items and of the other:
+    /// `NAME.0` and `NAME.1`.
+    pub sum: ArtifactRef,
+    /// Texts or images in it.
+    pub items: u64,
+}
+
+/// The sums of a tower, and how they are weighed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MomentsReduceTask {
+    /// Of the retain set.
+    pub paired: Vec<MomentsPart>,
+    /// Of unlabelled data.
+    pub unlabelled: Vec<MomentsPart>,
+    /// Weight of the unlabelled mean against the retain set's, both scaled to one trace.
+    pub unlabelled_weight: f64,
+    /// Ridge ρ as a share of the mean diagonal.
+    pub ridge: f64,
+}
+
+/// One concept whose layers are to be scored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SurveyTask {
+    /// The concept's id in the manifest; no part of the job's id.
+    pub concept: String,
+    /// Its image-text pairs.
+    pub forget: Vec<ShardRef>,
+    /// g_r.
+    pub retain_gradient: ArtifactRef,
+    /// What corrects and judges directions, one file per tower that may change:
+    /// [`MomentsResult::folds`](crate::outcome::MomentsResult::folds).
+    pub folds: Vec<ArtifactRef>,
+    /// Settings.
+    pub method: MethodSettings,
+}
+
+/// One concept whose direction is to be found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectionTask {
+    /// The concept's id in the manifest; no part of the job's id.
+    pub concept: String,
+    /// Its class: position in the class list.
+    pub class: u32,
+    /// Its image-text pairs.
+    pub forget: Vec<ShardRef>,
+    /// What utility is measured on; captions are class names.
+    pub validation: Vec<ShardRef>,
+    /// What corrects directions, one file per tower that may change:
+    /// [`MomentsResult::inverse`](crate::outcome::MomentsResult::inverse).
+    pub inverses: Vec<ArtifactRef>,
+    /// The class list.
+    pub classes: ArtifactRef,
+    /// The layer this concept is removed by.
+    pub layer: String,
+    /// Every layer that some concept of the run is removed by, in order.
+    pub layers: Vec<String>,
+    /// Settings.
+    pub method: MethodSettings,
+}
+
+/// One concept in a [`Task::Interference`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterferencePart {
+    /// The layer it is removed by.
+    pub layer: String,
+    /// Factors of its forget gradient at every layer that some concept is removed by.
+    pub gradients: ArtifactRef,
+    /// Factors of its direction.
+    pub direction: ArtifactRef,
 }
 
 /// One shard's sum in a [`Task::RetainReduce`].
@@ -236,6 +351,43 @@ enum Identity<'a> {
         items: Vec<(&'a str, Vec<Digest>, &'a Label)>,
         classes: Digest,
     },
+    Moments {
+        source: (&'static str, Digest),
+    },
+    MomentsReduce {
+        paired: Vec<(Digest, u64)>,
+        unlabelled: Vec<(Digest, u64)>,
+        unlabelled_weight: f64,
+        ridge: f64,
+    },
+    Survey {
+        forget: Vec<Digest>,
+        retain_gradient: Digest,
+        folds: Vec<Digest>,
+        batch_size: u32,
+        normalisation_gains: bool,
+    },
+    Direction {
+        class: u32,
+        forget: Vec<Digest>,
+        validation: Vec<Digest>,
+        inverses: Vec<Digest>,
+        classes: Digest,
+        layer: &'a str,
+        layers: &'a [String],
+        method: &'a MethodSettings,
+    },
+    Interference {
+        concepts: Vec<(&'a str, Digest, Digest)>,
+    },
+}
+
+fn parts(parts: &[MomentsPart]) -> Vec<(Digest, u64)> {
+    parts.iter().map(|part| (part.sum.digest, part.items)).collect()
+}
+
+fn artifacts(artifacts: &[ArtifactRef]) -> Vec<Digest> {
+    artifacts.iter().map(|artifact| artifact.digest).collect()
 }
 
 fn digests(shards: &[ShardRef]) -> Vec<Digest> {
@@ -264,6 +416,33 @@ impl Job {
                 items: items.iter().map(|i| (i.name.as_str(), digests(&i.shards), &i.label)).collect(),
                 classes: classes.digest,
             },
+            Task::Moments(source) => Identity::Moments { source: source.digest() },
+            Task::MomentsReduce(task) => Identity::MomentsReduce {
+                paired: parts(&task.paired),
+                unlabelled: parts(&task.unlabelled),
+                unlabelled_weight: task.unlabelled_weight,
+                ridge: task.ridge,
+            },
+            Task::Survey(task) => Identity::Survey {
+                forget: digests(&task.forget),
+                retain_gradient: task.retain_gradient.digest,
+                folds: artifacts(&task.folds),
+                batch_size: task.method.batch_size,
+                normalisation_gains: task.method.normalisation_gains,
+            },
+            Task::Direction(task) => Identity::Direction {
+                class: task.class,
+                forget: digests(&task.forget),
+                validation: digests(&task.validation),
+                inverses: artifacts(&task.inverses),
+                classes: task.classes.digest,
+                layer: &task.layer,
+                layers: &task.layers,
+                method: &task.method,
+            },
+            Task::Interference { concepts } => Identity::Interference {
+                concepts: concepts.iter().map(|c| (c.layer.as_str(), c.gradients.digest, c.direction.digest)).collect(),
+            },
         };
         JobId(Digest::of_json(&("lethe job", self.algorithm, self.model.weights, self.model.settings, identity)))
     }
@@ -275,6 +454,21 @@ impl Job {
             Task::RetainReduce { .. } => "retain-reduce",
             Task::Concept(_) => "concept",
             Task::Evaluate { .. } => "evaluate",
+            Task::Moments(_) => "moments",
+            Task::MomentsReduce(_) => "moments-reduce",
+            Task::Survey(_) => "survey",
+            Task::Direction(_) => "direction",
+            Task::Interference { .. } => "interference",
+        }
+    }
+
+    /// The concept it is about, where it is about one.
+    pub fn concept(&self) -> Option<&str> {
+        match &self.task {
+            Task::Concept(task) => Some(&task.concept),
+            Task::Survey(task) => Some(&task.concept),
+            Task::Direction(task) => Some(&task.concept),
+            _ => None,
         }
     }
 
@@ -288,6 +482,15 @@ impl Job {
                 let what = if change.is_some() { "composed" } else { "base" };
                 format!("evaluation of {} sets on the {what} model", items.len())
             }
+            Task::Moments(source) => match source {
+                MomentSource::Captions(shard) => format!("moments of the captions of {}", shard.address),
+                MomentSource::Images(shard) => format!("moments of the images of {}", shard.address),
+                MomentSource::Texts(texts) => format!("moments of texts {}", texts.digest.short()),
+            },
+            Task::MomentsReduce(task) => format!("moments of {} parts", task.paired.len() + task.unlabelled.len()),
+            Task::Survey(task) => format!("survey of concept {}", task.concept),
+            Task::Direction(task) => format!("direction of concept {}", task.concept),
+            Task::Interference { concepts } => format!("interference of {} concepts", concepts.len()),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::job::{ArtifactRef, JobId};
+use crate::job::{ArtifactRef, JobId, MomentsPart};
 
 /// One of CLIP's two towers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -67,6 +67,70 @@ pub enum TaskResult {
     Concept(Box<ConceptResult>),
     /// Of [`Task::Evaluate`](crate::job::Task::Evaluate).
     Evaluate(EvaluateResult),
+    /// Of [`Task::Moments`](crate::job::Task::Moments).
+    Moments(MomentsPart),
+    /// Of [`Task::MomentsReduce`](crate::job::Task::MomentsReduce).
+    MomentsReduce(MomentsResult),
+    /// Of [`Task::Survey`](crate::job::Task::Survey).
+    Survey(SurveyResult),
+    /// Of [`Task::Direction`](crate::job::Task::Direction).
+    Direction(Box<DirectionResult>),
+    /// Of [`Task::Interference`](crate::job::Task::Interference).
+    Interference(InterferenceResult),
+}
+
+/// The second moments of a tower.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MomentsResult {
+    /// For each layer, by its name, (C + ρI)⁻¹ `[inputs, inputs]`, float32.
+    pub inverse: ArtifactRef,
+    /// For each layer `NAME`: `NAME.inverse` is (C₀ + ρI)⁻¹ of one half of the data, `NAME.moment` is C₁ of the other half
+    /// of the retain set, so that a direction can be judged on what did not shape it.
+    pub folds: ArtifactRef,
+    /// Texts or images of the retain set in it.
+    pub paired: u64,
+    /// Unlabelled texts or images in it.
+    pub unlabelled: u64,
+}
+
+/// How the layers of one concept score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SurveyResult {
+    /// Forget pairs.
+    pub pairs: u64,
+    /// L_f at the original weights.
+    pub forget_loss: f64,
+    /// Every candidate, by tower, then by name in checkpoint order.
+    pub ranking: Vec<RankedLayer>,
+}
+
+/// One concept's direction on its layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectionResult {
+    /// FA@1 and FA@5 at the original weights.
+    pub before: Accuracy,
+    /// Every trial of the step search, in the order made.
+    pub search: Vec<Trial>,
+    /// The smallest step that forgot, with the direction as factors; `None` when none did.
+    pub chosen: Option<Chosen>,
+    /// Factors of the forget gradient at every layer that some concept is removed by.
+    pub gradients: ArtifactRef,
+    /// Largest rank of a factorisation.
+    pub rank: u32,
+    /// Largest ‖g − g'‖ / ‖g‖ of a factorisation g'.
+    pub residual: f64,
+}
+
+/// What each edit does to each concept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterferenceResult {
+    /// A safetensors file with the float64 matrix `effect`: row i, column j is ⟨g_i, D_j⟩, by how much a step of 1 along
+    /// the direction of concept j raises the forget loss of concept i, to first order.
+    pub effect: ArtifactRef,
 }
 
 /// The retain gradient over one shard, not yet divided.
@@ -160,6 +224,10 @@ pub struct RankedLayer {
     pub cosine: f64,
     /// Whether it is on its tower's Pareto front.
     pub pareto: bool,
+    /// η = ⟨g, D⟩ / √tr(D C₁ Dᵀ) with D = g (C₀ + ρI)⁻¹: forgetting gained per change of what must stay and did not
+    /// shape the direction; where second moments are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub efficiency: Option<f64>,
 }
 
 /// One evaluation of the step search.
@@ -227,16 +295,19 @@ pub struct ConceptResult {
 pub struct Chosen {
     /// Layer, step, accuracy, utility.
     pub answer: LayerAnswer,
-    /// g_f of that layer: a safetensors file with one float32 tensor named as the layer.
+    /// Direction on that layer: a safetensors file with one float32 tensor named as the layer, or with its two factors.
     pub direction: ArtifactRef,
     /// Hits on the validation set with this edit alone.
     pub validation: Hits,
 }
 
 /// Hits of one evaluation job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateResult {
     /// By item name, in the job's order.
     pub items: BTreeMap<String, Hits>,
+    /// By item name: the best rank of the true class over the item's images, 0 for first. For items of one class.
+    #[serde(default)]
+    pub best: BTreeMap<String, u64>,
 }

@@ -73,11 +73,14 @@ pub struct ConceptRecord {
     pub relative_step: f64,
     /// Strength α it is applied at.
     pub strength: f64,
+    /// What the composition multiplies the step by, solved together with all other concepts': the direction is applied at
+    /// α · dose · λ. 1 where doses are not solved.
+    pub dose: f64,
     /// Importance of the layer.
     pub importance: f64,
     /// Alignment of the layer.
     pub alignment: f64,
-    /// g_f of the layer, in the artifact store.
+    /// The edit's direction on the layer, in the artifact store.
     pub direction: ArtifactRef,
     /// Forget pairs.
     pub pairs: u64,

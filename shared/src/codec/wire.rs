@@ -1,4 +1,5 @@
-//! The frozen structs of version 1. Never change one: make a version 2.
+//! The frozen structs of version 1. Never change one: make a version 2. (A kind of task may be added at the end: older
+//! programs refuse it.)
 //!
 //! Separate from the structs that the code works with, so that those can change. Plain data only: no attributes, no maps,
 //! no `usize`; digests are bytes, addresses text.
@@ -8,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use crate::address::Address;
 use crate::digest::Digest;
-use crate::job::{ArtifactRef, ConceptTask, EvaluateItem, Job, JobId, Label, MethodSettings, ModelRef, RetainPart, ShardRef, Task};
+use crate::job::{
+    ArtifactRef, ConceptTask, DirectionTask, EvaluateItem, InterferencePart, Job, JobId, Label, MethodSettings, ModelRef, MomentSource,
+    MomentsPart, MomentsReduceTask, RetainPart, ShardRef, SurveyTask, Task,
+};
 use crate::manifest::Stop;
 use crate::queue::{Cause, Event, Notice};
 
@@ -72,6 +76,53 @@ enum TaskV1 {
     RetainReduce { parts: Vec<PartV1> },
     Concept(ConceptV1),
     Evaluate { change: Option<ArtifactV1>, items: Vec<ItemV1>, classes: ArtifactV1 },
+    Moments(SourceV1),
+    MomentsReduce { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, ridge: f64 },
+    Survey { concept: String, forget: Vec<ShardV1>, retain_gradient: ArtifactV1, folds: Vec<ArtifactV1>, method: MethodV1 },
+    Direction(DirectionV1),
+    Interference { concepts: Vec<InterferenceV1> },
+}
+
+#[derive(Serialize, Deserialize)]
+enum SourceV1 {
+    Captions(ShardV1),
+    Images(ShardV1),
+    Texts(ArtifactV1),
+}
+
+#[derive(Serialize, Deserialize)]
+struct MomentsV1 {
+    sum: ArtifactV1,
+    items: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MethodV1 {
+    batch_size: u32,
+    search_evaluations: u32,
+    search_tolerance: f64,
+    stop_top: u8,
+    normalisation_gains: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DirectionV1 {
+    concept: String,
+    class: u32,
+    forget: Vec<ShardV1>,
+    validation: Vec<ShardV1>,
+    inverses: Vec<ArtifactV1>,
+    classes: ArtifactV1,
+    layer: String,
+    layers: Vec<String>,
+    method: MethodV1,
+}
+
+#[derive(Serialize, Deserialize)]
+struct InterferenceV1 {
+    layer: String,
+    gradients: ArtifactV1,
+    direction: ArtifactV1,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -147,10 +198,7 @@ impl From<&Job> for JobV1 {
                 batch_size: task.method.batch_size,
                 search_evaluations: task.method.search_evaluations,
                 search_tolerance: task.method.search_tolerance,
-                stop_top: match task.method.stop {
-                    Stop::Fa1 => 1,
-                    Stop::Fa5 => 5,
-                },
+                stop_top: stop_top(task.method.stop),
                 normalisation_gains: task.method.normalisation_gains,
             }),
             Task::Evaluate { change, items, classes } => {
@@ -163,6 +211,46 @@ impl From<&Job> for JobV1 {
                     },
                 };
                 TaskV1::Evaluate { change: change.map(Into::into), items: items.iter().map(item).collect(), classes: (*classes).into() }
+            }
+            Task::Moments(source) => TaskV1::Moments(match source {
+                MomentSource::Captions(shard) => SourceV1::Captions(shard.into()),
+                MomentSource::Images(shard) => SourceV1::Images(shard.into()),
+                MomentSource::Texts(texts) => SourceV1::Texts((*texts).into()),
+            }),
+            Task::MomentsReduce(task) => {
+                let part = |p: &MomentsPart| MomentsV1 { sum: p.sum.into(), items: p.items };
+                TaskV1::MomentsReduce {
+                    paired: task.paired.iter().map(part).collect(),
+                    unlabelled: task.unlabelled.iter().map(part).collect(),
+                    unlabelled_weight: task.unlabelled_weight,
+                    ridge: task.ridge,
+                }
+            }
+            Task::Survey(task) => TaskV1::Survey {
+                concept: task.concept.clone(),
+                forget: to_wire(&task.forget),
+                retain_gradient: task.retain_gradient.into(),
+                folds: task.folds.iter().map(|&m| m.into()).collect(),
+                method: (&task.method).into(),
+            },
+            Task::Direction(task) => TaskV1::Direction(DirectionV1 {
+                concept: task.concept.clone(),
+                class: task.class,
+                forget: to_wire(&task.forget),
+                validation: to_wire(&task.validation),
+                inverses: task.inverses.iter().map(|&m| m.into()).collect(),
+                classes: task.classes.into(),
+                layer: task.layer.clone(),
+                layers: task.layers.clone(),
+                method: (&task.method).into(),
+            }),
+            Task::Interference { concepts } => {
+                let part = |p: &InterferencePart| InterferenceV1 {
+                    layer: p.layer.clone(),
+                    gradients: p.gradients.into(),
+                    direction: p.direction.into(),
+                };
+                TaskV1::Interference { concepts: concepts.iter().map(part).collect() }
             }
         };
         Self {
@@ -198,6 +286,49 @@ impl TryFrom<JobV1> for Job {
                 let items = items.into_iter().map(item).collect::<Result<_, Error>>()?;
                 Task::Evaluate { change: change.map(Into::into), items, classes: classes.into() }
             }
+            TaskV1::Moments(source) => Task::Moments(match source {
+                SourceV1::Captions(shard) => MomentSource::Captions(shard.try_into()?),
+                SourceV1::Images(shard) => MomentSource::Images(shard.try_into()?),
+                SourceV1::Texts(texts) => MomentSource::Texts(texts.into()),
+            }),
+            TaskV1::MomentsReduce { paired, unlabelled, unlabelled_weight, ridge } => {
+                let part = |p: MomentsV1| MomentsPart { sum: p.sum.into(), items: p.items };
+                if !(unlabelled_weight.is_finite() && unlabelled_weight >= 0.0 && ridge.is_finite() && ridge > 0.0) {
+                    return Err(Error::Invalid(format!("weight {unlabelled_weight} or ridge {ridge} is out of range")));
+                }
+                Task::MomentsReduce(MomentsReduceTask {
+                    paired: paired.into_iter().map(part).collect(),
+                    unlabelled: unlabelled.into_iter().map(part).collect(),
+                    unlabelled_weight,
+                    ridge,
+                })
+            }
+            TaskV1::Survey { concept, forget, retain_gradient, folds, method } => Task::Survey(Box::new(SurveyTask {
+                concept,
+                forget: from_wire(forget)?,
+                retain_gradient: retain_gradient.into(),
+                folds: folds.into_iter().map(Into::into).collect(),
+                method: method.try_into()?,
+            })),
+            TaskV1::Direction(task) => Task::Direction(Box::new(DirectionTask {
+                concept: task.concept,
+                class: task.class,
+                forget: from_wire(task.forget)?,
+                validation: from_wire(task.validation)?,
+                inverses: task.inverses.into_iter().map(Into::into).collect(),
+                classes: task.classes.into(),
+                layer: task.layer,
+                layers: task.layers,
+                method: task.method.try_into()?,
+            })),
+            TaskV1::Interference { concepts } => {
+                let part = |p: InterferenceV1| InterferencePart {
+                    layer: p.layer,
+                    gradients: p.gradients.into(),
+                    direction: p.direction.into(),
+                };
+                Task::Interference { concepts: concepts.into_iter().map(part).collect() }
+            }
         };
         let model = ModelRef {
             weights: Digest::from_bytes(job.weights),
@@ -212,16 +343,13 @@ impl TryFrom<ConceptV1> for ConceptTask {
     type Error = Error;
 
     fn try_from(task: ConceptV1) -> Result<Self, Error> {
-        at_least_one(task.batch_size, "batch_size")?;
-        at_least_one(task.search_evaluations, "search_evaluations")?;
-        let stop = match task.stop_top {
-            1 => Stop::Fa1,
-            5 => Stop::Fa5,
-            other => return Err(Error::Invalid(format!("stops at top {other}"))),
+        let method = MethodV1 {
+            batch_size: task.batch_size,
+            search_evaluations: task.search_evaluations,
+            search_tolerance: task.search_tolerance,
+            stop_top: task.stop_top,
+            normalisation_gains: task.normalisation_gains,
         };
-        if !(0.0..1.0).contains(&task.search_tolerance) {
-            return Err(Error::Invalid(format!("search_tolerance is {}", task.search_tolerance)));
-        }
         Ok(Self {
             concept: task.concept,
             class: task.class,
@@ -229,13 +357,50 @@ impl TryFrom<ConceptV1> for ConceptTask {
             validation: from_wire(task.validation)?,
             retain_gradient: task.retain_gradient.into(),
             classes: task.classes.into(),
-            method: MethodSettings {
-                batch_size: task.batch_size,
-                search_evaluations: task.search_evaluations,
-                search_tolerance: task.search_tolerance,
-                stop,
-                normalisation_gains: task.normalisation_gains,
-            },
+            method: method.try_into()?,
+        })
+    }
+}
+
+fn stop_top(stop: Stop) -> u8 {
+    match stop {
+        Stop::Fa1 => 1,
+        Stop::Fa5 => 5,
+    }
+}
+
+impl From<&MethodSettings> for MethodV1 {
+    fn from(method: &MethodSettings) -> Self {
+        Self {
+            batch_size: method.batch_size,
+            search_evaluations: method.search_evaluations,
+            search_tolerance: method.search_tolerance,
+            stop_top: stop_top(method.stop),
+            normalisation_gains: method.normalisation_gains,
+        }
+    }
+}
+
+impl TryFrom<MethodV1> for MethodSettings {
+    type Error = Error;
+
+    fn try_from(method: MethodV1) -> Result<Self, Error> {
+        at_least_one(method.batch_size, "batch_size")?;
+        at_least_one(method.search_evaluations, "search_evaluations")?;
+        let stop = match method.stop_top {
+            1 => Stop::Fa1,
+            5 => Stop::Fa5,
+            other => return Err(Error::Invalid(format!("stops at top {other}"))),
+        };
+        if !(0.0..1.0).contains(&method.search_tolerance) {
+            return Err(Error::Invalid(format!("search_tolerance is {}", method.search_tolerance)));
+        }
+        Ok(Self {
+            batch_size: method.batch_size,
+            search_evaluations: method.search_evaluations,
+            search_tolerance: method.search_tolerance,
+            stop,
+            normalisation_gains: method.normalisation_gains,
         })
     }
 }

@@ -170,8 +170,10 @@ impl From<&MethodSection> for MethodSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CompositionMethod {
-    /// θ_l + Σ α·λ·g over a layer's edits, as the authors add them.
+    /// Steps along D = g (C + ρI)⁻¹, where C are second moments of what must stay, with doses solved together.
     #[default]
+    Preconditioned,
+    /// θ_l + Σ α·λ·g over a layer's edits: SLUG's full search per concept, added up as the authors do.
     Sum,
 }
 
@@ -179,17 +181,60 @@ impl CompositionMethod {
     /// Its name in manifests and records.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Preconditioned => "preconditioned",
             Self::Sum => "sum",
         }
     }
 }
 
+/// Which towers edits may change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Towers {
+    /// Texts alone: image embeddings stay as they were.
+    #[default]
+    Text,
+    /// Images alone: text embeddings stay as they were.
+    Vision,
+    /// Whichever serves a concept better.
+    Both,
+}
+
 /// `[composition]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompositionSection {
-    /// The method.
+    /// The method. All other fields are for `preconditioned`.
     pub method: CompositionMethod,
+    /// Towers that edits may change. (`sum` searches both.)
+    pub towers: Towers,
+    /// Layers that a run's edits are spread over at most.
+    #[schemars(range(min = 1, max = 64))]
+    pub layers: u32,
+    /// Ridge ρ on the second moments, as a share of their mean diagonal: higher keeps steps shorter and protects less.
+    pub ridge: f64,
+    /// Weight of unlabelled data against the retain set's in the second moments: higher protects more of what no retain
+    /// pair shows, and less of what they show.
+    pub unlabelled_weight: f64,
+    /// Share of a concept's forget images that may still be found by the measure that `method.stop` names.
+    pub tolerance: f64,
+    /// Rounds of evaluating the composed model on the forget sets and adjusting doses; 0 takes doses as solved.
+    #[schemars(range(max = 100))]
+    pub rounds: u32,
+}
+
+impl Default for CompositionSection {
+    fn default() -> Self {
+        Self {
+            method: CompositionMethod::default(),
+            towers: Towers::default(),
+            layers: 1,
+            ridge: 0.001,
+            unlabelled_weight: 0.5,
+            tolerance: 0.0,
+            rounds: 12,
+        }
+    }
 }
 
 /// Which concepts must be removed for a run to count as complete.

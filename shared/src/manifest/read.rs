@@ -68,6 +68,22 @@ impl Manifest {
         if !(0.0..1.0).contains(&method.search_tolerance) {
             return wrong("method.search_tolerance", format!("is {}, expected at least 0 and below 1", method.search_tolerance));
         }
+        let composition = &self.composition;
+        if !(1..=64).contains(&composition.layers) {
+            return wrong("composition.layers", format!("is {}, expected 1 to 64", composition.layers));
+        }
+        if !(composition.ridge >= 1e-6 && composition.ridge <= 1e3) {
+            return wrong("composition.ridge", format!("is {}, expected 0.000001 to 1000", composition.ridge));
+        }
+        if !(0.0..=1e3).contains(&composition.unlabelled_weight) {
+            return wrong("composition.unlabelled_weight", format!("is {}, expected 0 to 1000", composition.unlabelled_weight));
+        }
+        if !(0.0..1.0).contains(&composition.tolerance) {
+            return wrong("composition.tolerance", format!("is {}, expected at least 0 and below 1", composition.tolerance));
+        }
+        if composition.rounds > 100 {
+            return wrong("composition.rounds", format!("is {}, expected 0 to 100", composition.rounds));
+        }
         match &self.policy.required {
             Required::Share(share) if !(*share > 0.0 && *share <= 1.0) => {
                 return wrong("policy.required", format!("is {share}; a share is above 0 and at most 1"));

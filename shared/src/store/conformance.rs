@@ -35,7 +35,7 @@ async fn artifacts(store: &Store) {
 
 fn outcome(worker: &str) -> Outcome {
     let execution = Execution { worker: worker.into(), seconds: 1.5, stages: BTreeMap::new(), peak_memory_bytes: 1, device: "cpu".into() };
-    Outcome { job: JobId::from(Digest::of(b"job")), result: TaskResult::Evaluate(EvaluateResult { items: BTreeMap::new() }), execution }
+    Outcome { job: JobId::from(Digest::of(b"job")), result: TaskResult::Evaluate(EvaluateResult::default()), execution }
 }
 
 async fn outcomes(store: &Store) {

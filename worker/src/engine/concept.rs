@@ -6,11 +6,12 @@ use std::sync::Arc;
 use lethe_shared::edit;
 use lethe_shared::job::{ConceptTask, ModelRef, ShardRef};
 use lethe_shared::outcome::{Accuracy, Chosen, ConceptResult, RankedLayer, Tower};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::data;
 use super::evaluate::Classes;
 use super::model::Model;
+use super::moments::Matrices;
 use super::retain::RetainGradient;
 use super::{Error, Scope, Stages};
 use crate::corpus::{self, Corpus};
@@ -25,13 +26,13 @@ use crate::zero_shot;
 /// The validation images, and as the unedited model embeds them.
 #[derive(Debug)]
 pub(super) struct Validation {
-    corpus: Corpus,
-    embedded: SharedTensor,
-    labels: Vec<u32>,
+    pub(super) corpus: Corpus,
+    pub(super) embedded: SharedTensor,
+    pub(super) labels: Vec<u32>,
 }
 
 impl Validation {
-    fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &Classes, shards: &[ShardRef]) -> Result<Arc<Self>, Error> {
+    pub(super) fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &Classes, shards: &[ShardRef]) -> Result<Arc<Self>, Error> {
         let key = (reference.weights, shards.iter().map(|shard| shard.digest).collect());
         scope.engine.validations.get(key, || {
             let pairs = data::load_all(scope, model, shards)?;
@@ -46,13 +47,40 @@ impl Validation {
 }
 
 /// A candidate layer with what its ranking needs.
-struct Candidate {
+pub(super) struct Candidate {
     id: ParameterId,
     name: String,
     tower: Tower,
     scores: Scores,
     gradient: Tensor,
     pareto: bool,
+    efficiency: Option<f64>,
+}
+
+impl Candidate {
+    pub(super) fn ranked(self) -> RankedLayer {
+        RankedLayer {
+            layer: self.name,
+            tower: self.tower,
+            importance: self.scores.importance,
+            alignment: self.scores.alignment(),
+            cosine: self.scores.cosine,
+            pareto: self.pareto,
+            efficiency: self.efficiency,
+        }
+    }
+}
+
+/// η of a layer, judged on the half of the retain set that did not shape the direction; `None` without moments.
+fn efficiency(folds: &Matrices, layer: &str, gradient: &Tensor) -> Result<Option<f64>, Error> {
+    let (Some(inverse), Some(moment)) = (folds.get(&format!("{layer}.inverse")), folds.get(&format!("{layer}.moment"))) else {
+        return Ok(None);
+    };
+    let direction = gradient.f_matmul(&inverse)?;
+    let value = |t: Tensor| -> Result<f64, Error> { Ok(t.f_sum(Kind::Double)?.f_double_value(&[])?) };
+    let gained = value(gradient.f_mul(&direction)?)?;
+    let moved = value(direction.f_matmul(&moment)?.f_mul(&direction)?)?;
+    Ok(Some(if moved > 0.0 { gained / moved.sqrt() } else { 0.0 }))
 }
 
 /// Finds the edit of one concept.
@@ -66,10 +94,12 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
     let retain = stages.time("retain gradient", || RetainGradient::of(scope, &task.retain_gradient))?;
     let weights = model.parameters.weights();
 
-    let (forget, pixels, pairs) = stages.time("gradient", || forget_gradient(scope, &model, &weights, task))?;
+    let layers = model.clip.architecture().candidates(task.method.normalisation_gains);
+    let batch = task.method.batch_size;
+    let (forget, pixels, pairs) = stages.time("gradient", || forget_gradient(scope, &model, &weights, layers, &task.forget, batch))?;
     let gradients: HashMap<ParameterId, Tensor> = forget.mean(&weights)?.into_iter().collect();
     let _guard = tch::no_grad_guard();
-    let candidates = stages.time("ranking", || rank(&model, &gradients, &retain))?;
+    let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, None))?;
 
     let images = Corpus::images(&pixels, scope.budget())?;
     let embedded = images.embed(&model.clip, &weights, &weights, None)?;
@@ -109,28 +139,26 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
             Some(Chosen { answer: answer.summary.clone(), direction, validation: answer.validation.clone() })
         }
     };
-    let ranking = candidates
-        .into_iter()
-        .map(|c| RankedLayer {
-            layer: c.name,
-            tower: c.tower,
-            importance: c.scores.importance,
-            alignment: c.scores.alignment(),
-            cosine: c.scores.cosine,
-            pareto: c.pareto,
-        })
-        .collect();
+    let ranking = candidates.into_iter().map(Candidate::ranked).collect();
     let answers = answers.into_iter().map(|answer| answer.summary).collect();
     Ok(ConceptResult { pairs, forget_loss: forget.loss(), before, ranking, search: trials, answers, chosen })
 }
 
-/// The forget gradient over consecutive batches of each shard; also the images of all of them, and their number.
-fn forget_gradient(scope: Scope<'_>, model: &Model, weights: &Weights, task: &ConceptTask) -> Result<(GradientSum, Tensor, u64), Error> {
-    let mut sum = GradientSum::new(model.clip.architecture().candidates(task.method.normalisation_gains));
+/// The forget gradient at some layers over consecutive batches of each shard; also the images of all of them, and their
+/// number.
+pub(super) fn forget_gradient(
+    scope: Scope<'_>,
+    model: &Model,
+    weights: &Weights,
+    layers: Vec<ParameterId>,
+    forget: &[ShardRef],
+    batch_size: u32,
+) -> Result<(GradientSum, Tensor, u64), Error> {
+    let mut sum = GradientSum::new(layers);
     let mut pixels = Vec::new();
     let mut count = 0;
-    let batch = task.method.batch_size as usize;
-    for shard in &task.forget {
+    let batch = batch_size as usize;
+    for shard in forget {
         let pairs = data::load(scope, model, shard)?;
         for (number, captions) in pairs.captions.chunks(batch).enumerate() {
             scope.check()?;
@@ -142,13 +170,18 @@ fn forget_gradient(scope: Scope<'_>, model: &Model, weights: &Weights, task: &Co
         pixels.push(pairs.pixels);
     }
     if pixels.is_empty() {
-        return Err(Error::Input(format!("concept {} has no forget pairs", task.concept)));
+        return Err(Error::Input("the concept has no forget pairs".into()));
     }
     Ok((sum, Tensor::f_cat(&pixels, 0)?, count))
 }
 
-/// Scores every candidate and marks each tower's Pareto front.
-fn rank(model: &Model, gradients: &HashMap<ParameterId, Tensor>, retain: &RetainGradient) -> Result<Vec<Candidate>, Error> {
+/// Scores every candidate and marks each tower's Pareto front; `folds` adds efficiencies where it has the moments.
+pub(super) fn rank(
+    model: &Model,
+    gradients: &HashMap<ParameterId, Tensor>,
+    retain: &RetainGradient,
+    folds: Option<&Matrices>,
+) -> Result<Vec<Candidate>, Error> {
     let mut ids: Vec<ParameterId> = gradients.keys().copied().collect();
     ids.sort_unstable();
     let mut candidates = Vec::with_capacity(ids.len());
@@ -157,7 +190,11 @@ fn rank(model: &Model, gradients: &HashMap<ParameterId, Tensor>, retain: &Retain
         let Some(tower) = spec.tower else { continue };
         let gradient = gradients[&id].shallow_clone();
         let scores = Scores::of(&spec.name, &model.parameters.get(id), &gradient, &retain.layer(&spec.name)?)?;
-        candidates.push(Candidate { id, name: spec.name.clone(), tower, scores, gradient, pareto: false });
+        let efficiency = match folds {
+            Some(folds) => efficiency(folds, &spec.name, &gradient)?,
+            None => None,
+        };
+        candidates.push(Candidate { id, name: spec.name.clone(), tower, scores, gradient, pareto: false, efficiency });
     }
     for tower in [Tower::Vision, Tower::Text] {
         let members: Vec<usize> = (0..candidates.len()).filter(|&i| candidates[i].tower == tower).collect();

@@ -1,10 +1,11 @@
 //! Zero-shot hits of the model, changed or not.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use lethe_shared::job::{ArtifactRef, ClassTexts, EvaluateItem, Label, ModelRef};
-use lethe_shared::outcome::{EvaluateResult, Hits};
+use lethe_shared::digest::Digest;
+use lethe_shared::job::{ArtifactRef, ClassTexts, EvaluateItem, Label, ModelRef, ShardRef};
+use lethe_shared::outcome::{EvaluateResult, Tower};
 use safetensors::SafeTensors;
 use tch::Tensor;
 
@@ -13,7 +14,7 @@ use super::{Error, Scope, Stages, data};
 use crate::corpus::{self, Corpus};
 use crate::handle::SharedTensor;
 use crate::model::weights::tensor_from_bytes;
-use crate::model::{self, Weights};
+use crate::model::{self, ParameterId, Weights};
 use crate::zero_shot;
 
 /// The class list as texts to embed, and as the unedited model embeds them.
@@ -22,6 +23,7 @@ pub(super) struct Classes {
     pub(super) texts: ClassTexts,
     pub(super) corpus: Corpus,
     pub(super) embedded: SharedTensor,
+    digest: Digest,
 }
 
 impl Classes {
@@ -34,7 +36,7 @@ impl Classes {
             let _guard = tch::no_grad_guard();
             let weights = model.parameters.weights();
             let embedded = SharedTensor::new(corpus.embed(&model.clip, &weights, &weights, None)?);
-            Ok(Self { texts, corpus, embedded })
+            Ok(Self { texts, corpus, embedded, digest: classes.digest })
         })
     }
 }
@@ -51,58 +53,112 @@ pub(super) fn evaluate(
     let model = stages.time("model", || Model::of(scope, reference))?;
     let classes = stages.time("classes", || Classes::of(scope, &model, reference, classes))?;
     let _guard = tch::no_grad_guard();
-    let (weights, embedded) = match change {
-        None => (model.parameters.weights(), classes.embedded.get()),
-        Some(change) => {
-            let weights = stages.time("change", || changed(scope, &model, change))?;
-            // No prefix of the unedited model is of use here: edits are all over both towers.
-            let embedded = stages.time("classes", || Ok(classes.corpus.embed_changed(&model.clip, &weights)?))?;
-            (weights, embedded)
-        }
-    };
-    let mut found = BTreeMap::new();
+    let composed = stages.time("change", || change.map(|change| Composed::of(scope, &model, reference, &classes, change)).transpose())?;
+    let embedded = composed.as_ref().map_or(&classes.embedded, |composed| &composed.classes).get();
+    let (mut found, mut best) = (BTreeMap::new(), BTreeMap::new());
     for item in items {
-        let pairs = stages.time("data", || data::load_all(scope, &model, &item.shards))?;
-        let labels = match item.label {
-            Label::Class(class) if (class as usize) < classes.texts.names.len() => vec![class; pairs.captions.len()],
-            Label::Class(class) => return Err(Error::Input(format!("class {class} is not in the class list"))),
-            Label::Caption => data::classes_of(&pairs.captions, &classes.texts)?,
+        let (images, captions) = match &composed {
+            Some(composed) if composed.sees_otherwise => {
+                let pairs = stages.time("data", || data::load_all(scope, &model, &item.shards))?;
+                let weights = composed.weights(&model);
+                let corpus = Corpus::images(&pairs.pixels, scope.budget())?;
+                (stages.time("images", || Ok(corpus.embed_changed(&model.clip, &weights)?))?, pairs.captions)
+            }
+            // What changes texts alone leaves images as they were: they are embedded once per process.
+            _ => stages.time("images", || scope.engine.images.of(scope, &model, reference, &item.shards))?,
         };
-        let hits = stages.time("images", || Ok(count(scope, &model, &weights, &embedded, &pairs.pixels, &labels)?))?;
-        found.insert(item.name.clone(), hits);
+        let labels = match item.label {
+            Label::Class(class) if (class as usize) < classes.texts.names.len() => vec![class; captions.len()],
+            Label::Class(class) => return Err(Error::Input(format!("class {class} is not in the class list"))),
+            Label::Caption => data::classes_of(&captions, &classes.texts)?,
+        };
+        let ranks = match zero_shot::ranks(&images, &embedded, &corpus::labels(&labels, scope.device())?) {
+            Ok(ranks) => ranks,
+            // A model that edits have driven out of range knows nothing: every image is a miss.
+            Err(model::Error::Tensor { .. }) => vec![i64::MAX; labels.len()],
+            Err(other) => return Err(other.into()),
+        };
+        if let Label::Class(_) = item.label {
+            best.insert(item.name.clone(), ranks.iter().copied().min().unwrap_or(i64::MAX) as u64);
+        }
+        found.insert(item.name.clone(), zero_shot::hits(&ranks, &labels));
     }
-    Ok(EvaluateResult { items: found })
+    Ok(EvaluateResult { items: found, best })
 }
 
-fn count(
-    scope: Scope<'_>,
-    model: &Model,
-    weights: &Weights,
-    classes: &Tensor,
-    pixels: &Tensor,
-    labels: &[u32],
-) -> Result<Hits, model::Error> {
-    let images = Corpus::images(pixels, scope.budget())?.embed_changed(&model.clip, weights)?;
-    let indices = corpus::labels(labels, scope.device())?;
-    match zero_shot::ranks(&images, classes, &indices) {
-        Ok(ranks) => Ok(zero_shot::hits(&ranks, labels)),
-        // A model that edits have driven out of range knows nothing: every image is a miss.
-        Err(model::Error::Tensor { .. }) => Ok(zero_shot::hits(&vec![i64::MAX; labels.len()], labels)),
-        Err(other) => Err(other),
+/// A change of the model, and the class list as the changed model embeds it.
+#[derive(Debug)]
+pub(super) struct Composed {
+    changed: Vec<(ParameterId, SharedTensor)>,
+    classes: SharedTensor,
+    /// Whether anything of the vision tower is changed.
+    sees_otherwise: bool,
+}
+
+impl Composed {
+    fn of(
+        scope: Scope<'_>,
+        model: &Model,
+        reference: &ModelRef,
+        classes: &Classes,
+        change: &ArtifactRef,
+    ) -> Result<Arc<Self>, Error> {
+        scope.engine.composed.get((reference.weights, classes.digest, change.digest), || {
+            let changed = changed(scope, model, change)?;
+            let touches = |tower| changed.iter().any(|(id, _)| model.clip.architecture().spec(*id).tower == Some(tower));
+            let (reads_otherwise, sees_otherwise) = (touches(Tower::Text), touches(Tower::Vision));
+            let mut composed = Self { changed, classes: SharedTensor::new(classes.embedded.get()), sees_otherwise };
+            if reads_otherwise {
+                // No prefix of the unedited model is of use here: edits may be all over the tower.
+                composed.classes = SharedTensor::new(classes.corpus.embed_changed(&model.clip, &composed.weights(model))?);
+            }
+            Ok(composed)
+        })
+    }
+
+    fn weights(&self, model: &Model) -> Weights {
+        self.changed.iter().fold(model.parameters.weights(), |weights, (id, tensor)| weights.with(*id, tensor.get()))
     }
 }
 
-/// The model with the tensors of a safetensors artifact in the place of its own.
-fn changed(scope: Scope<'_>, model: &Model, change: &ArtifactRef) -> Result<Weights, Error> {
+/// Embeddings and captions of shards under unedited models, while memory lasts.
+#[derive(Debug, Default)]
+pub(super) struct EmbeddedImages {
+    kept: Mutex<HashMap<(Digest, Vec<Digest>), Arc<(SharedTensor, Vec<String>)>>>,
+}
+
+/// Images whose embeddings a process keeps at most.
+const KEPT_IMAGES: usize = 500_000;
+
+impl EmbeddedImages {
+    fn of(&self, scope: Scope<'_>, model: &Model, reference: &ModelRef, shards: &[ShardRef]) -> Result<(Tensor, Vec<String>), Error> {
+        let key = (reference.weights, shards.iter().map(|shard| shard.digest).collect());
+        let locked = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = locked().get(&key) {
+            return Ok((there.0.get(), there.1.clone()));
+        }
+        let pairs = data::load_all(scope, model, shards)?;
+        let images = Corpus::images(&pairs.pixels, scope.budget())?.embed_changed(&model.clip, &model.parameters.weights())?;
+        let mut kept = locked();
+        if kept.values().map(|there| there.1.len()).sum::<usize>() + pairs.captions.len() > KEPT_IMAGES {
+            kept.clear();
+        }
+        kept.insert(key, Arc::new((SharedTensor::new(images.shallow_clone()), pairs.captions.clone())));
+        Ok((images, pairs.captions))
+    }
+}
+
+/// The tensors of a safetensors artifact, by the parameters they take the place of.
+fn changed(scope: Scope<'_>, model: &Model, change: &ArtifactRef) -> Result<Vec<(ParameterId, SharedTensor)>, Error> {
     let bytes = scope.get(change)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| Error::Input(format!("the change's artifact is damaged: {error}")))?;
-    let mut weights = model.parameters.weights();
+    let mut changed = Vec::new();
     for (name, view) in file.tensors() {
         let architecture = model.clip.architecture();
         let id = architecture.find(&name).ok_or_else(|| Error::Input(format!("the change names `{name}`, which the model lacks")))?;
         let tensor = tensor_from_bytes(view.data(), view.dtype(), &architecture.spec(id).shape)
             .map_err(|problem| Error::Input(format!("the change of `{name}` {problem}")))?;
-        weights = weights.with(id, tensor.f_to(scope.device())?);
+        changed.push((id, SharedTensor::new(tensor.f_to(scope.device())?)));
     }
-    Ok(weights)
+    Ok(changed)
 }

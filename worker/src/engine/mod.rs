@@ -10,12 +10,18 @@
 //! | `data.rs` | shards as tensors |
 //! | `retain.rs` | the retain gradient: shard sums, and their mean |
 //! | `concept.rs` | one concept: gradient, ranking, search, choice |
+//! | `moments.rs` | second moments of layer inputs over what must stay |
+//! | `direction.rs` | one concept on corrected directions: scores of its layers, then direction and step |
+//! | `interference.rs` | what each edit does to each concept |
 //! | `evaluate.rs` | zero-shot hits of the model, changed or not |
 
 mod concept;
 mod data;
+mod direction;
 mod evaluate;
+mod interference;
 mod model;
+mod moments;
 mod retain;
 
 use std::collections::BTreeMap;
@@ -99,6 +105,9 @@ pub struct Engine {
     classes: Cache<(Digest, Digest), evaluate::Classes>,
     validations: Cache<(Digest, Vec<Digest>), concept::Validation>,
     retain_gradients: Cache<ArtifactRef, retain::RetainGradient>,
+    matrices: Cache<Vec<ArtifactRef>, moments::Matrices>,
+    composed: Cache<(Digest, Digest, Digest), evaluate::Composed>,
+    images: evaluate::EmbeddedImages,
 }
 
 impl Engine {
@@ -114,6 +123,9 @@ impl Engine {
             classes: Cache::default(),
             validations: Cache::default(),
             retain_gradients: Cache::default(),
+            matrices: Cache::default(),
+            composed: Cache::default(),
+            images: evaluate::EmbeddedImages::default(),
         }
     }
 
@@ -140,6 +152,11 @@ impl Engine {
             Task::Evaluate { change, items, classes } => {
                 TaskResult::Evaluate(evaluate::evaluate(scope, &job.model, change.as_ref(), items, classes, &mut stages)?)
             }
+            Task::Moments(source) => TaskResult::Moments(moments::sum(scope, &job.model, source, &mut stages)?),
+            Task::MomentsReduce(task) => TaskResult::MomentsReduce(moments::reduce(scope, task, &mut stages)?),
+            Task::Survey(task) => TaskResult::Survey(direction::survey(scope, &job.model, task, &mut stages)?),
+            Task::Direction(task) => TaskResult::Direction(Box::new(direction::find(scope, &job.model, task, &mut stages)?)),
+            Task::Interference { concepts } => TaskResult::Interference(interference::effects(scope, concepts, &mut stages)?),
         };
         let execution = Execution {
             worker: self.options.worker.clone(),

@@ -47,6 +47,17 @@ pub struct LoadedShard {
     pub pixels: Vec<f32>,
 }
 
+/// Reads the captions of a shard and decodes no image.
+///
+/// # Errors
+/// [`Error`] with the shard, and the key of the sample that is broken.
+pub fn load_captions(path: &Path) -> Result<Vec<String>, Error> {
+    let shard = path.display().to_string();
+    let file = std::fs::File::open(path).map_err(|error| Error::new(shard.clone(), format!("cannot be read: {error}")))?;
+    let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, file));
+    Samples::read(&mut archive, &shard)?.map(|sample| Ok(sample?.caption)).collect()
+}
+
 /// Reads and preprocesses every pair of a shard.
 ///
 /// # Errors

@@ -253,6 +253,11 @@ impl Clip {
         self.blocks(tower).len()
     }
 
+    /// The layers that end each block's MLP, from the widest inputs of a block to its residual stream.
+    pub fn mlp_ends(&self, tower: Tower) -> Vec<ParameterId> {
+        self.blocks(tower).iter().map(|block| block.contract.weight).collect()
+    }
+
     fn blocks(&self, tower: Tower) -> &[Block] {
         match tower {
             Tower::Vision => &self.architecture.vision.blocks,
@@ -273,7 +278,9 @@ fn norm(weights: &Weights, norm: &Norm, x: &Tensor, config: &TowerConfig) -> Res
 }
 
 fn linear(weights: &Weights, linear: &Linear, x: &Tensor) -> Result<Tensor, Error> {
-    Ok(x.f_linear(weights.get(linear.weight), Some(weights.get(linear.bias)))?)
+    let y = x.f_linear(weights.get(linear.weight), Some(weights.get(linear.bias)))?;
+    weights.pass(linear.weight, x, &y)?;
+    Ok(y)
 }
 
 fn activate(activation: Activation, x: &Tensor) -> Result<Tensor, Error> {

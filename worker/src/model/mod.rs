@@ -20,7 +20,7 @@ pub mod weights;
 pub use architecture::{Architecture, ParameterId, Role, Stage};
 pub use clip::{Clip, TokenBatch, TowerState};
 pub use config::ClipConfig;
-pub use weights::{Parameters, Weights};
+pub use weights::{Parameters, Tapped, Weights};
 
 /// What can be wrong with a model.
 #[derive(Debug, thiserror::Error)]

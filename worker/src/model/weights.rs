@@ -1,5 +1,7 @@
 //! Parameters on a device, and cheap views of them in which single tensors are replaced.
 
+use std::cell::RefCell;
+
 use lethe_shared::checkpoint::Checkpoint;
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
@@ -55,7 +57,7 @@ impl Parameters {
 
     /// A view of all parameters.
     pub fn weights(&self) -> Weights {
-        Weights { tensors: self.tensors.iter().map(SharedTensor::get).collect() }
+        Weights { tensors: self.tensors.iter().map(SharedTensor::get).collect(), taps: None }
     }
 
     /// One parameter.
@@ -73,12 +75,31 @@ impl Parameters {
 #[derive(Debug)]
 pub struct Weights {
     tensors: Vec<Tensor>,
+    taps: Option<Taps>,
+}
+
+/// What goes through some linear layers in a forward pass.
+#[derive(Debug, Default)]
+struct Taps {
+    layers: Vec<ParameterId>,
+    seen: RefCell<Vec<Tapped>>,
+}
+
+/// A linear layer's input and output in one forward pass.
+#[derive(Debug)]
+pub struct Tapped {
+    /// The layer's weight.
+    pub layer: ParameterId,
+    /// Its input `[items, …, inputs]`.
+    pub input: Tensor,
+    /// Its output `[items, …, outputs]`, part of the autograd graph.
+    pub output: Tensor,
 }
 
 impl Weights {
     /// A view over these tensors, in the order of [`Architecture::parameters`].
     pub fn from_tensors(tensors: Vec<Tensor>) -> Self {
-        Self { tensors }
+        Self { tensors, taps: None }
     }
 
     /// The tensor of this parameter.
@@ -91,7 +112,31 @@ impl Weights {
     pub fn with(&self, id: ParameterId, tensor: Tensor) -> Self {
         let mut tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::shallow_clone).collect();
         tensors[id.0] = tensor;
-        Self { tensors }
+        Self { tensors, taps: None }
+    }
+
+    /// A view in which the next forward pass leaves the inputs and outputs of `layers` with [`tapped`](Self::tapped), in
+    /// an autograd graph.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn with_taps(&self, layers: &[ParameterId]) -> Result<Self, Error> {
+        let (mut graph, _) = self.with_leaves(layers)?;
+        graph.taps = Some(Taps { layers: layers.to_vec(), seen: RefCell::default() });
+        Ok(graph)
+    }
+
+    /// What the taps saw, in the order it went by; they are empty afterwards.
+    pub fn tapped(&self) -> Vec<Tapped> {
+        self.taps.as_ref().map(|taps| taps.seen.take()).unwrap_or_default()
+    }
+
+    /// Shows the taps a layer's input and output.
+    pub(super) fn pass(&self, layer: ParameterId, input: &Tensor, output: &Tensor) -> Result<(), Error> {
+        if let Some(taps) = self.taps.as_ref().filter(|taps| taps.layers.contains(&layer)) {
+            taps.seen.borrow_mut().push(Tapped { layer, input: input.f_detach()?, output: output.shallow_clone() });
+        }
+        Ok(())
     }
 
     /// The same view with `ids` as leaves of a fresh autograd graph (memory shared, gradients wanted), and those leaves.
@@ -106,7 +151,7 @@ impl Weights {
             leaves.push(leaf.shallow_clone());
             tensors[id.0] = leaf;
         }
-        Ok((Self { tensors }, leaves))
+        Ok((Self { tensors, taps: None }, leaves))
     }
 }
 

@@ -7,11 +7,15 @@
 //! | [`ranking`] | importance, alignment, Pareto front | section 3.2, equations 4 to 6 |
 //! | [`step`] | search of the step size | section 3.3 |
 //! | [`search`] | the trials of one concept on every front layer, and the choice | section 3.3 |
+//! | [`moments`] | what a change of a layer does to what must stay | ours: `docs/composition.md` |
+//! | [`factors`] | gradients as factors of low rank | ours |
 //!
 //! [`ranking`] and [`step`] are arithmetic on numbers; the others work on tensors.
 
+pub mod factors;
 pub mod gradient;
 pub mod loss;
+pub mod moments;
 pub mod ranking;
 pub mod search;
 pub mod step;

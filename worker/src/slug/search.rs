@@ -153,6 +153,123 @@ pub fn search_layer(
     Ok((trials, Some(Answer { id: layer.id, summary, validation })))
 }
 
+/// Relative growth of a step that forgot by its own text alone and not yet in the whole class list.
+const PUSH: f64 = 1.05;
+/// Such pushes at most.
+const PUSHES: usize = 12;
+
+/// Searches the step along a corrected direction on one layer. Returns every trial, and the answer if a step forgot.
+///
+/// A corrected direction hardly moves other texts. So on a text layer the search looks at the concept's own text
+/// (`own_text`, one item) among the others' original embeddings; the step it finds is then judged, and if need be pushed, with
+/// every class text embedded anew. Steps on a vision layer move forget images only, and are exact throughout.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn search_direction(
+    ground: Ground<'_>,
+    subject: &Subject<'_>,
+    own_text: &Corpus,
+    layer: ParameterId,
+    direction: &Tensor,
+    method: &MethodSettings,
+) -> Result<(Vec<Trial>, Option<Answer>), Error> {
+    let length = direction.f_norm()?.f_double_value(&[])?;
+    if !(length.is_finite() && length > 0.0) {
+        return Ok((Vec::new(), None));
+    }
+    let unit = ground.parameters.get(layer).f_norm()?.f_double_value(&[])? / length;
+    let spec = ground.clip.architecture().spec(layer);
+    let tower = spec.tower.unwrap_or(Tower::Text);
+    let original = ground.parameters.weights();
+    let device = ground.parameters.device();
+    let forget_labels = corpus::labels(&vec![subject.class; subject.images.len()], device)?;
+    let row = corpus::labels(&[subject.class], device)?;
+    let forgotten = |accuracy: Accuracy| match method.stop {
+        Stop::Fa1 => accuracy.fa1 == 0.0,
+        Stop::Fa5 => accuracy.fa5 == 0.0,
+    };
+    let edited = |step: f64| -> Result<Weights, Error> {
+        Ok(original.with(layer, edited_layer(ground.parameters, layer, direction, step)?))
+    };
+    let judged = |images: &Tensor, classes: &Tensor| match zero_shot::ranks(images, classes, &forget_labels) {
+        Ok(ranks) => Ok(zero_shot::accuracy(&ranks)),
+        Err(Error::Tensor { .. }) => Ok(Accuracy { fa1: 1.0, fa5: 1.0 }),
+        Err(other) => Err(other),
+    };
+    let trial = |step: f64, accuracy: Accuracy| Trial {
+        layer: spec.name.clone(),
+        step,
+        fa1: accuracy.fa1,
+        fa5: accuracy.fa5,
+        forgotten: forgotten(accuracy),
+        utility: None,
+    };
+
+    let mut search = StepSearch::new(unit, method.search_evaluations, method.search_tolerance);
+    let mut trials = Vec::new();
+    while let Some(step) = search.next() {
+        let weights = edited(step)?;
+        let accuracy = match tower {
+            Tower::Text => {
+                let own = own_text.embed(ground.clip, &original, &weights, Some(layer))?;
+                judged(subject.embedded, &ground.classes.f_index_copy(0, &row, &own)?)?
+            }
+            Tower::Vision => judged(&subject.images.embed(ground.clip, &original, &weights, Some(layer))?, ground.classes)?,
+        };
+        trials.push(trial(step, accuracy));
+        search.record(forgotten(accuracy));
+    }
+    let Some(mut step) = search.answer() else { return Ok((trials, None)) };
+
+    for push in 0..=PUSHES {
+        let weights = edited(step)?;
+        let (accuracy, classes) = match tower {
+            Tower::Text => {
+                let classes = ground.class_texts.embed(ground.clip, &original, &weights, Some(layer))?;
+                (judged(subject.embedded, &classes)?, classes)
+            }
+            Tower::Vision => {
+                let images = subject.images.embed(ground.clip, &original, &weights, Some(layer))?;
+                (judged(&images, ground.classes)?, ground.classes.shallow_clone())
+            }
+        };
+        let mut whole = trial(step, accuracy);
+        if !whole.forgotten {
+            trials.push(whole);
+            step *= PUSH;
+            continue;
+        }
+        let labels = corpus::labels(ground.validation_labels, device)?;
+        let ranks = match tower {
+            // Nothing to look at.
+            _ if ground.validation_labels.is_empty() => Vec::new(),
+            Tower::Text => zero_shot::ranks(ground.validation_images, &classes, &labels)?,
+            Tower::Vision => {
+                zero_shot::ranks(&ground.validation.embed(ground.clip, &original, &weights, Some(layer))?, &classes, &labels)?
+            }
+        };
+        let validation = zero_shot::hits(&ranks, ground.validation_labels);
+        let utility = validation.mean_top1(|class| class != subject.class);
+        whole.utility = Some(utility);
+        match trials.iter_mut().find(|trial| trial.step == step) {
+            Some(tried) if push == 0 => *tried = whole,
+            _ => trials.push(whole),
+        }
+        let summary = LayerAnswer {
+            layer: spec.name.clone(),
+            tower,
+            step,
+            relative_step: step / unit,
+            fa1: accuracy.fa1,
+            fa5: accuracy.fa5,
+            utility,
+        };
+        return Ok((trials, Some(Answer { id: layer, summary, validation })));
+    }
+    Ok((trials, None))
+}
+
 /// The best of the answers: lowest forget accuracy (of the measure that `stop` names, then the other), then highest
 /// utility, then smallest relative change, then first by name.
 pub fn choose(answers: &[Answer], stop: Stop) -> Option<&Answer> {

@@ -1,4 +1,12 @@
-//! One run, phase by phase: retain gradient, concepts, composition, evaluation, release.
+//! One run, phase by phase: statistics, edits, composition, evaluation, release.
+//!
+//! | file | what |
+//! |---|---|
+//! | `corrected.rs` | edits along corrected directions, doses solved together: `composition.method = "preconditioned"` |
+//! | `searched.rs` | edits by SLUG's full search, added up: `composition.method = "sum"` |
+
+mod corrected;
+mod searched;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -6,8 +14,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::job::{ArtifactRef, Job};
-use lethe_shared::manifest::{Required, Stop};
-use lethe_shared::outcome::{Accuracy, ConceptResult, Hits, Outcome, TaskResult};
+use lethe_shared::manifest::{CompositionMethod, Required, Stop};
+use lethe_shared::outcome::{Accuracy, Chosen, Hits, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
 use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing, Utility};
 
@@ -18,18 +26,23 @@ use crate::jobs;
 use crate::measure::{self, Spread};
 use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
-use crate::release::{self, Direction};
+use crate::release::{self, DirectionTensor};
 use crate::summary::{Phase, Report, Status, Summary};
 
 /// A run in progress.
 struct Run<'a> {
     plan: &'a Plan,
     dispatcher: &'a Dispatcher,
+    classes: ArtifactRef,
+    quiet: bool,
     phases: Vec<Phase>,
     began: Instant,
     found: usize,
     done: usize,
     peak_memory: u64,
+    /// Seconds and stages of the jobs that are about one concept.
+    concept_seconds: BTreeMap<String, f64>,
+    stages: BTreeMap<String, f64>,
 }
 
 /// Hits on the held-out sets.
@@ -42,8 +55,34 @@ struct HeldOut {
 /// A concept that has an edit.
 struct Found<'a> {
     planned: &'a PlannedConcept,
-    result: &'a ConceptResult,
-    edit: Edit,
+    pairs: u64,
+    before: Accuracy,
+    ranking: Vec<RankedLayer>,
+    search: Vec<Trial>,
+    chosen: Chosen,
+    /// What is multiplied into its step: see [`Edit::dose`].
+    dose: f64,
+    /// Factors of its gradient at every layer of the run, where directions are corrected.
+    gradients: Option<ArtifactRef>,
+}
+
+impl Found<'_> {
+    fn edit(&self) -> Edit {
+        Edit {
+            concept: self.planned.concept.id.clone(),
+            layer: self.chosen.answer.layer.clone(),
+            step: self.chosen.answer.step,
+            strength: self.planned.concept.strength,
+            dose: self.dose,
+            direction: self.chosen.direction,
+        }
+    }
+}
+
+/// Edits, and the concepts that have none.
+struct Edits<'a> {
+    found: Vec<Found<'a>>,
+    missing: Vec<Missing>,
 }
 
 /// Does everything that a plan asks for. `quiet` hides progress.
@@ -51,51 +90,50 @@ struct Found<'a> {
 /// # Errors
 /// [`Failure`]; a run that ends incomplete is no failure, see [`Report::status`].
 pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(Report, Composition), Failure> {
-    let mut run = Run { plan, dispatcher, phases: Vec::new(), began: Instant::now(), found: 0, done: 0, peak_memory: 0 };
     let store = &dispatcher.store;
     let text = serde_json::to_vec(&plan.class_texts).map_err(Failure::input)?;
     let classes = store.put_artifact(Bytes::from(text)).await?;
+    let mut run = Run {
+        plan,
+        dispatcher,
+        classes,
+        quiet,
+        phases: Vec::new(),
+        began: Instant::now(),
+        found: 0,
+        done: 0,
+        peak_memory: 0,
+        concept_seconds: BTreeMap::new(),
+        stages: BTreeMap::new(),
+    };
+    let (mut edits, base) = match plan.manifest.composition.method {
+        CompositionMethod::Preconditioned => corrected::edits(&mut run).await?,
+        CompositionMethod::Sum => searched::edits(&mut run).await?,
+    };
+    edits.missing.sort_by(|a, b| a.id.cmp(&b.id));
+    let found = &edits.found;
 
-    let shards = jobs::retain_gradients(plan);
-    let first: Vec<Job> = shards.iter().cloned().chain(jobs::base_evaluation(plan, classes)).collect();
-    let mut outcomes = run.must("retain gradient", &first, quiet).await?;
-    let base = held_out(outcomes.split_off(shards.len()));
-    let parts: Vec<_> = outcomes.into_iter().filter_map(gradient_sum).collect();
-    let reduced = run.must("retain gradient", &[jobs::retain_reduce(plan, &parts)], true).await?;
-    let gradient = reduced.into_iter().find_map(retain_gradient).ok_or_else(|| mismatch("retain-reduce"))?;
-
-    let ended = run.phase("concepts", &jobs::concepts(plan, gradient, classes), quiet).await?;
-    let (results, mut missing) = concept_results(plan, &ended)?;
-    let found: Vec<Found<'_>> =
-        plan.concepts.iter().filter_map(|planned| found(planned, results.get(planned.concept.id.as_str())?)).collect();
-    for (id, result) in &results {
-        if result.chosen.is_none() {
-            missing.push(Missing { id: (*id).to_owned(), reason: not_forgotten(plan, result) });
-        }
-    }
-    missing.sort_by(|a, b| a.id.cmp(&b.id));
-
-    let began = Instant::now();
-    let directions = fetch_directions(dispatcher, &found).await?;
-    let edits: Vec<Edit> = found.iter().map(|found| found.edit.clone()).collect();
-    let change = compose::compose(plan.manifest.composition.method, &plan.checkpoint, &edits, |edit, values| {
-        Ok(edit::decode_direction(&edit.layer, values, &directions[&edit.concept])?)
-    })?;
-    let encoded = store.put_artifact(compose::encode(&plan.checkpoint, &change)?.into()).await?;
-    run.phases.push(Phase { name: "compose".into(), seconds: began.elapsed().as_secs_f64() });
-
+    let directions = fetch_directions(dispatcher, found).await?;
+    let (change, encoded) = run.compose(found, &directions).await?;
     let edited: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
-    let evaluated = run.must("evaluate", &jobs::composed_evaluation(plan, &edited, encoded, classes), quiet).await?;
+    let evaluated = run.must("evaluate", &jobs::composed_evaluation(plan, &edited, encoded, classes)).await?;
     let mut hits: BTreeMap<String, Hits> = evaluated.into_iter().filter_map(evaluation).flatten().collect();
     let composed = HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) };
 
     let began = Instant::now();
-    let record = make_record(plan, &change, &found, missing, &base, &composed, &hits);
-    let directions = stored_directions(plan, &found, &directions)?;
-    let (address, record) = release::write(store, plan, &change, directions, record).await?;
-    run.phases.push(Phase { name: "release".into(), seconds: began.elapsed().as_secs_f64() });
+    let record = make_record(plan, &change, found, edits.missing, &base, &composed, &hits);
+    let tensors = found
+        .iter()
+        .map(|found| {
+            let info = &plan.checkpoint.tensors()[&found.chosen.answer.layer];
+            let id = &found.planned.concept.id;
+            Ok(DirectionTensor::of(id, &info.shape, edit::decode_direction(&found.chosen.answer.layer, &info.shape, &directions[id])?))
+        })
+        .collect::<Result<Vec<_>, Failure>>()?;
+    let (address, record) = release::write(store, plan, &change, tensors.into_iter().flatten().collect(), record).await?;
+    run.took("release", began);
 
-    let summary = run.summarise(&record, &ended);
+    let summary = run.summarise(&record);
     let status = if satisfies(&plan.manifest.policy.required, &record, plan) { Status::Complete } else { Status::Incomplete };
     let report = Report { run: plan.run.clone(), release: address, digest: record.digest, status, summary };
     store.put_json(&format!("runs/{}/summary.json", plan.run), &report).await?;
@@ -103,26 +141,38 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
 }
 
 impl Run<'_> {
-    async fn phase(&mut self, name: &'static str, jobs: &[Job], quiet: bool) -> Result<Vec<Ended>, Failure> {
+    async fn phase(&mut self, name: &'static str, jobs: &[Job]) -> Result<Vec<Ended>, Failure> {
         let began = Instant::now();
-        let mut progress = if quiet { Progress::silent() } else { Progress::new(name) };
+        // A single job is over before anyone could read its progress.
+        let mut progress = if self.quiet || jobs.len() < 2 { Progress::silent() } else { Progress::new(name) };
         let (ended, found) = self.dispatcher.run(&self.plan.run, jobs, &mut progress).await?;
         self.found += found;
         self.done += ended.len() - found;
-        for outcome in ended.iter().flatten() {
+        for (job, outcome) in jobs.iter().zip(&ended) {
+            let Ok(outcome) = outcome else { continue };
             self.peak_memory = self.peak_memory.max(outcome.execution.peak_memory_bytes);
+            if let Some(concept) = job.concept() {
+                *self.concept_seconds.entry(concept.to_owned()).or_default() += outcome.execution.seconds;
+                for (stage, seconds) in &outcome.execution.stages {
+                    *self.stages.entry(stage.clone()).or_default() += seconds;
+                }
+            }
         }
+        self.took(name, began);
+        Ok(ended)
+    }
+
+    fn took(&mut self, name: &str, began: Instant) {
         let seconds = began.elapsed().as_secs_f64();
         match self.phases.iter_mut().find(|phase| phase.name == name) {
             Some(phase) => phase.seconds += seconds,
             None => self.phases.push(Phase { name: name.to_owned(), seconds }),
         }
-        Ok(ended)
     }
 
     /// A phase that every job must come through.
-    async fn must(&mut self, name: &'static str, jobs: &[Job], quiet: bool) -> Result<Vec<Outcome>, Failure> {
-        let ended = self.phase(name, jobs, quiet).await?;
+    async fn must(&mut self, name: &'static str, jobs: &[Job]) -> Result<Vec<Outcome>, Failure> {
+        let ended = self.phase(name, jobs).await?;
         let (mut outcomes, mut problems) = (Vec::with_capacity(ended.len()), Vec::new());
         for (job, end) in jobs.iter().zip(ended) {
             match end {
@@ -134,7 +184,43 @@ impl Run<'_> {
         if problems.is_empty() { Ok(outcomes) } else { Err(Failure::BadInput(problems)) }
     }
 
-    fn summarise(&self, record: &Composition, ended: &[Ended]) -> Summary {
+    /// The retain gradient, and the hits of the unedited model on the held-out sets.
+    async fn retain_gradient(&mut self) -> Result<(ArtifactRef, HeldOut), Failure> {
+        let shards = jobs::retain_gradients(self.plan);
+        let first: Vec<Job> = shards.iter().cloned().chain(jobs::base_evaluation(self.plan, self.classes)).collect();
+        let mut outcomes = self.must("statistics", &first).await?;
+        let base = held_out(outcomes.split_off(shards.len()));
+        let part = |outcome: Outcome| match outcome.result {
+            TaskResult::RetainGradient(result) => Some(result),
+            _ => None,
+        };
+        let parts: Vec<_> = outcomes.into_iter().filter_map(part).collect();
+        match self.one("statistics", jobs::retain_reduce(self.plan, &parts)).await? {
+            TaskResult::RetainReduce(result) => Ok((result.gradient, base)),
+            _ => Err(mismatch("retain-reduce")),
+        }
+    }
+
+    /// One job that must come through.
+    async fn one(&mut self, name: &'static str, job: Job) -> Result<TaskResult, Failure> {
+        let kind = job.kind();
+        let outcome = self.must(name, &[job]).await?.pop().ok_or_else(|| mismatch(kind))?;
+        Ok(outcome.result)
+    }
+
+    /// Puts edits together; the change is an artifact too, for those who evaluate it.
+    async fn compose(&mut self, found: &[Found<'_>], directions: &Directions) -> Result<(Change, ArtifactRef), Failure> {
+        let began = Instant::now();
+        let edits: Vec<Edit> = found.iter().map(Found::edit).collect();
+        let change = compose::compose(&self.plan.checkpoint, &edits, |edit, shape| {
+            Ok(edit::decode_direction(&edit.layer, shape, &directions[&edit.concept])?)
+        })?;
+        let encoded = self.dispatcher.store.put_artifact(compose::encode(&self.plan.checkpoint, &change)?.into()).await?;
+        self.took("compose", began);
+        Ok((change, encoded))
+    }
+
+    fn summarise(&self, record: &Composition) -> Summary {
         let stop = self.plan.settings.stop;
         let forgotten = |measured: &Measured| is_forgotten(measured.accuracy(), stop);
         let mut drops: Vec<(String, f64)> =
@@ -145,14 +231,6 @@ impl Run<'_> {
         let mut towers: BTreeMap<String, usize> = BTreeMap::new();
         for concept in &record.concepts {
             *towers.entry(concept.tower.name().to_owned()).or_default() += 1;
-        }
-        let mut stages: BTreeMap<String, f64> = BTreeMap::new();
-        let mut seconds = Vec::new();
-        for outcome in ended.iter().flatten() {
-            seconds.push(outcome.execution.seconds);
-            for (stage, time) in &outcome.execution.stages {
-                *stages.entry(stage.clone()).or_default() += time;
-            }
         }
         let mut phases = self.phases.clone();
         phases.push(Phase { name: "total".into(), seconds: self.began.elapsed().as_secs_f64() });
@@ -167,8 +245,8 @@ impl Run<'_> {
             utility: record.utility.clone(),
             towers,
             phases,
-            seconds_per_concept: Spread::of(seconds),
-            stages,
+            seconds_per_concept: Spread::of(self.concept_seconds.values().copied().collect()),
+            stages: self.stages.clone(),
             peak_memory_bytes: self.peak_memory,
             jobs_found: self.found,
             jobs_done: self.done,
@@ -191,20 +269,6 @@ fn mismatch(kind: &str) -> Failure {
     Failure::Infrastructure(format!("the store holds an outcome of another kind for a {kind} job; it was written by another program"))
 }
 
-fn gradient_sum(outcome: Outcome) -> Option<lethe_shared::outcome::GradientSumResult> {
-    match outcome.result {
-        TaskResult::RetainGradient(result) => Some(result),
-        _ => None,
-    }
-}
-
-fn retain_gradient(outcome: Outcome) -> Option<ArtifactRef> {
-    match outcome.result {
-        TaskResult::RetainReduce(result) => Some(result.gradient),
-        _ => None,
-    }
-}
-
 fn evaluation(outcome: Outcome) -> Option<BTreeMap<String, Hits>> {
     match outcome.result {
         TaskResult::Evaluate(result) => Some(result.items),
@@ -217,62 +281,34 @@ fn held_out(outcomes: Vec<Outcome>) -> HeldOut {
     HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) }
 }
 
-/// Results by concept, and the concepts whose job is a dead letter.
-fn concept_results<'a>(plan: &'a Plan, ended: &'a [Ended]) -> Result<(BTreeMap<&'a str, &'a ConceptResult>, Vec<Missing>), Failure> {
-    let (mut results, mut missing) = (BTreeMap::new(), Vec::new());
-    for (planned, end) in plan.concepts.iter().zip(ended) {
-        let id = planned.concept.id.as_str();
+/// The results of concepts' jobs with the concepts they are of; a concept whose job is a dead letter by its input is missing.
+fn concept_results<'a>(
+    concepts: &[&'a PlannedConcept],
+    ended: Vec<Ended>,
+    missing: &mut Vec<Missing>,
+) -> Result<Vec<(&'a PlannedConcept, TaskResult)>, Failure> {
+    let mut results = Vec::with_capacity(ended.len());
+    for (&planned, end) in concepts.iter().zip(ended) {
+        let id = &planned.concept.id;
         match end {
-            Ok(Outcome { result: TaskResult::Concept(result), .. }) => drop(results.insert(id, &**result)),
-            Ok(_) => return Err(mismatch("concept")),
+            Ok(outcome) => results.push((planned, outcome.result)),
             // Doing it again may help, and finds everything else done.
-            Err(Lost { error, cause: Cause::Circumstances }) => return Err(gave_up(&format!("concept {id}"), error)),
-            Err(Lost { error, cause: Cause::Input }) => missing.push(Missing { id: id.to_owned(), reason: error.clone() }),
+            Err(Lost { error, cause: Cause::Circumstances }) => return Err(gave_up(&format!("concept {id}"), &error)),
+            Err(Lost { error, cause: Cause::Input }) => missing.push(Missing { id: id.clone(), reason: error }),
         }
     }
-    Ok((results, missing))
+    Ok(results)
 }
 
-fn found<'a>(planned: &'a PlannedConcept, result: &'a ConceptResult) -> Option<Found<'a>> {
-    let chosen = result.chosen.as_ref()?;
-    let edit = Edit {
-        concept: planned.concept.id.clone(),
-        layer: chosen.answer.layer.clone(),
-        step: chosen.answer.step,
-        strength: planned.concept.strength,
-        direction: chosen.direction,
-    };
-    Some(Found { planned, result, edit })
-}
+/// Directions by concept, as files, checked against their digests.
+type Directions = BTreeMap<String, Bytes>;
 
-fn not_forgotten(plan: &Plan, result: &ConceptResult) -> String {
-    let layers = result.ranking.iter().filter(|layer| layer.pareto).count();
-    let best = result.search.iter().map(|trial| trial.fa5).fold(f64::INFINITY, f64::min);
-    format!(
-        "none of {layers} front layers forgot within {} evaluations (lowest FA@5 {:.0} %); raise method.search_evaluations",
-        plan.settings.search_evaluations,
-        100.0 * best
-    )
-}
-
-/// The files of all directions, checked against their digests.
-async fn fetch_directions(dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<BTreeMap<String, Bytes>, Failure> {
+async fn fetch_directions(dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<Directions, Failure> {
     let mut directions = BTreeMap::new();
     for found in found {
-        directions.insert(found.edit.concept.clone(), dispatcher.store.get_artifact(&found.edit.direction).await?);
+        directions.insert(found.planned.concept.id.clone(), dispatcher.store.get_artifact(&found.chosen.direction).await?);
     }
     Ok(directions)
-}
-
-fn stored_directions(plan: &Plan, found: &[Found<'_>], files: &BTreeMap<String, Bytes>) -> Result<Vec<Direction>, Failure> {
-    let direction = |found: &Found<'_>| {
-        let info = &plan.checkpoint.tensors()[&found.edit.layer];
-        let values = info.shape.iter().product();
-        let decoded = edit::decode_direction(&found.edit.layer, values, &files[&found.edit.concept])?;
-        let bytes = decoded.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Ok(Direction { concept: found.edit.concept.clone(), shape: info.shape.clone(), bytes })
-    };
-    found.iter().map(direction).collect()
 }
 
 fn make_record(
@@ -310,32 +346,32 @@ fn make_record(
 }
 
 fn concept_record(found: &Found<'_>, base: &HeldOut, composed: &HeldOut, forget: &BTreeMap<String, Hits>) -> ConceptRecord {
-    let (concept, result) = (&found.planned.concept, found.result);
+    let (concept, answer) = (&found.planned.concept, &found.chosen.answer);
     let class = concept.class_index;
-    let (before, alone) = measure::alone(result, class, base.validation.as_ref());
+    let (before, alone) = measure::alone(found.before, &found.chosen, class, base.validation.as_ref());
     let empty = Hits::default();
     let forget = forget.get(&jobs::forget_item(&concept.id)).unwrap_or(&empty);
-    let layer = result.ranking.iter().find(|layer| layer.layer == found.edit.layer);
-    let answer = result.chosen.as_ref().map(|chosen| &chosen.answer);
+    let layer = found.ranking.iter().find(|layer| layer.layer == answer.layer);
     ConceptRecord {
         id: concept.id.clone(),
         name: concept.name.clone(),
         class: concept.class.clone(),
         group: concept.group.clone(),
-        tower: layer.map_or(lethe_shared::outcome::Tower::Vision, |layer| layer.tower),
-        layer: found.edit.layer.clone(),
-        step: found.edit.step,
-        relative_step: answer.map_or(0.0, |answer| answer.relative_step),
-        strength: found.edit.strength,
+        tower: answer.tower,
+        layer: answer.layer.clone(),
+        step: answer.step,
+        relative_step: answer.relative_step,
+        strength: concept.strength,
+        dose: found.dose,
         importance: layer.map_or(0.0, |layer| layer.importance),
         alignment: layer.map_or(0.0, |layer| layer.alignment),
-        direction: found.edit.direction,
-        pairs: result.pairs,
+        direction: found.chosen.direction,
+        pairs: found.pairs,
         before,
-        alone: alone.unwrap_or(before),
+        alone,
         composed: measure::composed(forget, class, composed.validation.as_ref()),
-        ranking: result.ranking.clone(),
-        search: result.search.clone(),
+        ranking: found.ranking.clone(),
+        search: found.search.clone(),
     }
 }
 

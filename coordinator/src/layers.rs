@@ -1,0 +1,82 @@
+//! Which layers a run's edits go to. Pure.
+//!
+//! A concept's **efficiency** η of a layer is the forgetting it gains per change of what must stay and did not shape the
+//! direction (see `docs/composition.md`). It costs no evaluation. The run takes the layers whose mean over all concepts is
+//! highest; each concept then goes to the one of them that serves it best.
+
+use std::collections::BTreeMap;
+
+use lethe_shared::outcome::RankedLayer;
+
+/// The run's layers, best first, and each concept's among them, in the order of `rankings`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// Layers that at least one concept goes to, by name.
+    pub layers: Vec<String>,
+    /// Each concept's layer; `None` when no layer has an efficiency for it.
+    pub of: Vec<Option<String>>,
+}
+
+/// Assigns concepts to at most `most` layers. Equal efficiencies go to the first by name.
+pub fn assign(rankings: &[&[RankedLayer]], most: usize) -> Assignment {
+    let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+    for layer in rankings.iter().copied().flatten() {
+        if let Some(efficiency) = layer.efficiency {
+            *sums.entry(&layer.layer).or_default() += efficiency;
+        }
+    }
+    let mut best: Vec<(&str, f64)> = sums.into_iter().collect();
+    // Stable: names stay in order where sums are equal.
+    best.sort_by(|a, b| b.1.total_cmp(&a.1));
+    best.truncate(most);
+    let taken = |layer: &&RankedLayer| best.iter().any(|(name, _)| *name == layer.layer);
+    let of: Vec<Option<String>> = rankings
+        .iter()
+        .map(|ranking| {
+            let mut candidates: Vec<&RankedLayer> = ranking.iter().filter(taken).filter(|layer| layer.efficiency.is_some()).collect();
+            candidates.sort_by(|a, b| b.efficiency.unwrap_or(0.0).total_cmp(&a.efficiency.unwrap_or(0.0)).then_with(|| a.layer.cmp(&b.layer)));
+            candidates.first().map(|layer| layer.layer.clone())
+        })
+        .collect();
+    let mut layers: Vec<String> = of.iter().flatten().cloned().collect();
+    layers.sort_unstable();
+    layers.dedup();
+    Assignment { layers, of }
+}
+
+#[cfg(test)]
+mod tests {
+    use lethe_shared::outcome::Tower;
+
+    use super::*;
+
+    fn ranking(efficiencies: &[(&str, Option<f64>)]) -> Vec<RankedLayer> {
+        let layer = |&(name, efficiency): &(&str, Option<f64>)| RankedLayer {
+            layer: name.into(),
+            tower: Tower::Text,
+            importance: 1.0,
+            alignment: 0.0,
+            cosine: 0.0,
+            pareto: true,
+            efficiency,
+        };
+        efficiencies.iter().map(layer).collect()
+    }
+
+    #[test]
+    fn the_best_on_average_are_taken_and_each_concept_goes_where_it_does_best() {
+        let first = ranking(&[("a", Some(3.0)), ("b", Some(1.0)), ("c", None), ("d", Some(2.5))]);
+        let second = ranking(&[("a", Some(2.0)), ("b", Some(9.0)), ("c", None), ("d", Some(2.6))]);
+        let assigned = assign(&[&first, &second], 2);
+        // b has the highest mean, then d.
+        assert_eq!(assigned.of, [Some("d".to_owned()), Some("b".to_owned())]);
+        assert_eq!(assigned.layers, ["b", "d"]);
+        assert_eq!(assign(&[&first, &second], 1).of, [Some("b".to_owned()), Some("b".to_owned())]);
+    }
+
+    #[test]
+    fn without_moments_there_is_no_layer() {
+        let only = ranking(&[("a", None)]);
+        assert_eq!(assign(&[&only], 3), Assignment { layers: vec![], of: vec![None] });
+    }
+}

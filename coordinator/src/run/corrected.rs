@@ -1,0 +1,227 @@
+//! Edits along corrected directions, with doses solved together (`docs/composition.md`).
+//!
+//! Second moments of what must stay are gathered once; every concept is surveyed for the layers that serve it; the run takes the
+//! best of them; each concept's direction and its step alone are found on its layer; what each edit does to each concept is
+//! worked out; doses are solved together, and adjusted over some rounds of looking at the composed model.
+
+use bytes::Bytes;
+use lethe_shared::edit;
+use lethe_shared::job::{ArtifactRef, InterferencePart, MomentsPart};
+use lethe_shared::manifest::Stop;
+use lethe_shared::outcome::{Hits, Outcome, SurveyResult, TaskResult};
+use lethe_shared::record::Missing;
+use safetensors::SafeTensors;
+
+use super::{Directions, Edits, Found, HeldOut, Run, concept_results, fetch_directions, mismatch};
+use crate::dosing::{Interference, Seen, adjust};
+use crate::failure::Failure;
+use crate::plan::PlannedConcept;
+use crate::{jobs, layers};
+
+/// What directions are corrected by and judged on, one artifact per tower that may change.
+struct Moments {
+    inverses: Vec<ArtifactRef>,
+    folds: Vec<ArtifactRef>,
+}
+
+pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut), Failure> {
+    let plan = run.plan;
+    let (gradient, base) = run.retain_gradient().await?;
+    let moments = moments(run).await?;
+    let mut missing = Vec::new();
+
+    let concepts: Vec<&PlannedConcept> = plan.concepts.iter().collect();
+    let ended = run.phase("survey", &jobs::surveys(plan, gradient, &moments.folds)).await?;
+    let mut surveyed: Vec<(&PlannedConcept, SurveyResult)> = Vec::new();
+    for (planned, result) in concept_results(&concepts, ended, &mut missing)? {
+        let TaskResult::Survey(result) = result else { return Err(mismatch("survey")) };
+        surveyed.push((planned, result));
+    }
+    let rankings: Vec<&[_]> = surveyed.iter().map(|(_, survey)| survey.ranking.as_slice()).collect();
+    let assignment = layers::assign(&rankings, plan.manifest.composition.layers as usize);
+
+    let mut found = directions(run, surveyed, &assignment, &moments.inverses, &mut missing).await?;
+    if !found.is_empty() {
+        dose(run, &mut found).await?;
+    }
+    Ok((Edits { found, missing }, base))
+}
+
+async fn moments(run: &mut Run<'_>) -> Result<Moments, Failure> {
+    let plan = run.plan;
+    let mut texts = Vec::new();
+    for slice in &plan.retain_texts {
+        let bytes = serde_json::to_vec(slice).map_err(Failure::input)?;
+        texts.push(run.dispatcher.store.put_artifact(Bytes::from(bytes)).await?);
+    }
+    let mut moments = Moments { inverses: Vec::new(), folds: Vec::new() };
+    for tower in jobs::moments(plan, &texts) {
+        let paired = tower.paired.len();
+        let all: Vec<_> = tower.paired.into_iter().chain(tower.unlabelled).collect();
+        let part = |outcome: Outcome| match outcome.result {
+            TaskResult::Moments(part) => Ok(part),
+            _ => Err(mismatch("moments")),
+        };
+        let mut parts = run.must("statistics", &all).await?.into_iter().map(part).collect::<Result<Vec<MomentsPart>, _>>()?;
+        let unlabelled = parts.split_off(paired);
+        match run.one("statistics", jobs::moments_reduce(plan, parts, unlabelled)).await? {
+            TaskResult::MomentsReduce(result) => {
+                moments.inverses.push(result.inverse);
+                moments.folds.push(result.folds);
+            }
+            _ => return Err(mismatch("moments-reduce")),
+        }
+    }
+    Ok(moments)
+}
+
+async fn directions<'a>(
+    run: &mut Run<'a>,
+    surveyed: Vec<(&'a PlannedConcept, SurveyResult)>,
+    assignment: &layers::Assignment,
+    inverses: &[ArtifactRef],
+    missing: &mut Vec<Missing>,
+) -> Result<Vec<Found<'a>>, Failure> {
+    let plan = run.plan;
+    let (mut tasks, mut concepts, mut surveys) = (Vec::new(), Vec::new(), Vec::new());
+    for ((planned, survey), layer) in surveyed.into_iter().zip(&assignment.of) {
+        match layer {
+            Some(layer) => {
+                tasks.push(jobs::direction(plan, planned, layer, &assignment.layers, inverses, run.classes));
+                concepts.push(planned);
+                surveys.push(survey);
+            }
+            None => {
+                let reason = "no layer of the towers that may change has second moments; see composition.towers".to_owned();
+                missing.push(Missing { id: planned.concept.id.clone(), reason });
+            }
+        }
+    }
+    let ended = run.phase("concepts", &tasks).await?;
+    let mut lost = Vec::new();
+    let results = concept_results(&concepts, ended, &mut lost)?;
+    let mut surveys: Vec<(&PlannedConcept, SurveyResult)> = concepts.into_iter().zip(surveys).collect();
+    surveys.retain(|(planned, _)| !lost.iter().any(|missing| missing.id == planned.concept.id));
+    missing.extend(lost);
+    let mut found = Vec::new();
+    for ((planned, result), (_, survey)) in results.into_iter().zip(surveys) {
+        let TaskResult::Direction(result) = result else { return Err(mismatch("direction")) };
+        let Some(chosen) = result.chosen else {
+            let best = result.search.iter().map(|trial| trial.fa5).fold(f64::INFINITY, f64::min);
+            let reason = format!(
+                "no step on its layer forgot within {} evaluations (lowest FA@5 {:.0} %); raise method.search_evaluations",
+                plan.settings.search_evaluations,
+                100.0 * best
+            );
+            missing.push(Missing { id: planned.concept.id.clone(), reason });
+            continue;
+        };
+        found.push(Found {
+            planned,
+            pairs: survey.pairs,
+            before: result.before,
+            ranking: survey.ranking,
+            search: result.search,
+            chosen,
+            dose: 1.0,
+            gradients: Some(result.gradients),
+        });
+    }
+    Ok(found)
+}
+
+/// Solves all doses together, and adjusts what is wanted of each concept by how it fares in the composed model. The doses kept are
+/// those that leave the fewest concepts showing, and cost least among those.
+async fn dose(run: &mut Run<'_>, found: &mut [Found<'_>]) -> Result<(), Failure> {
+    let plan = run.plan;
+    let interference = interference(run, found).await?;
+    let files = fetch_directions(run.dispatcher, found).await?;
+    // What each edit achieved alone, to first order.
+    let mut wanted: Vec<f64> = (0..found.len()).map(|i| found[i].chosen.answer.step * interference.effect(i, i)).collect();
+    let (tolerance, top) = match plan.settings.stop {
+        Stop::Fa1 => (plan.manifest.composition.tolerance, 1),
+        Stop::Fa5 => (plan.manifest.composition.tolerance, 5),
+    };
+    let mut best: Option<(usize, f64, Vec<f64>)> = None;
+    for round in 0..=plan.manifest.composition.rounds {
+        let strengths = found.iter().map(|found| found.planned.concept.strength);
+        let targets: Vec<f64> = wanted.iter().zip(strengths).map(|(wanted, strength)| wanted * strength).collect();
+        let doses = interference.doses(&targets);
+        apply(found, &doses);
+        if plan.manifest.composition.rounds == 0 {
+            return Ok(());
+        }
+        let seen = look(run, found, &files).await?;
+        // Only what is applied as found is expected to be gone.
+        let judged = |i: usize| found[i].planned.concept.strength == 1.0;
+        let showing = (0..found.len()).filter(|&i| judged(i) && seen[i].share > tolerance).count();
+        let cost = interference.predicted_cost(&doses);
+        if best.as_ref().is_none_or(|(least, cheapest, _)| showing < *least || (showing == *least && cost < *cheapest)) {
+            best = Some((showing, cost, doses));
+        }
+        tracing::info!(round, showing, cost, "doses");
+        let before = wanted.clone();
+        adjust(&mut wanted, &seen, tolerance, top);
+        for i in (0..found.len()).filter(|&i| !judged(i)) {
+            wanted[i] = before[i];
+        }
+        if wanted == before {
+            break;
+        }
+    }
+    if let Some((_, _, doses)) = best {
+        apply(found, &doses);
+    }
+    Ok(())
+}
+
+fn apply(found: &mut [Found<'_>], doses: &[f64]) {
+    for (found, dose) in found.iter_mut().zip(doses) {
+        let whole = found.planned.concept.strength * found.chosen.answer.step;
+        found.dose = if whole == 0.0 { 0.0 } else { dose / whole };
+    }
+}
+
+async fn interference(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Interference, Failure> {
+    let part = |found: &Found<'_>| {
+        let gradients = found.gradients.ok_or_else(|| mismatch("direction"))?;
+        Ok(InterferencePart { layer: found.chosen.answer.layer.clone(), gradients, direction: found.chosen.direction })
+    };
+    let parts = found.iter().map(part).collect::<Result<Vec<_>, Failure>>()?;
+    let layers = parts.iter().map(|part| part.layer.clone()).collect();
+    let TaskResult::Interference(result) = run.one("doses", jobs::interference(run.plan, parts)).await? else {
+        return Err(mismatch("interference"));
+    };
+    let file = run.dispatcher.store.get_artifact(&result.effect).await?;
+    let damaged = |problem: String| Failure::Infrastructure(format!("artifact {}: {problem}", result.effect.digest));
+    let parsed = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
+    let view = parsed.tensor("effect").map_err(|error| damaged(error.to_string()))?;
+    let values = edit::widen("effect", view.data(), view.dtype())?;
+    Interference::new(values, layers).map_err(damaged)
+}
+
+/// How each concept fares in the model composed at the present doses.
+async fn look(run: &mut Run<'_>, found: &[Found<'_>], files: &Directions) -> Result<Vec<Seen>, Failure> {
+    let (_, change) = run.compose(found, files).await?;
+    let planned: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
+    let outcomes = run.must("doses", &jobs::forget_evaluation(run.plan, &planned, change, run.classes)).await?;
+    let (mut hits, mut best) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
+    for outcome in outcomes {
+        let TaskResult::Evaluate(result) = outcome.result else { return Err(mismatch("evaluate")) };
+        hits.extend(result.items);
+        best.extend(result.best);
+    }
+    let stop = run.plan.settings.stop;
+    let empty = Hits::default();
+    let seen = |found: &Found<'_>| {
+        let item = jobs::forget_item(&found.planned.concept.id);
+        let hits = hits.get(&item).unwrap_or(&empty);
+        let own = |class: u32| class == found.planned.concept.class_index;
+        let share = match stop {
+            Stop::Fa1 => hits.mean_top1(own),
+            Stop::Fa5 => hits.mean_top5(own),
+        };
+        Seen { share, best: best.get(&item).copied().unwrap_or(0) }
+    };
+    Ok(found.iter().map(seen).collect())
+}

@@ -1,0 +1,123 @@
+//! One concept on corrected directions: the scores of every layer, then direction and step on the layer that was chosen.
+
+use std::collections::HashMap;
+
+use lethe_shared::edit;
+use lethe_shared::job::{DirectionTask, ModelRef, SurveyTask};
+use lethe_shared::outcome::{Chosen, DirectionResult, SurveyResult};
+use tch::{Kind, Tensor};
+
+use super::concept::{Candidate, Validation, forget_gradient, rank};
+use super::evaluate::Classes;
+use super::model::Model;
+use super::moments::Matrices;
+use super::retain::RetainGradient;
+use super::{Error, Scope, Stages};
+use crate::corpus::{self, Corpus};
+use crate::model::weights::tensor_to_bytes;
+use crate::model::{Architecture, ParameterId};
+use crate::slug::factors::Factors;
+use crate::slug::search::{Ground, Subject, search_direction};
+use crate::zero_shot;
+
+/// Scores every candidate layer of one concept.
+pub(super) fn survey(scope: Scope<'_>, reference: &ModelRef, task: &SurveyTask, stages: &mut Stages) -> Result<SurveyResult, Error> {
+    let model = stages.time("model", || Model::of(scope, reference))?;
+    let retain = stages.time("retain gradient", || RetainGradient::of(scope, &task.retain_gradient))?;
+    let folds = stages.time("moments", || Matrices::of(scope, &task.folds))?;
+    let weights = model.parameters.weights();
+    let layers = model.clip.architecture().candidates(task.method.normalisation_gains);
+    let batch = task.method.batch_size;
+    let (forget, _, pairs) = stages.time("gradient", || forget_gradient(scope, &model, &weights, layers, &task.forget, batch))?;
+    let gradients: HashMap<ParameterId, Tensor> = forget.mean(&weights)?.into_iter().collect();
+    let _guard = tch::no_grad_guard();
+    let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, Some(&folds)))?;
+    Ok(SurveyResult { pairs, forget_loss: forget.loss(), ranking: candidates.into_iter().map(Candidate::ranked).collect() })
+}
+
+/// Finds the direction of one concept on its layer, and the smallest step along it that forgets.
+pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask, stages: &mut Stages) -> Result<DirectionResult, Error> {
+    let model = stages.time("model", || Model::of(scope, reference))?;
+    let classes = stages.time("classes", || Classes::of(scope, &model, reference, &task.classes))?;
+    if task.class as usize >= classes.texts.names.len() {
+        return Err(Error::Input(format!("class {} is not in the class list", task.class)));
+    }
+    let validation = stages.time("validation", || Validation::of(scope, &model, reference, &classes, &task.validation))?;
+    let inverses = stages.time("moments", || Matrices::of(scope, &task.inverses))?;
+    let weights = model.parameters.weights();
+    let architecture = model.clip.architecture();
+    let ids = task.layers.iter().map(|name| layer(architecture, name)).collect::<Result<Vec<_>, _>>()?;
+    let own = layer(architecture, &task.layer)?;
+    let Some(position) = ids.iter().position(|&id| id == own) else {
+        return Err(Error::Input(format!("layer `{}` is not among the run's layers", task.layer)));
+    };
+
+    let batch = task.method.batch_size;
+    let (forget, pixels, _) = stages.time("gradient", || forget_gradient(scope, &model, &weights, ids.clone(), &task.forget, batch))?;
+    let gradients = forget.mean(&weights)?;
+    let _guard = tch::no_grad_guard();
+    let factored = stages.time("factors", || gradients.iter().map(|(_, g)| Ok(Factors::of(g)?)).collect::<Result<Vec<_>, Error>>())?;
+    let inverse = inverses.get(&task.layer).ok_or_else(|| Error::Input(format!("there are no moments of layer `{}`", task.layer)))?;
+    // D = g (C + ρI)⁻¹ has the rank of g: only the factor on the side of the inputs changes.
+    let down = factored[position].down.f_to_kind(Kind::Double)?.f_matmul(&inverse.f_to_kind(Kind::Double)?)?;
+    let direction = Factors { up: factored[position].up.shallow_clone(), down: down.f_to_kind(Kind::Float)?, residual: 0.0 };
+
+    let images = Corpus::images(&pixels, scope.budget())?;
+    let embedded = images.embed(&model.clip, &weights, &weights, None)?;
+    let labels = corpus::labels(&vec![task.class; images.len()], scope.device())?;
+    let class_embeddings = classes.embedded.get();
+    let before = zero_shot::accuracy(&zero_shot::ranks(&embedded, &class_embeddings, &labels)?);
+    let validation_images = validation.embedded.get();
+    let ground = Ground {
+        clip: &model.clip,
+        parameters: &model.parameters,
+        class_texts: &classes.corpus,
+        classes: &class_embeddings,
+        validation: &validation.corpus,
+        validation_images: &validation_images,
+        validation_labels: &validation.labels,
+    };
+    let subject = Subject { class: task.class, images: &images, embedded: &embedded };
+    let own_text = stages.time("classes", || {
+        let prompt = classes.texts.prompts().nth(task.class as usize).unwrap_or_default();
+        Ok(Corpus::texts(&model.clip, &model.encode(&[prompt])?, scope.device(), scope.budget())?)
+    })?;
+    let wide = direction.product()?.f_to_kind(Kind::Float)?;
+    scope.check()?;
+    let (search, answer) =
+        stages.time("search", || Ok(search_direction(ground, &subject, &own_text, own, &wide, &task.method)?))?;
+
+    let chosen = match answer {
+        None => None,
+        Some(answer) => {
+            let file = stages.time("store", || scope.put(encode(&[(&task.layer, &direction)])?))?;
+            Some(Chosen { answer: answer.summary, direction: file, validation: answer.validation })
+        }
+    };
+    let named: Vec<(&String, &Factors)> = task.layers.iter().zip(&factored).collect();
+    let gradients = stages.time("store", || scope.put(encode(&named)?))?;
+    Ok(DirectionResult {
+        before,
+        search,
+        chosen,
+        gradients,
+        rank: factored.iter().map(|f| f.rank() as u32).max().unwrap_or(0),
+        residual: factored.iter().map(|f| f.residual).fold(0.0, f64::max),
+    })
+}
+
+fn layer(architecture: &Architecture, name: &str) -> Result<ParameterId, Error> {
+    architecture.find(name).ok_or_else(|| Error::Input(format!("the model has no layer `{name}`")))
+}
+
+/// Factors by layer as a safetensors file: `NAME.up` and `NAME.down`.
+fn encode(factors: &[(&String, &Factors)]) -> Result<Vec<u8>, Error> {
+    let mut parts = Vec::with_capacity(2 * factors.len());
+    for (layer, factor) in factors {
+        for (side, tensor) in [("up", &factor.up), ("down", &factor.down)] {
+            let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+            parts.push((format!("{layer}.{side}"), shape, tensor_to_bytes(tensor)?));
+        }
+    }
+    edit::encode_tensors(parts.iter().map(|(name, shape, bytes)| (name.as_str(), shape.as_slice(), bytes.as_slice()))).map_err(Error::Input)
+}

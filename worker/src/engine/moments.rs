@@ -1,0 +1,195 @@
+//! Second moments of layer inputs over what must stay: sums by shard, then what directions are corrected by.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lethe_shared::edit;
+use lethe_shared::job::{ArtifactRef, ModelRef, MomentSource, MomentsPart, MomentsReduceTask};
+use lethe_shared::outcome::{MomentsResult, Tower};
+use safetensors::SafeTensors;
+use tch::{Device, Kind, Tensor};
+
+use super::model::Model;
+use super::{Error, Scope, Stages, data};
+use crate::handle::SharedTensor;
+use crate::model::clip::Input;
+use crate::model::weights::{tensor_from_bytes, tensor_to_bytes};
+use crate::slug::moments::{MomentSum, half_of};
+
+/// Items per pass.
+const BATCH: usize = 256;
+
+/// Sums the moments over one source.
+pub(super) fn sum(scope: Scope<'_>, model: &ModelRef, source: &MomentSource, stages: &mut Stages) -> Result<MomentsPart, Error> {
+    let model = stages.time("model", || Model::of(scope, model))?;
+    let weights = model.parameters.weights();
+    let (tower, seed) = match source {
+        MomentSource::Captions(shard) => (Tower::Text, shard.digest),
+        MomentSource::Images(shard) => (Tower::Vision, shard.digest),
+        MomentSource::Texts(texts) => (Tower::Text, texts.digest),
+    };
+    let seed = seed.as_bytes().iter().take(8).fold(0u64, |seed, &byte| seed << 8 | u64::from(byte));
+    let mut sum = MomentSum::new(model.clip.mlp_ends(tower), seed);
+    match source {
+        MomentSource::Images(shard) => {
+            let pairs = stages.time("data", || data::load(scope, &model, shard))?;
+            for (number, captions) in pairs.captions.chunks(BATCH).enumerate() {
+                scope.check()?;
+                let pixels = pairs.pixels.f_narrow(0, (number * BATCH) as i64, captions.len() as i64)?;
+                let halves: Vec<bool> = captions.iter().map(|caption| half_of(caption)).collect();
+                stages.time("moments", || Ok(sum.add(&model.clip, &weights, Input::Images(&pixels), &halves)?))?;
+            }
+        }
+        MomentSource::Captions(_) | MomentSource::Texts(_) => {
+            let texts = stages.time("data", || texts(scope, source))?;
+            for chunk in texts.chunks(BATCH) {
+                scope.check()?;
+                let batch = model.batch(chunk)?;
+                let halves: Vec<bool> = chunk.iter().map(|caption| half_of(caption)).collect();
+                stages.time("moments", || Ok(sum.add(&model.clip, &weights, Input::Texts(&batch), &halves)?))?;
+            }
+        }
+    }
+    let mut file = Vec::new();
+    for (layer, halves) in sum.sums(&weights)? {
+        let name = &model.clip.architecture().spec(layer).name;
+        for (half, tensor) in halves.iter().enumerate() {
+            file.push((format!("{name}.{half}"), tensor.shallow_clone()));
+        }
+    }
+    let artifact = stages.time("store", || put(scope, &file))?;
+    Ok(MomentsPart { sum: artifact, items: sum.items() })
+}
+
+/// The texts of a source, shortest first within what one pass takes: padding costs as much as words.
+fn texts(scope: Scope<'_>, source: &MomentSource) -> Result<Vec<String>, Error> {
+    let mut texts: Vec<String> = match source {
+        MomentSource::Captions(shard) => {
+            let path = scope.fetch(&shard.address, shard.digest, shard.bytes)?;
+            crate::input::load_captions(&path)?
+        }
+        MomentSource::Texts(artifact) => serde_json::from_slice(&scope.get(artifact)?)
+            .map_err(|error| Error::Input(format!("a list of texts is damaged: {error}")))?,
+        MomentSource::Images(_) => Vec::new(),
+    };
+    texts.sort_by_key(String::len);
+    Ok(texts)
+}
+
+fn put(scope: Scope<'_>, tensors: &[(String, Tensor)]) -> Result<ArtifactRef, Error> {
+    let mut parts = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+        parts.push((name.as_str(), shape, tensor_to_bytes(tensor)?));
+    }
+    let file = edit::encode_tensors(parts.iter().map(|(name, shape, bytes)| (*name, shape.as_slice(), bytes.as_slice())));
+    scope.put(file.map_err(Error::Input)?)
+}
+
+/// Weighs the sums and inverts them, layer by layer; sums in float64 in the order given.
+pub(super) fn reduce(scope: Scope<'_>, task: &MomentsReduceTask, stages: &mut Stages) -> Result<MomentsResult, Error> {
+    let files = |parts: &[MomentsPart]| parts.iter().map(|part| scope.get(&part.sum)).collect::<Result<Vec<_>, _>>();
+    let (paired, unlabelled) = stages.time("store", || Ok((files(&task.paired)?, files(&task.unlabelled)?)))?;
+    let first = paired.first().ok_or_else(|| Error::Input("there is no retain shard to take moments from".into()))?;
+    let mut layers: Vec<String> = parse(first)?.names().iter().filter_map(|name| name.strip_suffix(".0").map(str::to_owned)).collect();
+    layers.sort_unstable();
+    let count = |parts: &[MomentsPart]| parts.iter().map(|part| part.items).sum::<u64>();
+    let (mut inverses, mut folds) = (Vec::new(), Vec::new());
+    for layer in layers {
+        scope.check()?;
+        let half = |files: &[Bytes], half: usize| total(files, &format!("{layer}.{half}"));
+        let (p0, p1) = (half(&paired, 0)?, half(&paired, 1)?);
+        let (p0, p1) = match (p0, p1) {
+            (Some(p0), Some(p1)) => (p0, p1),
+            _ => return Err(Error::Input(format!("the moments lack layer `{layer}`"))),
+        };
+        let (u0, u1) = (half(&unlabelled, 0)?, half(&unlabelled, 1)?);
+        stages.time("invert", || {
+            let all = |a: &Tensor, b: &Option<Tensor>| -> Result<Tensor, Error> {
+                Ok(match b {
+                    Some(b) => a.f_add(b)?,
+                    None => a.shallow_clone(),
+                })
+            };
+            let whole = u0.as_ref().map(|u0| all(u0, &u1)).transpose()?;
+            let inverse = corrected(&p0.f_add(&p1)?, whole.as_ref(), task)?;
+            inverses.push((layer.clone(), inverse));
+            folds.push((format!("{layer}.inverse"), corrected(&p0, u0.as_ref(), task)?));
+            // Per item, so that efficiencies of layers and towers compare.
+            let judged = p1.f_div_scalar(count(&task.paired).max(1) as f64)?.f_to_kind(Kind::Float)?;
+            folds.push((format!("{layer}.moment"), judged));
+            Ok(())
+        })?;
+    }
+    stages.time("store", || {
+        Ok(MomentsResult {
+            inverse: put(scope, &inverses)?,
+            folds: put(scope, &folds)?,
+            paired: count(&task.paired),
+            unlabelled: count(&task.unlabelled),
+        })
+    })
+}
+
+fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, Error> {
+    SafeTensors::deserialize(bytes).map_err(|error| Error::Input(format!("an artifact of moments is damaged: {error}")))
+}
+
+/// The sum of one matrix over several files, float64; `None` without files.
+fn total(files: &[Bytes], name: &str) -> Result<Option<Tensor>, Error> {
+    let mut total: Option<Tensor> = None;
+    for bytes in files {
+        let file = parse(bytes)?;
+        let view = file.tensor(name).map_err(|_| Error::Input(format!("an artifact of moments lacks `{name}`")))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        let matrix = tensor_from_bytes(view.data(), view.dtype(), &shape).map_err(Error::Input)?.f_to_kind(Kind::Double)?;
+        match &mut total {
+            None => total = Some(matrix),
+            Some(sum) if sum.size() == matrix.size() => drop(sum.f_add_(&matrix)?),
+            Some(_) => return Err(Error::Input(format!("moments disagree about the size of `{name}`"))),
+        }
+    }
+    Ok(total)
+}
+
+/// (C + ρI)⁻¹ with C = (P + w·U) / (1 + w), both scaled to a mean diagonal of 1, and ρ the ridge. Float32.
+fn corrected(paired: &Tensor, unlabelled: Option<&Tensor>, task: &MomentsReduceTask) -> Result<Tensor, Error> {
+    let side = paired.size()[0];
+    let scaled = |moment: &Tensor| -> Result<Tensor, Error> {
+        let mean = moment.f_trace()?.f_double_value(&[])? / side as f64;
+        Ok(if mean > 0.0 { moment.f_div_scalar(mean)? } else { moment.shallow_clone() })
+    };
+    let mut moment = scaled(paired)?;
+    if let Some(unlabelled) = unlabelled {
+        let weight = task.unlabelled_weight;
+        moment = moment.f_add(&scaled(unlabelled)?.f_mul_scalar(weight)?)?.f_div_scalar(1.0 + weight)?;
+    }
+    let ridge = Tensor::f_eye(side, (Kind::Double, Device::Cpu))?.f_mul_scalar(task.ridge)?;
+    Ok(moment.f_add(&ridge)?.f_inverse()?.f_to_kind(Kind::Float)?)
+}
+
+/// The matrices of several artifacts, by name.
+#[derive(Debug)]
+pub(super) struct Matrices(BTreeMap<String, SharedTensor>);
+
+impl Matrices {
+    pub(super) fn of(scope: Scope<'_>, artifacts: &[ArtifactRef]) -> Result<Arc<Self>, Error> {
+        scope.engine.matrices.get(artifacts.to_vec(), || {
+            let mut matrices = BTreeMap::new();
+            for artifact in artifacts {
+                let bytes = scope.get(artifact)?;
+                for (name, view) in parse(&bytes)?.tensors() {
+                    let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+                    let tensor = tensor_from_bytes(view.data(), view.dtype(), &shape).map_err(Error::Input)?;
+                    matrices.insert(name, SharedTensor::new(tensor.f_to(scope.device())?));
+                }
+            }
+            Ok(Self(matrices))
+        })
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<Tensor> {
+        self.0.get(name).map(SharedTensor::get)
+    }
+}

@@ -1,0 +1,163 @@
+//! Second moments of what goes into a layer, over what must stay.
+//!
+//! For a linear layer with inputs x_t and output gradients δ_t (t runs over items and tokens) the change Δ of its weight
+//! moves the embedding, seen along a random unit direction, by Σ δ_tᵀ Δ x_t. Over random directions its mean square is
+//! about tr(Δ C Δᵀ) with **C = Σ ‖δ_t‖² x_t x_tᵀ** (a Gauss-Newton factor; the outputs' own factor is left at the
+//! identity). So C says which changes what must stay would notice. No labels are needed: any texts serve a text layer,
+//! any images a vision layer.
+
+use tch::{Kind, Tensor};
+
+use crate::model::clip::Input;
+use crate::model::{Clip, Error, ParameterId, Tapped, Weights};
+
+/// Random directions of the embedding per item.
+const PROBES: u64 = 2;
+
+/// Sums of second moments by layer, of two halves of the items.
+#[derive(Debug)]
+pub struct MomentSum {
+    layers: Vec<ParameterId>,
+    sums: Vec<[Option<Tensor>; 2]>,
+    probe: Probe,
+    items: u64,
+}
+
+impl MomentSum {
+    /// An empty sum over these layers, all of one tower; `seed` fixes the random directions.
+    pub fn new(layers: Vec<ParameterId>, seed: u64) -> Self {
+        let sums = layers.iter().map(|_| [None, None]).collect();
+        Self { layers, sums, probe: Probe(seed), items: 0 }
+    }
+
+    /// Adds a batch; `halves[i]` says which half item i belongs to.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when a moment is not finite; otherwise when libtorch refuses.
+    pub fn add(&mut self, clip: &Clip, weights: &Weights, input: Input<'_>, halves: &[bool]) -> Result<(), Error> {
+        for _ in 0..PROBES {
+            let graph = weights.with_taps(&self.layers)?;
+            let embedded = clip.embed(&graph, input)?;
+            let directions = self.probe.directions(embedded.size()[0], embedded.size()[1])?.f_to(embedded.device())?;
+            let seen = embedded.f_mul(&directions)?.f_sum(Kind::Float)?;
+            let tapped = graph.tapped();
+            let outputs: Vec<&Tensor> = tapped.iter().map(|tap| &tap.output).collect();
+            let gradients = Tensor::f_run_backward(&[&seen], &outputs, false, false)?;
+            let _guard = tch::no_grad_guard();
+            for (tap, gradient) in tapped.iter().zip(&gradients) {
+                self.add_layer(tap, gradient, halves)?;
+            }
+        }
+        self.items += halves.len() as u64;
+        Ok(())
+    }
+
+    fn add_layer(&mut self, tap: &Tapped, gradient: &Tensor, halves: &[bool]) -> Result<(), Error> {
+        let Some(position) = self.layers.iter().position(|&layer| layer == tap.layer) else { return Ok(()) };
+        for (half, sum) in self.sums[position].iter_mut().enumerate() {
+            let items: Vec<i64> = (0..).zip(halves).filter(|&(_, &second)| second == (half == 1)).map(|(item, _)| item).collect();
+            if items.is_empty() {
+                continue;
+            }
+            let items = Tensor::f_from_slice(&items)?.f_to(tap.input.device())?;
+            let rows = |t: &Tensor| -> Result<Tensor, Error> {
+                Ok(t.f_index_select(0, &items)?.f_reshape([-1, t.size().last().copied().unwrap_or(1)])?)
+            };
+            let (inputs, gradient) = (rows(&tap.input)?, rows(gradient)?);
+            let sensitivity = gradient.f_norm_scalaropt_dim(2, [1].as_slice(), true)?;
+            let weighed = inputs.f_mul(&sensitivity)?;
+            let moment = weighed.f_transpose(0, 1)?.f_matmul(&weighed)?.f_to_kind(Kind::Double)?;
+            if !moment.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
+                return Err(Error::Tensor { tensor: "moments".into(), problem: "are not finite; weights or inputs are out of range".into() });
+            }
+            match sum {
+                None => *sum = Some(moment),
+                Some(sum) => drop(sum.f_add_(&moment)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Items added.
+    pub fn items(&self) -> u64 {
+        self.items
+    }
+
+    /// The sums of both halves, float32 `[inputs, inputs]`, by layer.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn sums(&self, weights: &Weights) -> Result<Vec<(ParameterId, [Tensor; 2])>, Error> {
+        let one = |layer: ParameterId, sum: &Option<Tensor>| -> Result<Tensor, Error> {
+            Ok(match sum {
+                Some(sum) => sum.f_div_scalar(PROBES as f64)?.f_to_kind(Kind::Float)?,
+                None => {
+                    let inputs = weights.get(layer).size().last().copied().unwrap_or(1);
+                    Tensor::f_zeros([inputs, inputs], (Kind::Float, weights.get(layer).device()))?
+                }
+            })
+        };
+        self.layers.iter().zip(&self.sums).map(|(&layer, [first, second])| Ok((layer, [one(layer, first)?, one(layer, second)?]))).collect()
+    }
+}
+
+/// A small generator of its own: the same numbers on every machine and thread (SplitMix64, Box-Muller).
+#[derive(Debug)]
+struct Probe(u64);
+
+impl Probe {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Above 0, at most 1.
+    fn uniform(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    fn normal(&mut self) -> f32 {
+        let (radius, angle) = ((-2.0 * self.uniform().ln()).sqrt(), std::f64::consts::TAU * self.uniform());
+        (radius * angle.cos()) as f32
+    }
+
+    /// Unit vectors `[n, d]`, evenly spread.
+    fn directions(&mut self, n: i64, d: i64) -> Result<Tensor, Error> {
+        let values: Vec<f32> = (0..n * d).map(|_| self.normal()).collect();
+        let values = Tensor::f_from_slice(&values)?.f_view([n, d])?;
+        Ok(values.f_div(&values.f_norm_scalaropt_dim(2, [1].as_slice(), true)?)?)
+    }
+}
+
+/// Which half of the data a caption belongs to. Captions that begin alike, up to the first punctuation mark, stay
+/// together: judging a direction on other words of the same thing would flatter it.
+pub fn half_of(caption: &str) -> bool {
+    let start = caption.trim().split([',', '.', ';', ':', '(', '!', '?']).next().unwrap_or_default().trim().to_lowercase();
+    lethe_shared::digest::Digest::of(start.as_bytes()).as_bytes()[0] & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directions_are_unit_vectors_and_the_same_every_time() {
+        let directions = Probe(7).directions(500, 24).unwrap();
+        let lengths = directions.norm_scalaropt_dim(2, [1].as_slice(), false);
+        assert!(f64::try_from((lengths - 1.0).abs().max()).unwrap() < 1e-5);
+        // Evenly spread: the mean of 500 is near 0.
+        assert!(f64::try_from(directions.mean_dim([0].as_slice(), false, Kind::Float).norm()).unwrap() < 0.1);
+        assert_eq!(directions, Probe(7).directions(500, 24).unwrap());
+    }
+
+    #[test]
+    fn captions_of_one_thing_stay_together() {
+        assert_eq!(half_of("Paw prints, animals nature"), half_of("paw prints"));
+        assert_eq!(half_of("paw prints. On snow"), half_of("paw prints"));
+        let second = (0..1000).filter(|i| half_of(&format!("thing {i}"))).count();
+        assert!((400..600).contains(&second), "{second}");
+    }
+}
