@@ -46,7 +46,7 @@ impl Named {
     }
 }
 
-const AGAINST: &str = "what statistics over them protect works against its removal; leave such captions and texts out";
+const AGAINST: &str = "statistics protect what is named, which works against removing it; leave such captions and texts out where you can";
 
 fn places(captions: u64, texts: u64) -> String {
     let plural = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -89,12 +89,12 @@ mod tests {
         assert!(
             warning.starts_with(
                 "2 concepts to remove are named in 3 retain captions and 3 retain texts: \
-                 `sun` in 1 retain caption and 3 retain texts, `cat` in 2 retain captions; what"
+                 `sun` in 1 retain caption and 3 retain texts, `cat` in 2 retain captions; statistics"
             ),
             "{warning}"
         );
         let warning = named.warning(concepts[..2].iter()).unwrap();
-        assert!(warning.starts_with("the concept to remove `cat` is named in 2 retain captions: what"), "{warning}");
+        assert!(warning.starts_with("the concept to remove `cat` is named in 2 retain captions: statistics"), "{warning}");
         assert_eq!(named.warning(concepts[..1].iter()), None);
         let many: Vec<Concept> = (0..8).map(|class| concept(class, &format!("c{class}"))).collect();
         let all = Named { captions: (0..8).map(|class| (class, 1)).collect(), ..Named::default() };
