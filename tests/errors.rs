@@ -136,6 +136,24 @@ fn a_policy_must_name_concepts_of_the_manifest() {
 }
 
 #[test]
+fn retain_texts_must_be_lines_of_text() {
+    let job = SmallJob::new();
+    job.replace("job.toml", "validation = [", "retain_texts = [\"texts-*.txt\"]\nvalidation = [");
+    fails(&job, 2, &["job.toml: data.retain_texts", "texts-*.txt", "no file matches"]);
+    job.write("texts-1.txt", b"a tree\n\na h\xf6rse\n");
+    fails(&job, 2, &["texts-1.txt:3: the line is not UTF-8"]);
+    job.write("texts-1.txt", &[b"a tree\n".as_slice(), &[b'x'; 1 << 17]].concat());
+    fails(&job, 2, &["texts-1.txt:2: the line has 131072 bytes, at most 64 KiB", "one text on a line"]);
+    job.write("texts-1.txt", b"\n \n");
+    fails(&job, 2, &["texts-1.txt: holds no text"]);
+    // Holes take no room on the disk.
+    std::fs::File::create(job.path("texts-1.txt")).unwrap().set_len((256 << 20) + 1).unwrap();
+    fails(&job, 2, &["job.toml: data.retain_texts", "texts-1.txt has 268435457 bytes, at most 268435456 are read"]);
+    job.replace("job.toml", "[\"texts-*.txt\"]", "\"texts.txt\"");
+    fails(&job, 2, &["job.toml:9", "invalid type"]);
+}
+
+#[test]
 fn captions_of_held_out_sets_must_be_classes() {
     let job = SmallJob::new();
     job.replace("classes.txt", "rocket", "rakete");

@@ -52,6 +52,13 @@ fn a_release_is_complete_and_honest() {
     let utility = record.utility.test.as_ref().unwrap();
     assert_eq!(record.utility.retained_classes as usize, std::fs::read_to_string(job.path("classes.txt")).unwrap().lines().count() - 3);
     assert!(utility.before.ta1 > 0.3 && utility.before.ta5 >= utility.before.ta1);
+    let (covered, never_seen, removed) = (utility.covered.unwrap(), utility.never_seen.unwrap(), utility.removed.unwrap());
+    assert_eq!(
+        (covered.images + never_seen.images, covered.classes + never_seen.classes),
+        (utility.images, record.utility.retained_classes)
+    );
+    assert_eq!((removed.images, removed.classes), (3, 3));
+    assert!(removed.before.ta5 > removed.after.ta5, "{removed:?}");
 
     for (name, artifact) in &record.files {
         let bytes = std::fs::read(folder.join(name)).unwrap();
@@ -65,6 +72,30 @@ fn a_release_is_complete_and_honest() {
     // Asked again, nothing is computed and the same release is named.
     let again = job.run("store");
     assert_eq!((again["summary"]["jobs_done"].as_u64(), &again["release"]), (Some(0), &report["release"]));
+}
+
+#[test]
+fn retain_texts_widen_coverage_and_belong_to_the_run() {
+    let job = SmallJob::new();
+    let plan = || last_line(&job.command("plan", &[]).output().unwrap());
+    let before = plan();
+    let retained = before["classes"].as_u64().unwrap() - 3;
+    assert_eq!(before["covered_classes"].as_u64().unwrap() + before["never_seen_classes"].as_u64().unwrap(), retained);
+    assert_eq!((&before["retain_texts"], &before["retain_text_slices"]), (&0.into(), &0.into()));
+
+    job.replace("job.toml", "validation = [", "retain_texts = [\"texts-*.txt\"]\nvalidation = [");
+    let classes = std::fs::read_to_string(job.path("classes.txt")).unwrap();
+    let all: Vec<String> =
+        classes.lines().filter(|name| !name.contains("rocket")).map(|name| format!("so: {}!", name.to_uppercase())).collect();
+    job.write("texts-2.txt", b"a Rocket, and nothing else\n");
+    job.write("texts-1.txt", all.join("\n\n").repeat(100).as_bytes());
+    let widened = plan();
+    assert_eq!((&widened["covered_classes"], &widened["never_seen_classes"]), (&retained.into(), &0.into()));
+    assert_eq!(widened["retain_text_slices"].as_u64().unwrap(), widened["retain_texts"].as_u64().unwrap().div_ceil(4096) + 1);
+    let warnings = widened["warnings"].to_string();
+    assert!(warnings.contains("concepts to remove are named in") && warnings.contains("`rocket` in 1 retain text;"), "{warnings}");
+    assert_ne!(widened["run"], before["run"]);
+    assert_eq!(plan()["run"], widened["run"]);
 }
 
 #[test]

@@ -2,10 +2,14 @@
 
 use std::fmt::Write;
 
-use lethe_shared::record::{Composition, UtilityOn};
+use lethe_shared::record::{Composition, Retained, UtilityOn};
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
+}
+
+fn change(before: Retained, after: Retained) -> String {
+    format!("TA@1 {} → {}, TA@5 {} → {}", percent(before.ta1), percent(after.ta1), percent(before.ta5), percent(after.ta5))
 }
 
 /// Text from a manifest, safe in Markdown tables.
@@ -36,16 +40,16 @@ pub fn render(record: &Composition) -> String {
     );
     let sets = [("validation", &record.utility.validation), ("test", &record.utility.test)];
     for (name, on) in sets {
-        let Some(UtilityOn { images, before, after, .. }) = on else { continue };
-        let _ = writeln!(
-            page,
-            "| {name}: {images} images of {} retained classes | TA@1 {} → {}, TA@5 {} → {} |",
-            record.utility.retained_classes,
-            percent(before.ta1),
-            percent(after.ta1),
-            percent(before.ta5),
-            percent(after.ta5)
-        );
+        let Some(on) = on else { continue };
+        let retained = record.utility.retained_classes;
+        let _ = writeln!(page, "| {name}: {} images of {retained} retained classes | {} |", on.images, change(on.before, on.after));
+        for (group, of) in on.groups() {
+            let (images, classes) = (of.images, of.classes);
+            let _ = writeln!(page, "| {name}, {group}: {images} images of {classes} classes | {} |", change(of.before, of.after));
+        }
+    }
+    if record.utility.validation.is_some() || record.utility.test.is_some() {
+        let _ = writeln!(page, "\n{}", UtilityOn::GROUPS);
     }
     page += "\nThe digest is SHA-256 over the checkpoint's tensor bytes in name order. `composition.json` is the full record, \
              `edits.safetensors` holds each edit's direction, `report.html` shows both.\n\n## Removed\n\n\

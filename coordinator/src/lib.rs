@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`plan`] | reads and checks the manifest and everything it names |
+//! | [`coverage`] | which classes retain statistics have seen anything of |
 //! | [`jobs`] | the jobs of each phase, from plan and earlier outcomes |
 //! | [`dispatch`] | publishes jobs, waits for outcomes |
 //! | [`run`] | the phases of a run |
@@ -19,6 +20,7 @@
 pub mod card;
 pub mod command;
 pub mod compose;
+pub mod coverage;
 pub mod dispatch;
 pub mod dosing;
 #[cfg(feature = "embedded")]

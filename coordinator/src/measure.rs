@@ -1,7 +1,9 @@
 //! From outcomes to the numbers of a release: what was forgotten, what was lost. Pure.
 
+use std::collections::BTreeSet;
+
 use lethe_shared::outcome::{Accuracy, Chosen, ClassHits, Hits};
-use lethe_shared::record::{Measured, Retained, UtilityOn, WorstClass};
+use lethe_shared::record::{Group, Measured, Retained, UtilityOn, WorstClass};
 use serde::{Deserialize, Serialize};
 
 /// Classes listed as worst.
@@ -36,9 +38,29 @@ pub fn composed(forget: &Hits, class: u32, validation: Option<&Hits>) -> Measure
     }
 }
 
-/// Utility on one set: retained classes before and after, and those that lost most.
-pub fn utility(before: &Hits, after: &Hits, retained: impl Fn(u32) -> bool, names: &[String]) -> UtilityOn {
-    let accuracy = |hits: &Hits| Retained { ta1: hits.mean_top1(&retained), ta5: hits.mean_top5(&retained) };
+/// What becomes of classes.
+#[derive(Debug)]
+pub struct Fates<'a, R> {
+    /// Whether a class must stay.
+    pub retained: R,
+    /// Retained classes that retain statistics have seen.
+    pub covered: &'a BTreeSet<u32>,
+    /// Classes of the concepts that have an edit.
+    pub removed: &'a BTreeSet<u32>,
+}
+
+/// Accuracy over some classes before and after; `None` without an image of any.
+fn group(before: &Hits, after: &Hits, chosen: impl Fn(u32) -> bool) -> Option<Group> {
+    let own = before.classes.iter().filter(|(class, hits)| chosen(**class) && hits.n > 0);
+    let (classes, images) = own.fold((0, 0), |(classes, images), (_, hits)| (classes + 1, images + u64::from(hits.n)));
+    let accuracy = |hits: &Hits| Retained { ta1: hits.mean_top1(&chosen), ta5: hits.mean_top5(&chosen) };
+    (images > 0).then(|| Group { classes, images, before: accuracy(before), after: accuracy(after) })
+}
+
+/// Utility on one set: retained classes before and after, those that lost most, and each group of classes.
+pub fn utility<R: Fn(u32) -> bool>(before: &Hits, after: &Hits, fates: &Fates<'_, R>, names: &[String]) -> UtilityOn {
+    let retained = &fates.retained;
+    let accuracy = |hits: &Hits| Retained { ta1: hits.mean_top1(retained), ta5: hits.mean_top5(retained) };
     let images = before.classes.iter().filter(|(class, _)| retained(**class)).map(|(_, hits)| u64::from(hits.n)).sum();
     let share = |hits: ClassHits, count: u32| f64::from(count) / f64::from(hits.n.max(1));
     let mut lost: Vec<(f64, f64, u32)> = before
@@ -61,7 +83,15 @@ pub fn utility(before: &Hits, after: &Hits, retained: impl Fn(u32) -> bool, name
             after: after.classes.get(&class).copied().unwrap_or_default(),
         })
         .collect();
-    UtilityOn { images, before: accuracy(before), after: accuracy(after), worst }
+    UtilityOn {
+        images,
+        before: accuracy(before),
+        after: accuracy(after),
+        worst,
+        covered: group(before, after, |class| retained(class) && fates.covered.contains(&class)),
+        never_seen: group(before, after, |class| retained(class) && !fates.covered.contains(&class)),
+        removed: group(before, after, |class| fates.removed.contains(&class)),
+    }
 }
 
 /// How some values are spread.
@@ -105,10 +135,30 @@ mod tests {
         let before = hits(&[(0, 2, 2, 2), (1, 2, 2, 2), (2, 4, 4, 4), (3, 1, 0, 1)]);
         let after = hits(&[(0, 2, 0, 0), (1, 2, 1, 2), (2, 4, 4, 4), (3, 1, 0, 0)]);
         let names: Vec<String> = ["removed", "half", "whole", "fifth"].map(String::from).into();
-        let found = utility(&before, &after, |class| class != 0, &names);
+        let (covered, removed) = (BTreeSet::from([1]), BTreeSet::from([0]));
+        let fates = Fates { retained: |class| class != 0, covered: &covered, removed: &removed };
+        let found = utility(&before, &after, &fates, &names);
         assert_eq!(found.images, 7);
         assert_eq!((found.before.ta1, found.after.ta1), (6.0 / 7.0, 5.0 / 7.0));
         assert_eq!(found.worst.iter().map(|w| w.class.as_str()).collect::<Vec<_>>(), ["half", "fifth"]);
+    }
+
+    #[test]
+    fn groups_are_told_apart_and_empty_ones_are_absent() {
+        // 4 is a concept of the manifest that got no edit: neither retained nor removed.
+        let before = hits(&[(0, 2, 2, 2), (1, 2, 2, 2), (2, 4, 3, 4), (3, 0, 0, 0), (4, 9, 9, 9)]);
+        let after = hits(&[(0, 2, 0, 1), (1, 2, 1, 2), (2, 4, 0, 1), (3, 0, 0, 0), (4, 9, 9, 9)]);
+        let (covered, removed) = (BTreeSet::from([1]), BTreeSet::from([0]));
+        let retained = |class| class != 0 && class != 4;
+        let found = utility(&before, &after, &Fates { retained, covered: &covered, removed: &removed }, &[]);
+        let shape = |group: Option<Group>| group.map(|g| (g.classes, g.images, g.before.ta1, g.after.ta1, g.before.ta5, g.after.ta5));
+        assert_eq!(shape(found.covered), Some((1, 2, 1.0, 0.5, 1.0, 1.0)));
+        assert_eq!(shape(found.never_seen), Some((1, 4, 0.75, 0.0, 1.0, 0.25)));
+        assert_eq!(shape(found.removed), Some((1, 2, 1.0, 0.0, 1.0, 0.5)));
+        let none = BTreeSet::new();
+        let found = utility(&before, &after, &Fates { retained, covered: &none, removed: &none }, &[]);
+        assert_eq!((found.covered, found.removed, found.never_seen.map(|g| g.images)), (None, None, Some(6)));
+        assert_eq!(found.images, 6);
     }
 
     #[test]

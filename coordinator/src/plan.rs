@@ -1,7 +1,8 @@
 //! From a manifest to everything a run will need, checked: nothing is computed here, and nothing is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use lethe_shared::address::Address;
@@ -10,9 +11,11 @@ use lethe_shared::digest::Digest;
 use lethe_shared::job::{ALGORITHM_VERSION, ClassTexts, MethodSettings, ModelRef, ShardRef};
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
 use lethe_shared::manifest::{Classes, Error, Manifest, Required};
+use lethe_shared::phrases::Phrases;
 use lethe_shared::shard::{self, Captions};
-use lethe_shared::store;
+use lethe_shared::{store, texts};
 
+use crate::coverage::Named;
 use crate::failure::Failure;
 
 /// Files inspected at once.
@@ -37,6 +40,11 @@ pub struct Plan {
     pub class_texts: ClassTexts,
     /// Retain shards in the manifest's order.
     pub retain: Vec<ShardRef>,
+    /// Unlabelled texts in the manifest's order, each file cut into slices of at most [`texts::SLICE`].
+    pub retain_texts: Vec<Vec<String>>,
+    /// Classes that a retain caption or an unlabelled text names, without those to remove: what retain statistics have
+    /// seen. Every other retained class is known to none of them.
+    pub covered: BTreeSet<u32>,
     /// Validation shards.
     pub validation: Vec<ShardRef>,
     /// Test shards.
@@ -72,19 +80,26 @@ impl Plan {
     /// [`Failure::BadInput`] with every problem found.
     pub async fn make(manifest_path: &Path, cache: &Path) -> Result<Self, Failure> {
         let manifest = Manifest::read(manifest_path)?;
-        let classes = read_classes(&manifest, cache).await?;
+        let classes = Arc::new(read_classes(&manifest, cache).await?);
+        let phrases = Phrases::new(classes.names()).map_err(|error| Failure::input(Error::new(classes.file(), error.to_string())))?;
+        let phrases = Arc::new(phrases);
         let concepts = read_concepts(&manifest, &classes, cache).await?;
         let (model, checkpoint) = open_model(&manifest, cache).await?;
 
-        let retain = shards(&manifest, "data.retain", &manifest.data.retain, None, cache).await?;
-        let validation = shards(&manifest, "data.validation", &manifest.data.validation, Some(&classes), cache).await?;
-        let test = shards(&manifest, "data.test", &manifest.data.test, Some(&classes), cache).await?;
+        let (naming, labels) = (Wanted::Naming(Arc::clone(&phrases)), Wanted::Classes(Arc::clone(&classes)));
+        let (retain, captions) = shards(&manifest, "data.retain", &manifest.data.retain, naming, cache).await?;
+        let (retain_texts, texts) = read_texts(&manifest, phrases, cache).await?;
+        let (validation, _) = shards(&manifest, "data.validation", &manifest.data.validation, labels.clone(), cache).await?;
+        let (test, _) = shards(&manifest, "data.test", &manifest.data.test, labels, cache).await?;
         let mut warnings = retain_warnings(&retain, &manifest)?;
         check_policy(&manifest, &concepts)?;
         let concepts = find_forget_shards(concepts, cache).await?;
         if validation.is_empty() {
             warnings.push("without validation shards, ties between layers go to the smaller change".to_owned());
         }
+        let named = Named { captions, texts };
+        warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
+        let covered = named.covered(&concepts.iter().map(|planned| planned.concept.class_index).collect());
 
         let settings = MethodSettings::from(&manifest.method);
         let class_texts = ClassTexts { names: classes.names().to_vec(), template: manifest.data.template.clone() };
@@ -93,9 +108,11 @@ impl Plan {
             manifest,
             model,
             checkpoint,
-            classes,
+            classes: Arc::unwrap_or_clone(classes),
             class_texts,
             retain,
+            retain_texts,
+            covered,
             validation,
             test,
             concepts,
@@ -118,6 +135,7 @@ impl Plan {
             ALGORITHM_VERSION,
             (self.model.weights, self.model.settings),
             (digests(&self.retain), digests(&self.validation), digests(&self.test)),
+            self.retain_texts.iter().map(Digest::of_json).collect::<Vec<_>>(),
             &self.class_texts,
             concepts,
             &self.settings,
@@ -138,7 +156,7 @@ impl Plan {
 
     /// Whether a class is retained: no concept of the manifest names it.
     pub fn retains(&self) -> impl Fn(u32) -> bool + use<> {
-        let removed: std::collections::BTreeSet<u32> = self.concepts.iter().map(|c| c.concept.class_index).collect();
+        let removed: BTreeSet<u32> = self.concepts.iter().map(|c| c.concept.class_index).collect();
         move |class| !removed.contains(&class)
     }
 }
@@ -215,30 +233,61 @@ async fn open_model(manifest: &Manifest, cache: &Path) -> Result<(ModelRef, Chec
     Ok((ModelRef { weights, settings, address }, checkpoint))
 }
 
-/// Expands patterns and inspects every file; order is the manifest's, and by name within a pattern.
+/// The files that patterns match; order is the manifest's, and by name within a pattern.
+async fn expand(manifest: &Manifest, field: &str, patterns: &[String]) -> Result<Vec<Address>, Failure> {
+    let mut addresses = Vec::new();
+    for pattern in patterns {
+        let pattern = manifest.address(field, pattern)?;
+        let place = || format!("{}: {field}", manifest.file.display());
+        addresses.extend(store::expand(&pattern).await.map_err(|error| missing(&place(), error))?);
+    }
+    Ok(addresses)
+}
+
+/// What is looked for in captions, as [`Captions`] but shared between threads.
+#[derive(Clone)]
+enum Wanted {
+    Any,
+    Classes(Arc<Classes>),
+    Naming(Arc<Phrases>),
+}
+
+/// Pairs or texts by class.
+type ByClass = BTreeMap<u32, u64>;
+
+/// Expands patterns and inspects every file; pairs by class over all of them.
 async fn shards(
     manifest: &Manifest,
     field: &str,
     patterns: &[String],
-    classes: Option<&Classes>,
+    wanted: Wanted,
     cache: &Path,
-) -> Result<Vec<ShardRef>, Failure> {
+) -> Result<(Vec<ShardRef>, ByClass), Failure> {
     let place = format!("{}: {field}", manifest.file.display());
-    let mut addresses = Vec::new();
-    for pattern in patterns {
-        let pattern = manifest.address(field, pattern)?;
-        addresses.extend(store::expand(&pattern).await.map_err(|error| missing(&place, error))?);
+    let addresses = expand(manifest, field, patterns).await?;
+    let inspected: Vec<(ShardRef, ByClass)> =
+        futures::stream::iter(addresses.into_iter().map(|address| inspect(place.clone(), address, wanted.clone(), cache)))
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+    let (mut shards, mut by_class) = (Vec::with_capacity(inspected.len()), ByClass::new());
+    for (shard, pairs) in inspected {
+        shards.push(shard);
+        pairs.into_iter().for_each(|(class, pairs)| *by_class.entry(class).or_default() += pairs);
     }
-    futures::stream::iter(addresses.into_iter().map(|address| inspect(place.clone(), address, classes, cache)))
-        .buffered(AT_ONCE)
-        .try_collect()
-        .await
+    Ok((shards, by_class))
 }
 
-async fn inspect(place: String, address: Address, classes: Option<&Classes>, cache: &Path) -> Result<ShardRef, Failure> {
+async fn inspect(place: String, address: Address, wanted: Wanted, cache: &Path) -> Result<(ShardRef, ByClass), Failure> {
     let path: PathBuf = store::fetch_file(&address, cache, None).await.map_err(|error| missing(&place, error))?;
-    let classes = classes.cloned();
-    let inspected = tokio::task::spawn_blocking(move || shard::inspect(&path, classes.as_ref().map_or(Captions::Any, Captions::Classes)));
+    let inspected = tokio::task::spawn_blocking(move || {
+        let captions = match &wanted {
+            Wanted::Any => Captions::Any,
+            Wanted::Classes(classes) => Captions::Classes(classes),
+            Wanted::Naming(phrases) => Captions::Naming(phrases),
+        };
+        shard::inspect(&path, captions)
+    });
     let info = inspected
         .await
         .map_err(|error| Failure::Infrastructure(error.to_string()))?
@@ -246,7 +295,31 @@ async fn inspect(place: String, address: Address, classes: Option<&Classes>, cac
     if info.pairs == 0 {
         return Err(Failure::input(Error::new(place, format!("{address} holds no image-text pair"))));
     }
-    Ok(ShardRef { digest: info.digest, bytes: info.bytes, pairs: info.pairs, address })
+    Ok((ShardRef { digest: info.digest, bytes: info.bytes, pairs: info.pairs, address }, info.by_class))
+}
+
+/// The slices of all unlabelled texts, and how many texts name each class.
+async fn read_texts(manifest: &Manifest, phrases: Arc<Phrases>, cache: &Path) -> Result<(Vec<Vec<String>>, ByClass), Failure> {
+    let field = "data.retain_texts";
+    let place = format!("{}: {field}", manifest.file.display());
+    let (mut slices, mut by_class, mut total) = (Vec::new(), ByClass::new(), 0);
+    for address in expand(manifest, field, &manifest.data.retain_texts).await? {
+        let bytes = read_file(&place, &address, texts::MAX_FILE, cache).await?;
+        total += bytes.len() as u64;
+        if total > texts::MAX_TOTAL {
+            return Err(Failure::input(Error::new(place, "the files hold more than 1 GiB; give fewer texts")));
+        }
+        let (file, phrases) = (address.to_string(), Arc::clone(&phrases));
+        let parsed = tokio::task::spawn_blocking(move || {
+            let texts = texts::parse(&bytes, &file)?;
+            let named: Vec<u32> = texts.iter().flat_map(|text| phrases.find(text)).collect();
+            Ok::<_, Error>((texts, named))
+        });
+        let (texts, named) = parsed.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
+        named.into_iter().for_each(|class| *by_class.entry(class).or_default() += 1);
+        slices.extend(texts::slices(texts));
+    }
+    Ok((slices, by_class))
 }
 
 fn retain_warnings(retain: &[ShardRef], manifest: &Manifest) -> Result<Vec<String>, Failure> {
@@ -278,7 +351,7 @@ async fn find_forget_shards(concepts: Vec<Concept>, cache: &Path) -> Result<Vec<
         let mut forget = Vec::new();
         for pattern in &concept.forget {
             for address in store::expand(pattern).await.map_err(|error| missing(&place, error))? {
-                forget.push(inspect(place.clone(), address, None, cache).await?);
+                forget.push(inspect(place.clone(), address, Wanted::Any, cache).await?.0);
             }
         }
         Ok(PlannedConcept { concept, forget })

@@ -73,8 +73,12 @@ fn utility(page: &mut String, record: &Composition) {
     let sets =
         [("validation (the step search looked at it)", &record.utility.validation), ("test (nothing looked at it)", &record.utility.test)];
     *page += "<h2>What must stay</h2>\n";
+    if record.utility.validation.is_some() || record.utility.test.is_some() {
+        let _ = writeln!(page, "<p class=\"soft\">{}</p>", UtilityOn::GROUPS);
+    }
     for (name, on) in sets {
-        let Some(UtilityOn { images, before, after, worst }) = on else { continue };
+        let Some(on) = on else { continue };
+        let UtilityOn { images, before, after, worst, .. } = on;
         let _ = write!(
             page,
             "<h3>{name}</h3><p>{images} images of retained classes: TA@1 {} → <b>{}</b>, TA@5 {} → <b>{}</b>.</p>",
@@ -83,6 +87,7 @@ fn utility(page: &mut String, record: &Composition) {
             percent(before.ta5),
             percent(after.ta5)
         );
+        groups(page, on);
         if worst.is_empty() {
             *page += "<p>No retained class lost anything.</p>\n";
             continue;
@@ -103,6 +108,28 @@ fn utility(page: &mut String, record: &Composition) {
         }
         *page += "</table></div>\n";
     }
+}
+
+/// Accuracy by group of classes.
+fn groups(page: &mut String, on: &UtilityOn) {
+    let _ = write!(
+        page,
+        "<div class=\"wide\"><table><tr><th>classes</th><th class=n>number</th><th class=n>images</th>\
+         <th class=n>TA@1 before</th><th class=n>after</th><th class=n>TA@5 before</th><th class=n>after</th></tr>"
+    );
+    for (name, group) in on.groups() {
+        let _ = write!(
+            page,
+            "<tr><td>{name}</td><td class=n>{}</td><td class=n>{}</td><td class=n>{}</td><td class=n>{}</td><td class=n>{}</td><td class=n>{}</td></tr>",
+            group.classes,
+            group.images,
+            percent(group.before.ta1),
+            percent(group.after.ta1),
+            percent(group.before.ta5),
+            percent(group.after.ta5)
+        );
+    }
+    *page += "</table></div>\n";
 }
 
 /// Histogram of what each removal costs when it is the only one.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::record::{Composition, Missing, Utility};
+use lethe_shared::record::{Composition, Missing, Retained, Utility};
 use serde::{Deserialize, Serialize};
 
 use crate::measure::Spread;
@@ -102,13 +102,16 @@ pub fn table(report: &Report, record: &Composition) -> String {
         );
         row("cost of one removal", spread);
     }
+    let change = |before: Retained, after: Retained| {
+        let one = |before: f64, after: f64| format!("{} → {}", percent(before), percent(after));
+        format!("TA@1 {}, TA@5 {}", one(before.ta1, after.ta1), one(before.ta5, after.ta5))
+    };
     for (name, on) in [("validation", &summary.utility.validation), ("test", &summary.utility.test)] {
         let Some(on) = on else { continue };
-        let change = |before: f64, after: f64| format!("{} → {}", percent(before), percent(after));
-        row(
-            &format!("utility, {name}"),
-            format!("TA@1 {}, TA@5 {}", change(on.before.ta1, on.after.ta1), change(on.before.ta5, on.after.ta5)),
-        );
+        row(&format!("utility, {name}"), change(on.before, on.after));
+        for (group, of) in on.groups() {
+            row(&format!("{group}, {name}"), change(of.before, of.after));
+        }
     }
     if let Some(on) = summary.utility.test.as_ref().or(summary.utility.validation.as_ref()) {
         let names: Vec<&str> = on.worst.iter().map(|worst| worst.class.as_str()).collect();

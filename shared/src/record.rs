@@ -141,7 +141,7 @@ pub struct Utility {
     pub test: Option<UtilityOn>,
 }
 
-/// Zero-shot accuracy on the retained classes of one set.
+/// Zero-shot accuracy on one set: over all retained classes, and over groups of classes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UtilityOn {
@@ -153,9 +153,45 @@ pub struct UtilityOn {
     pub after: Retained,
     /// The ten classes that lost most, worst first.
     pub worst: Vec<WorstClass>,
+    /// Retained classes that a retain caption or an unlabelled text names: statistics over them have seen these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covered: Option<Group>,
+    /// Retained classes that none names: what is left of these shows how far protection reaches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub never_seen: Option<Group>,
+    /// Classes of the removed concepts: whether they are forgotten on images outside their forget sets too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<Group>,
 }
 
-/// Zero-shot accuracy over all images of retained classes, 0 to 1.
+impl UtilityOn {
+    /// What the groups are, in a sentence.
+    pub const GROUPS: &str = "Covered are retained classes that a retain caption or an unlabelled text names, so that what protects \
+                              them has seen something of them; never seen are those that none names; removed are the classes of the \
+                              removed concepts, here on images outside their forget sets.";
+
+    /// The groups that have images, with their names.
+    pub fn groups(&self) -> impl Iterator<Item = (&'static str, &Group)> {
+        let groups = [("covered", &self.covered), ("never seen", &self.never_seen), ("removed", &self.removed)];
+        groups.into_iter().filter_map(|(name, group)| Some((name, group.as_ref()?)))
+    }
+}
+
+/// Zero-shot accuracy over the images of some classes; there is at least one image.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Classes that have images in the set.
+    pub classes: u64,
+    /// Their images.
+    pub images: u64,
+    /// Of the base model.
+    pub before: Retained,
+    /// Of the composed model.
+    pub after: Retained,
+}
+
+/// Zero-shot accuracy over all images of some classes, 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Retained {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::digest::{Digest, Hasher};
 use crate::manifest::Classes;
+use crate::phrases::Phrases;
 
 /// Largest image, bytes.
 pub const MAX_IMAGE: u64 = 64 << 20;
@@ -35,6 +36,8 @@ pub enum Captions<'a> {
     Any,
     /// Names of these classes.
     Classes(&'a Classes),
+    /// Any text; the names in it are counted.
+    Naming(&'a Phrases),
 }
 
 /// What a shard holds.
@@ -46,7 +49,7 @@ pub struct ShardInfo {
     pub bytes: u64,
     /// Image-text pairs.
     pub pairs: u64,
-    /// Pairs by class, where captions are class names.
+    /// Pairs by class: those whose caption is the class's name, or those whose caption names it.
     pub by_class: BTreeMap<u32, u64>,
 }
 
@@ -181,12 +184,16 @@ fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap
                 return Err(format!("sample `{key}` has two captions"));
             }
             let caption = read_caption(&mut entry, size, &key)?;
-            if let Captions::Classes(classes) = captions {
-                let class = classes.find(&caption).ok_or_else(|| {
-                    let hint = classes.suggest(&caption).map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
-                    format!("sample `{key}` has the caption `{caption}`, which is no class in {}{hint}", classes.file())
-                })?;
-                *by_class.entry(class).or_default() += 1;
+            match captions {
+                Captions::Any => {}
+                Captions::Classes(classes) => {
+                    let class = classes.find(&caption).ok_or_else(|| {
+                        let hint = classes.suggest(&caption).map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
+                        format!("sample `{key}` has the caption `{caption}`, which is no class in {}{hint}", classes.file())
+                    })?;
+                    *by_class.entry(class).or_default() += 1;
+                }
+                Captions::Naming(phrases) => phrases.find(&caption).into_iter().for_each(|name| *by_class.entry(name).or_default() += 1),
             }
         }
         // Only now is it known whether the member is whole.
@@ -309,6 +316,18 @@ mod tests {
         let classes = Classes::parse(b"cat\ndog\n", "classes.txt").unwrap();
         assert_eq!(look(&bytes, Captions::Classes(&classes)).unwrap().by_class, BTreeMap::from([(0, 1), (1, 1)]));
         assert_eq!(look(&shard(&[]), Captions::Any).unwrap().pairs, 0);
+    }
+
+    #[test]
+    fn counts_the_captions_that_name_something() {
+        let pairs = |texts: &[&str]| {
+            let names: Vec<[String; 2]> = (0..texts.len()).map(|i| [format!("{i}.png"), format!("{i}.txt")]).collect();
+            let members = names.iter().zip(texts).flat_map(|([png, txt], text)| [(png.as_str(), PNG), (txt.as_str(), text.as_bytes())]);
+            shard(&members.collect::<Vec<_>>())
+        };
+        let phrases = Phrases::new(&["cat", "red heart", "dog"]).unwrap();
+        let info = look(&pairs(&["a Cat, cat", "cats", "cat with a red heart"]), Captions::Naming(&phrases)).unwrap();
+        assert_eq!((info.pairs, info.by_class), (3, BTreeMap::from([(0, 2), (1, 1)])));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::compose::{self, Change};
 use crate::dispatch::{Dispatcher, Ended, Lost};
 use crate::failure::Failure;
 use crate::jobs;
-use crate::measure::{self, Spread};
+use crate::measure::{self, Fates, Spread};
 use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
 use crate::release::{self, DirectionTensor};
@@ -322,8 +322,10 @@ fn make_record(
 ) -> Composition {
     let concepts = found.iter().map(|found| concept_record(found, base, composed, forget)).collect();
     let names = plan.classes.names();
+    let removed = found.iter().map(|found| found.planned.concept.class_index).collect();
+    let fates = Fates { retained: plan.retains(), covered: &plan.covered, removed: &removed };
     let on = |before: &Option<Hits>, after: &Option<Hits>| {
-        before.as_ref().zip(after.as_ref()).map(|(before, after)| measure::utility(before, after, plan.retains(), names))
+        before.as_ref().zip(after.as_ref()).map(|(before, after)| measure::utility(before, after, &fates, names))
     };
     let retains = plan.retains();
     Composition {

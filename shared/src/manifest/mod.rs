@@ -89,6 +89,10 @@ pub struct ModelSection {
 pub struct DataSection {
     /// WebDataset shards of image-text pairs that must stay.
     pub retain: Vec<String>,
+    /// UTF-8 text files with one unlabelled text a line, any corpus that does not name what is removed: they widen what
+    /// retain statistics have seen, and so what composing protects.
+    #[serde(default)]
+    pub retain_texts: Vec<String>,
     /// Shards that step search and choice may look at; captions are class names. Without any, ties between layers go to
     /// the smaller change.
     #[serde(default)]

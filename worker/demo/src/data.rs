@@ -12,6 +12,7 @@ mod data_output;
 mod data_render;
 mod data_shards;
 mod data_split;
+mod data_texts;
 mod data_tokenizer;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

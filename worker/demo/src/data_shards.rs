@@ -12,7 +12,7 @@ use crate::data_icons::{FAMILIES, Role};
 use crate::data_output::{Shard, csv_line, remove_stale, write_file, write_folder};
 use crate::data_render::{Encoded, encode};
 use crate::data_split::{Part, batches, parts, pick};
-use crate::data_tokenizer;
+use crate::{data_texts, data_tokenizer};
 
 /// Concepts that can be forgotten; the longest concept list.
 const REMOVABLE: usize = 300;
@@ -54,7 +54,7 @@ pub(crate) fn write(out: &Path, train_out: &Path, concepts: &[Concept]) -> Resul
     let drawings = drawings(concepts)?;
     let classes: Vec<String> = concepts.iter().map(|concept| concept.class.clone()).collect();
     write_file(&out.join("classes.txt"), (classes.join("\n") + "\n").as_bytes())?;
-    write_model(&out.join("model"), &classes, &drawings)?;
+    let words = write_model(&out.join("model"), &classes, &drawings)?;
     write_train(train_out, concepts, &drawings)?;
     for (role, name) in [(Role::Validation, "validation.tar"), (Role::Test, "test.tar")] {
         let mut shard = Shard::new();
@@ -65,7 +65,8 @@ pub(crate) fn write(out: &Path, train_out: &Path, concepts: &[Concept]) -> Resul
     }
     let parts = write_lists(out, concepts)?;
     write_forget(out, concepts, &drawings, &parts)?;
-    write_retain(out, &drawings, &parts)
+    write_retain(out, &drawings, &parts)?;
+    write_retain_texts(out, concepts, &words, &parts)
 }
 
 /// Encodes every drawing; in the order of the concepts, then of the families.
@@ -96,7 +97,8 @@ fn write_train(folder: &Path, concepts: &[Concept], drawings: &[Drawing]) -> Res
     write_file(&folder.join("train.tar"), &shard.finish()?)
 }
 
-fn write_model(folder: &Path, classes: &[String], drawings: &[Drawing]) -> Result<()> {
+/// Writes tokenizer and preprocessing files; returns the words of the vocabulary.
+fn write_model(folder: &Path, classes: &[String], drawings: &[Drawing]) -> Result<Vec<String>> {
     let captions: Vec<(usize, String)> = of_role(drawings, Role::Train)
         .flat_map(|drawing| drawing.captions.iter().map(|caption| (drawing.concept, caption.clone())))
         .collect();
@@ -111,7 +113,7 @@ fn write_model(folder: &Path, classes: &[String], drawings: &[Drawing]) -> Resul
     for (name, value) in files {
         write_file(&folder.join(name), (serde_json::to_string_pretty(&value)? + "\n").as_bytes())?;
     }
-    Ok(())
+    Ok(words)
 }
 
 /// Splits the concepts and writes `split.csv` and the three nested concept lists.
@@ -185,4 +187,12 @@ fn write_retain(out: &Path, drawings: &[Drawing], parts: &[Part]) -> Result<()> 
         order.iter().map(|index| owners[*index]).collect::<HashSet<_>>().len()
     });
     remove_stale(out, &names, |name| name.starts_with("retain-") && name.ends_with(".tar"))
+}
+
+/// Texts that name neither what may be forgotten nor what must stay unseen.
+fn write_retain_texts(out: &Path, concepts: &[Concept], words: &[String], parts: &[Part]) -> Result<()> {
+    let unnamed = concepts.iter().zip(parts).filter(|(_, part)| **part != Part::Covered).map(|(concept, _)| concept.class.as_str());
+    let texts = data_texts::texts(words, &unnamed.collect::<Vec<_>>(), data_texts::COUNT)?;
+    println!("{:>6} retain texts", texts.len());
+    write_file(&out.join("retain-texts.txt"), (texts.join("\n") + "\n").as_bytes())
 }
