@@ -60,6 +60,13 @@ impl SmallJob {
         job
     }
 
+    /// The same job by SLUG's full procedure, its edits added up.
+    pub fn summed() -> Self {
+        let job = Self::new();
+        job.replace("job.toml", "[execution]", "[composition]\nmethod = \"sum\"\n\n[execution]");
+        job
+    }
+
     /// Writes the manifest with these lines under `[execution]`.
     pub fn manifest(&self, execution: &str) {
         let text = format!(

@@ -1,6 +1,7 @@
 //! `lethe plan`
 
 use lethe_shared::exit;
+use lethe_shared::manifest::{CompositionMethod, Towers};
 use serde::Serialize;
 
 use super::{Common, print};
@@ -27,6 +28,7 @@ struct Planned {
     validation_pairs: u64,
     test_pairs: u64,
     jobs: usize,
+    dose_jobs: usize,
     shard_bytes: u64,
     model_bytes: u64,
     warnings: Vec<String>,
@@ -38,6 +40,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
     let pairs = |shards: &[lethe_shared::job::ShardRef]| shards.iter().map(|shard| shard.pairs).sum::<u64>();
     let held_out = [&plan.validation, &plan.test].into_iter().filter(|shards| !shards.is_empty()).count();
     let slices = plan.concepts.len().div_ceil(jobs::CONCEPTS_PER_JOB);
+    let composition = &plan.manifest.composition;
     let planned = Planned {
         run: plan.run.clone(),
         model: plan.model.clone(),
@@ -54,7 +57,11 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
         never_seen_classes: plan.classes.names().len() - plan.concepts.len() - plan.covered.len(),
         validation_pairs: pairs(&plan.validation),
         test_pairs: pairs(&plan.test),
-        jobs: plan.retain.len() + 1 + 2 * held_out + plan.concepts.len() + slices,
+        jobs: plan.retain.len() + 1 + 2 * held_out + plan.concepts.len() + slices + corrections(&plan),
+        dose_jobs: match composition.method {
+            CompositionMethod::Preconditioned => composition.rounds as usize * slices,
+            CompositionMethod::Sum => 0,
+        },
         shard_bytes: plan.shard_bytes(),
         model_bytes: plan.checkpoint.tensor_bytes(),
         warnings: plan.warnings.clone(),
@@ -68,6 +75,18 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
     }
     print(&table(&planned, &plan))?;
     Ok(exit::DONE)
+}
+
+/// Jobs that corrected directions need beyond what summed ones do: moments, surveys, interference.
+fn corrections(plan: &Plan) -> usize {
+    match plan.manifest.composition.method {
+        CompositionMethod::Sum => 0,
+        CompositionMethod::Preconditioned => {
+            let towers = if plan.manifest.composition.towers == Towers::Both { 2 } else { 1 };
+            let texts = if plan.manifest.composition.towers == Towers::Vision { 0 } else { plan.retain_texts.len() };
+            towers * (plan.retain.len() + 1) + texts + plan.concepts.len() + 1
+        }
+    }
 }
 
 fn table(planned: &Planned, plan: &Plan) -> String {
@@ -96,13 +115,25 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         ),
         ("validation, test pairs", format!("{}, {}", planned.validation_pairs, planned.test_pairs)),
         ("data", human_bytes(planned.shard_bytes)),
-        ("jobs", planned.jobs.to_string()),
+        (
+            "jobs",
+            match planned.dose_jobs {
+                0 => planned.jobs.to_string(),
+                most => format!("{}, and at most {most} more to adjust doses", planned.jobs),
+            },
+        ),
         (
             "work",
-            format!(
-                "{gradients} gradient batches; at most {} evaluations on each front layer of each concept",
-                plan.settings.search_evaluations
-            ),
+            match plan.manifest.composition.method {
+                CompositionMethod::Sum => format!(
+                    "{gradients} gradient batches; at most {} evaluations on each front layer of each concept",
+                    plan.settings.search_evaluations
+                ),
+                CompositionMethod::Preconditioned => format!(
+                    "{gradients} gradient batches; at most {} evaluations on one layer of each concept",
+                    plan.settings.search_evaluations
+                ),
+            },
         ),
         ("store", planned.store.clone()),
     ];

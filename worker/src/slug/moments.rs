@@ -35,24 +35,35 @@ impl MomentSum {
     /// # Errors
     /// [`Error::Tensor`] when a moment is not finite; otherwise when libtorch refuses.
     pub fn add(&mut self, clip: &Clip, weights: &Weights, input: Input<'_>, halves: &[bool]) -> Result<(), Error> {
-        for _ in 0..PROBES {
-            let graph = weights.with_taps(&self.layers)?;
-            let embedded = clip.embed(&graph, input)?;
+        let graph = weights.with_taps(&self.layers)?;
+        let embedded = clip.embed(&graph, input)?;
+        let tapped = graph.tapped();
+        let outputs: Vec<&Tensor> = tapped.iter().map(|tap| &tap.output).collect();
+        // Mean of ‖δ_t‖² over the probes, per layer `[items, …, 1]`.
+        let mut sensitivities: Vec<Option<Tensor>> = tapped.iter().map(|_| None).collect();
+        for probe in 1..=PROBES {
             let directions = self.probe.directions(embedded.size()[0], embedded.size()[1])?.f_to(embedded.device())?;
             let seen = embedded.f_mul(&directions)?.f_sum(Kind::Float)?;
-            let tapped = graph.tapped();
-            let outputs: Vec<&Tensor> = tapped.iter().map(|tap| &tap.output).collect();
-            let gradients = Tensor::f_run_backward(&[&seen], &outputs, false, false)?;
-            let _guard = tch::no_grad_guard();
-            for (tap, gradient) in tapped.iter().zip(&gradients) {
-                self.add_layer(tap, gradient, halves)?;
+            let gradients = Tensor::f_run_backward(&[&seen], &outputs, probe < PROBES, false)?;
+            for (sensitivity, gradient) in sensitivities.iter_mut().zip(&gradients) {
+                let square = gradient.f_square()?.f_sum_dim_intlist([-1].as_slice(), true, Kind::Float)?.f_div_scalar(PROBES as f64)?;
+                match sensitivity {
+                    None => *sensitivity = Some(square),
+                    Some(sum) => drop(sum.f_add_(&square)?),
+                }
+            }
+        }
+        let _guard = tch::no_grad_guard();
+        for (tap, sensitivity) in tapped.iter().zip(sensitivities) {
+            if let Some(sensitivity) = sensitivity {
+                self.add_layer(tap, &sensitivity, halves)?;
             }
         }
         self.items += halves.len() as u64;
         Ok(())
     }
 
-    fn add_layer(&mut self, tap: &Tapped, gradient: &Tensor, halves: &[bool]) -> Result<(), Error> {
+    fn add_layer(&mut self, tap: &Tapped, sensitivity: &Tensor, halves: &[bool]) -> Result<(), Error> {
         let Some(position) = self.layers.iter().position(|&layer| layer == tap.layer) else { return Ok(()) };
         for (half, sum) in self.sums[position].iter_mut().enumerate() {
             let items: Vec<i64> = (0..).zip(halves).filter(|&(_, &second)| second == (half == 1)).map(|(item, _)| item).collect();
@@ -63,9 +74,10 @@ impl MomentSum {
             let rows = |t: &Tensor| -> Result<Tensor, Error> {
                 Ok(t.f_index_select(0, &items)?.f_reshape([-1, t.size().last().copied().unwrap_or(1)])?)
             };
-            let (inputs, gradient) = (rows(&tap.input)?, rows(gradient)?);
-            let sensitivity = gradient.f_norm_scalaropt_dim(2, [1].as_slice(), true)?;
-            let weighed = inputs.f_mul(&sensitivity)?;
+            // What comes after a text's pooled token moves nothing, and need not be multiplied.
+            let (inputs, squares) = (rows(&tap.input)?, rows(sensitivity)?);
+            let moving = squares.f_squeeze_dim(1)?.f_nonzero()?.f_squeeze_dim(1)?;
+            let weighed = inputs.f_index_select(0, &moving)?.f_mul(&squares.f_index_select(0, &moving)?.f_sqrt()?)?;
             let moment = weighed.f_transpose(0, 1)?.f_matmul(&weighed)?.f_to_kind(Kind::Double)?;
             if !moment.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
                 return Err(Error::Tensor { tensor: "moments".into(), problem: "are not finite; weights or inputs are out of range".into() });
@@ -90,7 +102,7 @@ impl MomentSum {
     pub fn sums(&self, weights: &Weights) -> Result<Vec<(ParameterId, [Tensor; 2])>, Error> {
         let one = |layer: ParameterId, sum: &Option<Tensor>| -> Result<Tensor, Error> {
             Ok(match sum {
-                Some(sum) => sum.f_div_scalar(PROBES as f64)?.f_to_kind(Kind::Float)?,
+                Some(sum) => sum.f_to_kind(Kind::Float)?,
                 None => {
                     let inputs = weights.get(layer).size().last().copied().unwrap_or(1);
                     Tensor::f_zeros([inputs, inputs], (Kind::Float, weights.get(layer).device()))?
