@@ -93,6 +93,13 @@ fn released(job: SmallJob) -> (SmallJob, Composition) {
     );
     assert_eq!((removed.images, removed.classes), (3, 3));
     assert!(removed.before.ta5 > removed.after.ta5, "{removed:?}");
+    for page in ["README.md", "report.html"] {
+        let text = std::fs::read_to_string(folder.join(page)).unwrap();
+        assert!(
+            ["covered", "never seen", "removed"].iter().all(|group| text.contains(group)) && text.contains("that none names"),
+            "{page}"
+        );
+    }
 
     for (name, artifact) in &record.files {
         let bytes = std::fs::read(folder.join(name)).unwrap();
