@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lethe_shared::telemetry::log::{self, say};
 
 /// How often a plain line is written at most.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ enum Shown {
 impl Progress {
     /// Progress of a phase on stderr.
     pub fn new(phase: &'static str) -> Self {
-        let shown = if std::io::stderr().is_terminal() {
+        let shown = if std::io::stderr().is_terminal() && log::format() == log::Format::Human {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let template = "{prefix:18} {bar:30} {pos}/{len}  {elapsed} {msg}";
             if let Ok(style) = ProgressStyle::with_template(template) {
@@ -65,7 +66,7 @@ impl Progress {
                 bar.set_length(total as u64);
                 bar.set_position(found as u64);
             }
-            Shown::Lines => eprintln!("{}: {total} jobs{before}", self.phase),
+            Shown::Lines => say("info", &format!("{}: {total} jobs{before}", self.phase)),
             Shown::Nothing => {}
         }
     }
@@ -100,7 +101,7 @@ impl Progress {
             Shown::Lines if last || self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
                 let left = if left.is_empty() { String::new() } else { format!(", {left}") };
-                eprintln!("{}: {}/{} after {}{left}", self.phase, self.done, self.total, human(self.began.elapsed()));
+                say("info", &format!("{}: {}/{} after {}{left}", self.phase, self.done, self.total, human(self.began.elapsed())));
             }
             Shown::Lines | Shown::Nothing => {}
         }

@@ -21,3 +21,4 @@ pub mod queue;
 pub mod record;
 pub mod shard;
 pub mod store;
+pub mod telemetry;

@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use lethe_shared::address::Address;
 use lethe_shared::exit;
 use lethe_shared::manifest::Manifest;
+use lethe_shared::telemetry::log::{self, say};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
 
@@ -30,6 +30,9 @@ struct Cli {
     /// Say more on stderr; twice for details.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// How logs look on stderr: human or json.
+    #[arg(long, global = true, value_name = "FORMAT", env = "LETHE_LOG_FORMAT", default_value_t)]
+    log_format: log::Format,
 }
 
 #[derive(Debug, Subcommand)]
@@ -85,8 +88,7 @@ impl Common {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = ["error", "info", "debug"][usize::from(cli.verbose.min(2))];
-    let filter = EnvFilter::try_from_env("LETHE_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},object_store=warn")));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log::start(cli.log_format, &format!("{level},object_store=warn"));
 
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -110,7 +112,7 @@ pub fn main() -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    eprintln!("error: {failure}");
+    say("error", &failure.to_string());
     ExitCode::from(failure.exit_code())
 }
 
@@ -134,7 +136,7 @@ async fn cancel_on_signal(cancel: CancellationToken) {
         }
     };
     if interrupted().await {
-        eprintln!("stopping at the next safe point; once more to stop at once");
+        say("info", "stopping at the next safe point; once more to stop at once");
         cancel.cancel();
         if interrupted().await {
             std::process::exit(i32::from(exit::CANCELLED));

@@ -1,6 +1,7 @@
 //! `lethe plan`
 
 use lethe_shared::exit;
+use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 
 use super::{Common, print};
@@ -51,7 +52,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
         warnings: plan.warnings.clone(),
     };
     for warning in &planned.warnings {
-        eprintln!("warning: {warning}");
+        say("warning", warning);
     }
     if options.json {
         print(&serde_json::to_string(&planned).map_err(Failure::input)?)?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lethe_shared::exit;
 use lethe_shared::queue::Queue;
 use lethe_shared::store::Store;
+use lethe_shared::telemetry::log::say;
 use tokio_util::sync::CancellationToken;
 
 use super::{Common, print};
@@ -16,7 +17,7 @@ use crate::summary::{self, Status};
 pub(super) async fn main(options: &Common, cancel: CancellationToken) -> Result<u8, Failure> {
     let plan = Plan::make(&options.manifest, &options.cache()).await?;
     for warning in &plan.warnings {
-        eprintln!("warning: {warning}");
+        say("warning", warning);
     }
     let store = Store::open(&options.store(&plan.manifest)?)?;
     store.probe().await?;
@@ -26,7 +27,8 @@ pub(super) async fn main(options: &Common, cancel: CancellationToken) -> Result<
 #[cfg(feature = "embedded")]
 async fn in_this_process(plan: &Plan, store: Store, options: &Common, cancel: CancellationToken) -> Result<u8, Failure> {
     let workers = crate::embedded::Workers::start(&plan.manifest.execution, &store, &options.cache())?;
-    eprintln!("{}: {} concepts, {} workers on {}, store {}", plan.run, plan.concepts.len(), workers.count, workers.device, store.name());
+    let (run, concepts, count) = (&plan.run, plan.concepts.len(), workers.count);
+    say("info", &format!("{run}: {concepts} concepts, {count} workers on {}, store {}", workers.device, store.name()));
     let queue: Arc<dyn Queue> = workers.queue.clone();
     let ended = crate::run::run(plan, &Dispatcher { queue, store, cancel }, false).await;
     workers.stop().await;
@@ -39,9 +41,12 @@ async fn in_this_process(plan: &Plan, store: Store, options: &Common, cancel: Ca
     match report.status {
         Status::Complete => Ok(exit::DONE),
         Status::Incomplete => {
-            eprintln!(
-                "error: {} concepts are missing, and the manifest's policy.required asks for them; the release is written without them",
-                report.summary.missing.len()
+            let missing = report.summary.missing.len();
+            say(
+                "error",
+                &format!(
+                    "{missing} concepts are missing, and the manifest's policy.required asks for them; the release is written without them"
+                ),
             );
             Ok(exit::INCOMPLETE)
         }

@@ -11,6 +11,7 @@
 
 mod error;
 mod fetch;
+mod measured;
 mod open;
 
 #[cfg(any(test, feature = "conformance"))]
@@ -64,7 +65,7 @@ impl Store {
     /// # Errors
     /// When the address makes no sense or the folder cannot be made. Remote stores are not contacted yet.
     pub fn open(address: &Address) -> Result<Self, Error> {
-        Ok(Self { inner: open::open(address)?, name: address.to_string() })
+        Ok(Self::over(open::open(address)?, &address.to_string()))
     }
 
     /// A store in memory.
@@ -74,7 +75,7 @@ impl Store {
 
     /// A store over any implementation; `name` is for messages.
     pub fn over(inner: Arc<dyn ObjectStore>, name: &str) -> Self {
-        Self { inner, name: name.to_owned() }
+        Self { inner: measured::Measured::over(inner), name: name.to_owned() }
     }
 
     /// Where it is.
