@@ -4,8 +4,9 @@
 //! |---|---|
 //! | [`plan`] | reads and checks the manifest and everything it names |
 //! | [`jobs`] | the jobs of each phase, from plan and earlier outcomes |
-//! | [`dispatch`] | publishes jobs, waits for outcomes |
+//! | [`dispatch`], [`patience`] | publishes jobs, waits for outcomes, and for what cannot be reached |
 //! | [`run`] | the phases of a run |
+//! | [`lease`] | one coordinator a run |
 //! | [`compose`] | many edits into one change per layer |
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
@@ -22,7 +23,9 @@ pub mod dispatch;
 pub mod embedded;
 pub mod failure;
 pub mod jobs;
+pub mod lease;
 pub mod measure;
+pub mod patience;
 pub mod plan;
 pub mod progress;
 pub mod release;

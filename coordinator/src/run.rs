@@ -76,7 +76,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     missing.sort_by(|a, b| a.id.cmp(&b.id));
 
     let began = Instant::now();
-    let directions = fetch_directions(dispatcher, &found).await?;
+    let directions = fetch_directions(plan, dispatcher, &found).await?;
     let edits: Vec<Edit> = found.iter().map(|found| found.edit.clone()).collect();
     let change = compose::compose(plan.manifest.composition.method, &plan.checkpoint, &edits, |edit, values| {
         Ok(edit::decode_direction(&edit.layer, values, &directions[&edit.concept])?)
@@ -92,6 +92,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let began = Instant::now();
     let record = make_record(plan, &change, &found, missing, &base, &composed, &hits);
     let directions = stored_directions(plan, &found, &directions)?;
+    dispatcher.check_claim().await?;
     let (address, record) = release::write(store, plan, &change, directions, record).await?;
     run.phases.push(Phase { name: "release".into(), seconds: began.elapsed().as_secs_f64() });
 
@@ -255,11 +256,11 @@ fn not_forgotten(plan: &Plan, result: &ConceptResult) -> String {
     )
 }
 
-/// The files of all directions, checked against their digests.
-async fn fetch_directions(dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<BTreeMap<String, Bytes>, Failure> {
+/// The files of all directions, checked against their digests; damaged ones are made again.
+async fn fetch_directions(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<BTreeMap<String, Bytes>, Failure> {
     let mut directions = BTreeMap::new();
     for found in found {
-        directions.insert(found.edit.concept.clone(), dispatcher.store.get_artifact(&found.edit.direction).await?);
+        directions.insert(found.edit.concept.clone(), dispatcher.artifact(&plan.run, &found.edit.direction).await?);
     }
     Ok(directions)
 }

@@ -39,9 +39,9 @@ struct Cli {
 enum Command {
     /// Remove the concepts that a manifest names: plan, compute, compose, evaluate, release.
     ///
-    /// Everything happens in this process. Interrupted, the same command goes on where it stopped: finished jobs are
-    /// found in the store and not computed again.
-    Run(Common),
+    /// Everything happens in this process, or with --nats in workers elsewhere. Interrupted, the same command goes on
+    /// where it stopped: finished jobs are found in the store and not computed again.
+    Run(run::Options),
     /// Check a manifest and everything it names; show jobs, bytes and an estimate; compute nothing.
     Plan(Common),
     /// Print the manifest's JSON Schema.
