@@ -11,6 +11,7 @@
 pub mod address;
 pub mod checkpoint;
 pub mod codec;
+pub mod control;
 pub mod digest;
 pub mod edit;
 pub mod exit;

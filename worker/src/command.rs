@@ -11,10 +11,12 @@ use lethe_shared::exit;
 use lethe_shared::queue;
 use lethe_shared::queue::nats::{self, JetStreamQueue, Role};
 use lethe_shared::store::{self, Store};
+use lethe_shared::telemetry::Health;
+use lethe_shared::telemetry::http::{ListenOn, Router, Server};
+use lethe_shared::telemetry::log::{self, say};
 use tch::{Device, Kind, Tensor};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
 use crate::device;
 use crate::engine::Options;
@@ -66,6 +68,12 @@ struct Work {
     grace: u64,
     #[command(flatten)]
     connection: nats::Options,
+    /// Where metrics and probes are: a port on loopback, or ADDRESS:PORT. Port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", env = "LETHE_HTTP")]
+    http: Option<ListenOn>,
+    /// How logs look on stderr: human or json.
+    #[arg(long, value_name = "FORMAT", env = "LETHE_LOG_FORMAT", default_value_t)]
+    log_format: log::Format,
 }
 
 #[derive(Debug, Args)]
@@ -93,7 +101,7 @@ pub fn main() -> ExitCode {
         Ok(()) => return ExitCode::from(exit::DONE),
         Err(problem) => problem,
     };
-    eprintln!("error: {}", problem.1);
+    say("error", &problem.1);
     ExitCode::from(problem.0)
 }
 
@@ -123,8 +131,7 @@ fn queue_problem(error: queue::Error) -> Problem {
 }
 
 fn work(options: &Work) -> Result<(), Problem> {
-    let filter = EnvFilter::try_from_env("LETHE_LOG").unwrap_or_else(|_| EnvFilter::new("info,object_store=warn,async_nats=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log::start(options.log_format, "info,object_store=warn,async_nats=warn");
     let device = device::open(&options.device).map_err(bad)?;
     let threads = match (options.workers, device) {
         (0, device) if device.is_cuda() => 1,
@@ -148,22 +155,44 @@ async fn serve(options: &Work, device: Device, threads: usize, store: Store, can
     let drain = CancellationToken::new();
     tokio::spawn(stop_on_signal(drain.clone(), cancel.clone(), Duration::from_secs(options.grace)));
     let name = name_of_this_process();
+    let health = Health::waiting_for(&["queue", "store"]);
+    if let Some(on) = options.http {
+        let server = Server::bind(on, health.clone(), Router::new()).await.map_err(|error| bad(format!("--http {on}: {error}")))?;
+        say("info", &format!("http://{}: metrics and probes", server.address()));
+        // It answers as long as the process lives, while it stops too.
+        tokio::spawn(server.run(CancellationToken::new()));
+    }
     let started = async {
         store.probe().await.map_err(store_problem)?;
+        health.met("store");
         JetStreamQueue::connect(&options.nats, Role::Worker, &name, &options.connection).await.map_err(queue_problem)
     };
     let queue = tokio::select! {
         queue = started => queue?,
         () = drain.cancelled() => return Ok(()),
     };
+    health.met("queue");
     info!(worker = %name, threads, ?device, server = %nats::without_secrets(&options.nats), store = store.name(), "ready");
     let cache = options.cache.clone().unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"));
     let engine = Options { worker: name, device, cache, activation_memory: ACTIVATION_MEMORY };
     let service = Service::new(engine, threads, Arc::new(queue.clone()), store);
+    let watch = tokio::spawn(watch_queue(queue.clone(), health));
     let served = service.run(drain, cancel).await;
+    watch.abort();
     queue.close().await;
     served.map_err(|error| (exit::INFRASTRUCTURE, format!("a thread cannot be started: {error}")))
 }
+
+/// Ready is who can take jobs: looks now and then whether the queue answers.
+async fn watch_queue(queue: JetStreamQueue, health: Health) {
+    loop {
+        health.set("queue", queue.reached().map_err(|error| error.to_string()));
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How often the queue is looked at.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Memory for activations that trials start from, bytes.
 const ACTIVATION_MEMORY: usize = 2 << 30;

@@ -12,11 +12,13 @@ use lethe_shared::job::Job;
 use lethe_shared::outcome::Outcome;
 use lethe_shared::queue::{self, Delivery, Event, Notice, Queue};
 use lethe_shared::store::{self, Store};
+use lethe_shared::telemetry::metrics::{End, metrics};
+use lethe_shared::telemetry::trace::TraceContext;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::engine::{Engine, Error, Options};
 
@@ -145,8 +147,29 @@ impl Slot {
         }
     }
 
+    /// One attempt is one span, under its job's and in its run's trace.
     async fn handle(&self, delivery: Delivery) -> Result<Next, queue::Error> {
+        let job = &delivery.job;
+        let parent = delivery.traceparent.parse().unwrap_or_else(|_| TraceContext::of_run(&job.run));
+        let here = parent.child();
+        let span = info_span!(
+            "attempt",
+            run = %job.run,
+            job = %job.id(),
+            kind = job.kind(),
+            label = job.label(),
+            attempt = delivery.attempt,
+            worker = %self.name,
+            trace = here.trace_id(),
+            span = here.span_id(),
+            parent = parent.span_id()
+        );
+        self.attempt(delivery).instrument(span).await
+    }
+
+    async fn attempt(&self, delivery: Delivery) -> Result<Next, queue::Error> {
         let Delivery { job, attempt, is_last, patience, receipt, .. } = delivery;
+        let in_flight = metrics().attempt(job.kind(), attempt);
         let announce = |event| {
             let notice = Notice { run: job.run.clone(), job: job.id(), attempt, worker: self.name.clone(), event };
             async move {
@@ -159,11 +182,11 @@ impl Slot {
         let work = async {
             if let Some(done) = self.service.store.get_outcome(job.id()).await.map_err(Error::from_outcome)? {
                 debug!(job = %job.label(), "was done before");
-                return Ok(done);
+                return Ok((done, true));
             }
             announce(Event::Started).await;
             let outcome = self.engine.execute(job.clone()).await?;
-            self.write(&outcome).await
+            Ok((self.write(&outcome).await?, false))
         };
         tokio::pin!(work);
         let mut heartbeat = tokio::time::interval(patience / 3);
@@ -178,6 +201,7 @@ impl Slot {
                     tokio::select! {
                         result = &mut work => break result,
                         beaten = receipt.heartbeat() => if let Err(error) = beaten {
+                            metrics().heartbeat_missed();
                             // Whoever does the job too finds our outcome, or we find theirs.
                             warn!(job = %job.label(), %error, "heartbeat failed");
                         },
@@ -185,8 +209,19 @@ impl Slot {
                 }
             }
         };
+        in_flight.ended(match &result {
+            Ok((_, true)) => End::Found,
+            Ok((_, false)) => End::Done,
+            Err(Error::Input(_)) => End::Buried,
+            Err(Error::Transient(_)) if is_last => End::Buried,
+            Err(Error::Transient(_)) => End::Failed,
+            Err(_) => End::Returned,
+        });
         match result {
-            Ok(outcome) => {
+            Ok((outcome, is_found)) => {
+                if !is_found {
+                    metrics().job_took(job.kind(), outcome.execution.seconds, &outcome.execution.stages);
+                }
                 info!(job = %job.label(), seconds = outcome.execution.seconds, "done");
                 announce(Event::Finished { seconds: outcome.execution.seconds }).await;
                 receipt.done().await?;

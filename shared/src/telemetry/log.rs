@@ -1,7 +1,7 @@
 //! Logs on stderr: lines for people, or one JSON object a line for machines.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -45,7 +45,7 @@ pub fn start(format: Format, default: &str) {
         return;
     }
     let filter = EnvFilter::try_from_env("LETHE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match format {
         Format::Human => logs.init(),
         Format::Json => logs.json().flatten_event(true).with_current_span(false).with_span_list(true).init(),

@@ -11,6 +11,7 @@
 //! | `dead.rs` | dead letters |
 //! | `keeper.rs` | what a coordinator looks after meanwhile |
 //! | `lease.rs` | one coordinator a run |
+//! | `control.rs` | questions to a long-lived coordinator |
 //!
 //! Jobs lie in one work-queue stream with one pull consumer. That a job is there once is the server's doing: a message is
 //! stored only where its subject, which names run and job, has none. Fairness between runs is the dispatcher's: it keeps
@@ -19,6 +20,7 @@
 //! A worker needs few permissions and no administration; `docs/security.md` lists them.
 
 mod connect;
+mod control;
 mod dead;
 mod keeper;
 mod lease;
@@ -40,6 +42,7 @@ use async_nats::jetstream::{self, AckKind, Context};
 use async_nats::{Client, HeaderMap};
 use async_trait::async_trait;
 pub use connect::{Options, without_secrets};
+pub use control::{Asked, Requests};
 pub use dead::Letter;
 use futures::StreamExt;
 pub use lease::Lease;
@@ -69,6 +72,8 @@ pub enum Role {
     Coordinator,
     /// Takes jobs.
     Worker,
+    /// Asks coordinators, and looks after dead letters.
+    Person,
 }
 
 /// A queue on NATS JetStream; clones share one connection.
@@ -123,12 +128,13 @@ impl JetStreamQueue {
         let inbox = match role {
             Role::Coordinator => "lethe-coordinator",
             Role::Worker => "lethe-worker",
+            Role::Person => "lethe-person",
         };
         let (client, connections) = connect::connect(url, inbox, name, options).await?;
         let context = jetstream::new(client.clone());
         let replicas = usize::from(options.replicas.max(1));
         let keeper = match role {
-            Role::Worker => None,
+            Role::Worker | Role::Person => None,
             Role::Coordinator => {
                 let deadline = Instant::now() + options.give_up();
                 while let Err(error) = setup::ensure(&context, &limits, replicas).await {

@@ -7,6 +7,7 @@
 //! | `lethe.ledger.<run>.<job>` | `LETHE_LEDGER` | how the deliveries of a job ended, written when one did not succeed |
 //! | `lethe.lease.<run>` | `LETHE_LEASES` | who coordinates a run |
 //! | `lethe.notices.<run>` | none | what happens, for those who listen |
+//! | `lethe.control` | none | questions to a long-lived coordinator |
 
 use crate::job::{Job, JobId};
 
@@ -16,6 +17,10 @@ pub(super) const LEDGER: &str = "LETHE_LEDGER";
 pub(super) const LEASES: &str = "LETHE_LEASES";
 /// The one consumer of jobs; all workers pull from it.
 pub(super) const CONSUMER: &str = "workers";
+/// Questions to coordinators.
+pub(super) const CONTROL: &str = "lethe.control";
+/// Those of whom one answers.
+pub(super) const CONTROL_GROUP: &str = "coordinators";
 /// Subjects of dead letters that say of no run whose they are.
 pub(super) const NOBODY: &str = "~";
 
