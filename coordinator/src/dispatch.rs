@@ -15,12 +15,13 @@ use lethe_shared::job::{ArtifactRef, Job, JobId};
 use lethe_shared::outcome::Outcome;
 use lethe_shared::queue::{Backlog, Cause, Event, Notice, Queue};
 use lethe_shared::store::{self, Claim, Damaged, Found, Store};
+use lethe_shared::telemetry::metrics::{End, metrics};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::failure::Failure;
 use crate::patience::Patience;
-use crate::progress::Progress;
+use crate::progress::{Progress, Show};
 
 /// How often at most the store is asked about jobs that no notice spoke of.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -63,6 +64,8 @@ pub struct Dispatcher {
     pub patience: Patience,
     /// This coordinator's claim to the run, where there may be others.
     pub claim: Option<Claim>,
+    /// Who sees progress.
+    pub show: Show,
     /// Jobs that were dispatched: one of them made whatever turns out damaged.
     history: Arc<Mutex<BTreeMap<JobId, Job>>>,
     /// Artifacts that are being made again.
@@ -87,7 +90,7 @@ struct Open<'a> {
 impl Dispatcher {
     /// A dispatcher for a run that nobody else works on.
     pub fn new(queue: Arc<dyn Queue>, store: Store, cancel: CancellationToken, patience: Patience) -> Self {
-        Self { queue, store, cancel, patience, claim: None, history: Arc::default(), mending: Arc::default() }
+        Self { queue, store, cancel, patience, claim: None, show: Show::Stderr, history: Arc::default(), mending: Arc::default() }
     }
 
     /// Outcomes of these jobs, in their order; jobs done before are not done again. The second value counts those.
@@ -101,6 +104,9 @@ impl Dispatcher {
         let mut ended: BTreeMap<JobId, Ended> = self.finished(jobs.iter().map(Job::id)).await?;
         let found = ended.len();
         progress.start(jobs.len(), found);
+        for job in jobs.iter().filter(|job| ended.contains_key(&job.id())) {
+            metrics().job_ended(job.kind(), End::Found);
+        }
         let waiting: BTreeMap<JobId, &Job> = jobs.iter().map(|job| (job.id(), job)).filter(|(id, _)| !ended.contains_key(id)).collect();
         let mut line: VecDeque<JobId> = VecDeque::with_capacity(waiting.len());
         for id in jobs.iter().map(Job::id).filter(|id| waiting.contains_key(id)) {
@@ -125,7 +131,7 @@ impl Dispatcher {
                     return Err(Failure::Cancelled);
                 }
                 notice = notices.next() => match notice {
-                    Some(notice) => self.heard(&mut open, notice).await?,
+                    Some(notice) => self.heard(&mut open, notice, progress).await?,
                     None => return Err(Failure::Infrastructure("the queue has closed".to_owned())),
                 },
                 () = tokio::time::sleep_until(look_at.into()) => {
@@ -141,7 +147,8 @@ impl Dispatcher {
                 {
                     return Err(Failure::Infrastructure(format!("what was damaged could not be made again: {}", lost.error)));
                 }
-                if open.waiting.remove(&id).is_some() {
+                if let Some(job) = open.waiting.remove(&id) {
+                    metrics().job_ended(job.kind(), if end.is_ok() { End::Done } else { End::Buried });
                     ended.insert(id, end);
                     progress.advance(jobs.len() - open.waiting.len());
                 }
@@ -208,8 +215,9 @@ impl Dispatcher {
     }
 
     /// What a notice says, checked against the store.
-    async fn heard(&self, open: &mut Open<'_>, notice: Notice) -> Result<BTreeMap<JobId, Ended>, Failure> {
+    async fn heard(&self, open: &mut Open<'_>, notice: Notice, progress: &Progress) -> Result<BTreeMap<JobId, Ended>, Failure> {
         let Some(job) = open.out.get(&notice.job) else { return Ok(BTreeMap::new()) };
+        progress.hear(job, &notice);
         match notice.event {
             Event::Finished { .. } => return self.finished(std::iter::once(notice.job)).await,
             Event::Buried { error, cause } => {

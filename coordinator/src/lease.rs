@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lethe_shared::queue::nats::{JetStreamQueue, Lease};
 use lethe_shared::store::{Claim, Store};
+use lethe_shared::telemetry::log::say;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -42,7 +43,7 @@ pub async fn take(
         }
         if !told {
             let holder = patience.keep("ask", cancel, || queue.lease_holder(run)).await?;
-            eprintln!("{run}: {} works on it; waiting", holder.unwrap_or_else(|| "another coordinator".to_owned()));
+            say("info", &format!("{run}: {} works on it; waiting", holder.unwrap_or_else(|| "another coordinator".to_owned())));
             told = true;
         }
         tokio::select! {

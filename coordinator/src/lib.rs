@@ -10,11 +10,13 @@
 //! | [`compose`] | many edits into one change per layer |
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
-//! | [`summary`], [`progress`] | what a person sees |
+//! | [`summary`], [`progress`], [`board`] | what a person sees |
+//! | [`serve`], [`submission`] | the long-lived coordinator, and what it is given |
 //! | [`command`] | the command line |
 //!
 //! Nothing here names libtorch; only the feature `embedded` links the workers, so that one process does it all.
 
+pub mod board;
 pub mod card;
 pub mod command;
 pub mod compose;
@@ -31,4 +33,6 @@ pub mod progress;
 pub mod release;
 pub mod report;
 pub mod run;
+pub mod serve;
+pub mod submission;
 pub mod summary;

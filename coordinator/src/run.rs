@@ -106,7 +106,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
 impl Run<'_> {
     async fn phase(&mut self, name: &'static str, jobs: &[Job], quiet: bool) -> Result<Vec<Ended>, Failure> {
         let began = Instant::now();
-        let mut progress = if quiet { Progress::silent() } else { Progress::new(name) };
+        let mut progress = if quiet { Progress::silent() } else { self.dispatcher.show.progress(name) };
         let (ended, found) = self.dispatcher.run(&self.plan.run, jobs, &mut progress).await?;
         self.found += found;
         self.done += ended.len() - found;

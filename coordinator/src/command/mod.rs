@@ -1,7 +1,12 @@
 //! The command line.
 
+mod dead_letters;
 mod plan;
+mod reach;
 mod run;
+mod serve;
+mod status;
+mod submit;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -44,6 +49,16 @@ enum Command {
     Run(run::Options),
     /// Check a manifest and everything it names; show jobs, bytes and an estimate; compute nothing.
     Plan(Common),
+    /// Hand a run to a long-lived coordinator (`lethe serve`) and print its name.
+    Submit(submit::Submit),
+    /// Coordinate what is submitted: several runs at once, a status page, an API and metrics. Workers do the jobs.
+    Serve(serve::Serve),
+    /// Show runs of a long-lived coordinator.
+    Status(status::Status),
+    /// Cancel a run of a long-lived coordinator; what is finished stays in the store.
+    Cancel(status::Cancel),
+    /// Look after jobs that were given up.
+    DeadLetters(dead_letters::DeadLetters),
     /// Print the manifest's JSON Schema.
     Schema,
 }
@@ -76,19 +91,26 @@ impl Common {
     }
 
     fn cache(&self) -> PathBuf {
-        let user = || {
-            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"))).map(|cache| cache.join("lethe"))
-        };
-        self.cache.clone().or_else(user).unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"))
+        cache(self.cache.as_ref())
     }
+}
+
+/// Where downloads go: as given, or the user's cache folder.
+fn cache(given: Option<&PathBuf>) -> PathBuf {
+    let user = || {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"))).map(|cache| cache.join("lethe"))
+    };
+    given.cloned().or_else(user).unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"))
 }
 
 /// Parses the arguments, does what they say, gives the documented exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = ["error", "info", "debug"][usize::from(cli.verbose.min(2))];
-    log::start(cli.log_format, &format!("{level},object_store=warn"));
+    // A service has nothing but its log to tell what it does.
+    let least = usize::from(matches!(cli.command, Command::Serve(_)));
+    let level = ["error", "info", "debug"][usize::from(cli.verbose).max(least).min(2)];
+    log::start(cli.log_format, &format!("{level},object_store=warn,async_nats=warn"));
 
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -100,6 +122,11 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(options) => run::main(&options, cancel).await,
             Command::Plan(options) => plan::main(&options).await,
+            Command::Submit(options) => submit::main(&options).await,
+            Command::Serve(options) => serve::main(&options, cancel).await,
+            Command::Status(options) => status::main(&options).await,
+            Command::Cancel(options) => status::cancel(&options).await,
+            Command::DeadLetters(options) => dead_letters::main(&options).await,
             Command::Schema => print(&format!("{:#}", Manifest::schema())).map(|()| exit::DONE),
         }
     });
