@@ -74,7 +74,12 @@ impl Site {
     fn worker(&self, log: &str) -> Process {
         let mut command = self.command("lethe-worker");
         command.args(["--log-format", "json", "--http", "0", "--device", "cpu", "--workers", "2", "--store"]).arg(self.path("store"));
-        Process::start(command, &self.path(log))
+        let mut process = Process::start(command, &self.path(log));
+        wait_until("the worker is ready", 60, || {
+            assert!(process.ended().is_none(), "{}", process.said());
+            process.said().contains("\"ready\"")
+        });
+        process
     }
 
     fn lethe(&self, arguments: &[&str]) -> Output {
