@@ -2,7 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
+use futures::StreamExt;
+use lethe_shared::queue::conformance::job;
+use lethe_shared::queue::nats::{JetStreamQueue, Options, Role};
+use lethe_shared::queue::{Event, Queue};
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::ports::wait_until;
 use lethe_tests::processes::{Process, signal, worker};
@@ -102,4 +107,76 @@ fn a_worker_that_is_stopped_hands_its_job_back_without_its_counting() {
     }
     let _worker = start_worker(&job, &server, text(&store), "last");
     assert_eq!(coordinator.wait(120).code(), Some(0), "{}", coordinator.said());
+}
+
+/// A release of another algorithm is no reason to spoil a run: its job waits for a worker that computes the right one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_another_algorithm_is_left_to_others() {
+    let server = NatsServer::start(Version::Oldest);
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let connection = Options { patience: 30, give_up: 20, replicas: 1, ..Options::default() };
+    let queue = JetStreamQueue::connect(&server.url(), Role::Coordinator, "test", &connection).await.unwrap();
+    let mut notices = queue.notices("r").await.unwrap();
+    let worker = Process::start(worker(&server.url(), text(&store), &folder.path().join("cache")), &folder.path().join("worker.log"));
+    queue.publish(&job("r", 77)).await.unwrap();
+    let refused = async {
+        while let Some(notice) = notices.next().await {
+            if let Event::Failed { error, will_retry } = notice.event {
+                return (error, will_retry);
+            }
+        }
+        panic!("the connection ended")
+    };
+    let (error, will_retry) = tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap();
+    assert!(error.contains("algorithm version 77") && will_retry, "{error}");
+    // Another takes it, and may fail as often as ever.
+    let delivery = loop {
+        if let Some(delivery) = queue.pull(Duration::from_secs(10)).await.unwrap() {
+            break delivery;
+        }
+    };
+    assert!(delivery.attempt >= 2 && !delivery.is_last);
+    delivery.receipt.done().await.unwrap();
+    assert!(queue.dead_letters("r").await.unwrap().is_empty());
+    drop(worker);
+}
+
+/// What an earlier job made is damaged while the run waits for more: it is named, put aside, and made again.
+#[test]
+fn a_damaged_artifact_is_found_named_and_made_again() {
+    let (server, job) = (NatsServer::start(Version::Current), SmallJob::new());
+    let store = job.path("store");
+    let expected = job.run("alone");
+    let mut first = start_worker(&job, &server, text(&store), "first");
+    let mut command = run(&job, &server, text(&store));
+    command.arg("-v");
+    let mut coordinator = Process::start(command, &job.path("coordinator.log"));
+    // The retain gradient is there once a concept is being looked for, or done.
+    wait_until("the retain gradient is made", 120, || outcome_of("retain-reduce", &store).is_some());
+    first.kill();
+    let digest = outcome_of("retain-reduce", &store).unwrap()["result"]["retain-reduce"]["gradient"]["digest"].as_str().unwrap().to_owned();
+    let artifact = store.join("artifacts").join(&digest[..2]).join(&digest);
+    let mut bytes = std::fs::read(&artifact).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&artifact, bytes).unwrap();
+    // An outcome is damaged too: half of it.
+    let part = outcome_of("retain-gradient", &store).unwrap();
+    let id = part["job"].as_str().unwrap();
+    std::fs::write(store.join("outcomes").join(&id[..2]).join(format!("{id}.json")), "{ \"job\"").unwrap();
+    let _second = start_worker(&job, &server, text(&store), "second");
+    assert_eq!(coordinator.wait(180).code(), Some(0), "{}", coordinator.said());
+    assert_eq!(coordinator.printed()["digest"], expected["digest"]);
+    assert!(coordinator.said().contains(&digest), "it is named: {}", coordinator.said());
+    assert!(store.join("damaged/artifacts").join(&digest[..2]).join(&digest).is_file());
+    assert!(store.join("damaged/outcomes").is_dir());
+}
+
+/// An outcome of some kind of job in a store.
+fn outcome_of(kind: &str, store: &Path) -> Option<Value> {
+    let folders = std::fs::read_dir(store.join("outcomes")).ok()?.flatten();
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
+    let read = |file: std::fs::DirEntry| serde_json::from_slice::<Value>(&std::fs::read(file.path()).ok()?).ok();
+    files.filter_map(read).find(|outcome| outcome["result"].get(kind).is_some())
 }

@@ -30,14 +30,13 @@ use crate::service::Service;
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true,
     after_help = "Exit codes: 0 stopped as asked · 2 bad arguments, credentials or device · 5 queue or store cannot be used."
 )]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    work: Option<Work>,
+    work: Work,
 }
 
 #[derive(Debug, Subcommand)]
@@ -50,10 +49,10 @@ enum Command {
 struct Work {
     /// NATS servers: nats://host:4222, tls://…, several separated by commas.
     #[arg(long, value_name = "URL", env = "LETHE_NATS")]
-    nats: String,
+    nats: Option<String>,
     /// The store, the same as the coordinator's: a path, file://, s3://, gs:// or az://.
     #[arg(long, value_name = "ADDRESS", env = "LETHE_STORE")]
-    store: String,
+    store: Option<String>,
     /// Where to compute: auto (a GPU where there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
@@ -92,10 +91,10 @@ type Problem = (u8, String);
 /// Parses the arguments, does what they say, gives the documented exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match (cli.command, cli.work) {
-        (Some(Command::Check(options)), _) => check(&options),
-        (None, Some(options)) => work(&options),
-        (None, None) => Err((exit::BAD_INPUT, "--nats and --store are needed; see lethe-worker --help".to_owned())),
+    let done = match (&cli.command, &cli.work.nats, &cli.work.store) {
+        (Some(Command::Check(options)), ..) => check(options),
+        (None, Some(url), Some(store)) => work(&cli.work, url, store),
+        (None, ..) => Err(bad("--nats and --store are needed; see lethe-worker --help".to_owned())),
     };
     let problem = match done {
         Ok(()) => return ExitCode::from(exit::DONE),
@@ -130,7 +129,7 @@ fn queue_problem(error: queue::Error) -> Problem {
     }
 }
 
-fn work(options: &Work) -> Result<(), Problem> {
+fn work(options: &Work, url: &str, store: &str) -> Result<(), Problem> {
     log::start(options.log_format, "info,object_store=warn,async_nats=warn");
     let device = device::open(&options.device).map_err(bad)?;
     let threads = match (options.workers, device) {
@@ -138,10 +137,10 @@ fn work(options: &Work) -> Result<(), Problem> {
         (0, _) => std::thread::available_parallelism().map_or(1, usize::from),
         (asked, _) => asked,
     };
-    let store = open_store(&options.store)?;
+    let store = open_store(store)?;
     let runtime = tokio::runtime::Runtime::new().map_err(|error| bad(format!("cannot start: {error}")))?;
     let cancel = CancellationToken::new();
-    let done = runtime.block_on(serve(options, device, threads, store, cancel.clone()));
+    let done = runtime.block_on(serve(options, url, device, threads, store, cancel.clone()));
     runtime.shutdown_background();
     if done.is_ok() && cancel.is_cancelled() {
         // A thread may still compute. libtorch's destructors must not run beside it.
@@ -151,7 +150,7 @@ fn work(options: &Work) -> Result<(), Problem> {
     done
 }
 
-async fn serve(options: &Work, device: Device, threads: usize, store: Store, cancel: CancellationToken) -> Result<(), Problem> {
+async fn serve(options: &Work, url: &str, device: Device, threads: usize, store: Store, cancel: CancellationToken) -> Result<(), Problem> {
     let drain = CancellationToken::new();
     tokio::spawn(stop_on_signal(drain.clone(), cancel.clone(), Duration::from_secs(options.grace)));
     let name = name_of_this_process();
@@ -165,14 +164,14 @@ async fn serve(options: &Work, device: Device, threads: usize, store: Store, can
     let started = async {
         store.probe().await.map_err(store_problem)?;
         health.met("store");
-        JetStreamQueue::connect(&options.nats, Role::Worker, &name, &options.connection).await.map_err(queue_problem)
+        JetStreamQueue::connect(url, Role::Worker, &name, &options.connection).await.map_err(queue_problem)
     };
     let queue = tokio::select! {
         queue = started => queue?,
         () = drain.cancelled() => return Ok(()),
     };
     health.met("queue");
-    info!(worker = %name, threads, ?device, server = %nats::without_secrets(&options.nats), store = store.name(), "ready");
+    info!(worker = %name, threads, ?device, server = %nats::without_secrets(url), store = store.name(), "ready");
     let cache = options.cache.clone().unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"));
     let engine = Options { worker: name, device, cache, activation_memory: ACTIVATION_MEMORY };
     let service = Service::new(engine, threads, Arc::new(queue.clone()), store);
@@ -285,8 +284,8 @@ mod tests {
     #[test]
     fn check_needs_no_queue() {
         assert!(super::Cli::try_parse_from(["lethe-worker", "check", "--device", "cpu"]).is_ok());
-        assert!(super::Cli::try_parse_from(["lethe-worker", "--nats", "nats://h", "--store", "/s"]).is_ok());
-        assert!(super::Cli::try_parse_from(["lethe-worker", "--nats", "nats://h"]).is_err());
+        let cli = super::Cli::try_parse_from(["lethe-worker", "--nats", "nats://h", "--store", "/s"]).unwrap();
+        assert!(cli.command.is_none() && cli.work.nats.is_some() && cli.work.store.is_some());
     }
 
     #[test]
