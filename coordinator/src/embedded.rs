@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lethe_shared::manifest::ExecutionSection;
-use lethe_shared::queue::{MemoryQueue, Options as QueueOptions};
+use lethe_shared::queue::{Limits, MemoryQueue};
 use lethe_shared::store::Store;
 use lethe_worker::engine::Options;
 use lethe_worker::service::Service;
@@ -43,11 +43,11 @@ impl Workers {
             (0, _) => cores,
             (asked, _) => asked,
         };
-        let queue = Arc::new(MemoryQueue::new(QueueOptions { patience: Duration::from_secs(60), max_deliveries: 5 }));
+        let queue = Arc::new(MemoryQueue::new(Limits::default()));
         let cancel = CancellationToken::new();
         let options = Options { worker: "embedded".to_owned(), device, cache: cache.to_owned(), activation_memory: ACTIVATION_MEMORY };
         let service = Service::new(options, count, queue.clone(), store.clone());
-        let task = tokio::spawn(service.run(cancel.clone()));
+        let task = tokio::spawn(service.run(cancel.clone(), cancel.clone()));
         Ok(Self { queue, device: format!("{device:?}").to_lowercase(), count, cancel, task })
     }
 

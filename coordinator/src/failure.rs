@@ -62,6 +62,9 @@ impl From<store::Error> for Failure {
 
 impl From<queue::Error> for Failure {
     fn from(error: queue::Error) -> Self {
-        Self::Infrastructure(error.to_string())
+        match error {
+            queue::Error::Refused(_) => Self::input(error),
+            other => Self::Infrastructure(other.to_string()),
+        }
     }
 }

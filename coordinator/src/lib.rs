@@ -5,18 +5,21 @@
 //! | [`plan`] | reads and checks the manifest and everything it names |
 //! | [`coverage`] | which classes retain statistics have seen anything of |
 //! | [`jobs`] | the jobs of each phase, from plan and earlier outcomes |
-//! | [`dispatch`] | publishes jobs, waits for outcomes |
+//! | [`dispatch`], [`patience`] | publishes jobs, waits for outcomes, and for what cannot be reached |
 //! | [`run`] | the phases of a run |
 //! | [`layers`] | which layers edits go to |
 //! | [`dosing`] | how far each edit goes when all act together |
+//! | [`lease`] | one coordinator a run |
 //! | [`compose`] | many edits into one change per layer |
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
-//! | [`summary`], [`progress`] | what a person sees |
+//! | [`summary`], [`progress`], [`board`] | what a person sees |
+//! | [`serve`], [`submission`] | the long-lived coordinator, and what it is given |
 //! | [`command`] | the command line |
 //!
 //! Nothing here names libtorch; only the feature `embedded` links the workers, so that one process does it all.
 
+pub mod board;
 pub mod card;
 pub mod command;
 pub mod compose;
@@ -28,10 +31,14 @@ pub mod embedded;
 pub mod failure;
 pub mod jobs;
 pub mod layers;
+pub mod lease;
 pub mod measure;
+pub mod patience;
 pub mod plan;
 pub mod progress;
 pub mod release;
 pub mod report;
 pub mod run;
+pub mod serve;
+pub mod submission;
 pub mod summary;

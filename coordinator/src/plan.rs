@@ -79,7 +79,14 @@ impl Plan {
     /// # Errors
     /// [`Failure::BadInput`] with every problem found.
     pub async fn make(manifest_path: &Path, cache: &Path) -> Result<Self, Failure> {
-        let manifest = Manifest::read(manifest_path)?;
+        Self::of(Manifest::read(manifest_path)?, cache).await
+    }
+
+    /// Everything that a manifest names, found and checked. Remote files are downloaded into `cache`.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] with every problem found.
+    pub async fn of(manifest: Manifest, cache: &Path) -> Result<Self, Failure> {
         let classes = Arc::new(read_classes(&manifest, cache).await?);
         let phrases = Phrases::new(classes.names()).map_err(|error| Failure::input(Error::new(classes.file(), error.to_string())))?;
         let phrases = Arc::new(phrases);
@@ -159,6 +166,41 @@ impl Plan {
         let removed: BTreeSet<u32> = self.concepts.iter().map(|c| c.concept.class_index).collect();
         move |class| !removed.contains(&class)
     }
+}
+
+/// Checks what is cheap to check: class list, concept table, policy, and that the files on this machine are there. Data and weights are
+/// not read.
+///
+/// # Errors
+/// [`Failure::BadInput`] with what is wrong.
+pub async fn glance(manifest: &Manifest, cache: &Path) -> Result<(), Failure> {
+    let classes = read_classes(manifest, cache).await?;
+    let concepts = read_concepts(manifest, &classes, cache).await?;
+    check_policy(manifest, &concepts)?;
+    let model = manifest.address("model.uri", &manifest.model.uri)?;
+    let mut named = vec![(format!("{}: model.uri", manifest.file.display()), model)];
+    for (field, patterns) in
+        [("data.retain", &manifest.data.retain), ("data.validation", &manifest.data.validation), ("data.test", &manifest.data.test)]
+    {
+        for pattern in patterns {
+            named.push((format!("{}: {field}", manifest.file.display()), manifest.address(field, pattern)?));
+        }
+    }
+    for concept in &concepts {
+        named.extend(concept.forget.iter().map(|pattern| (format!("{}: concept `{}`", concept.place, concept.id), pattern.clone())));
+    }
+    for (place, pattern) in named.iter().filter(|(_, pattern)| pattern.as_local().is_some()) {
+        for address in store::expand(pattern).await.map_err(|error| missing(place, error))? {
+            let there = match address.as_local() {
+                Some(path) => tokio::fs::try_exists(path).await.unwrap_or(true),
+                None => true,
+            };
+            if !there {
+                return Err(Failure::input(Error::new(place.clone(), format!("{address} does not exist"))));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Reads a small file from anywhere.

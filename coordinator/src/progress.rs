@@ -1,9 +1,15 @@
 //! Progress on stderr: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lethe_shared::job::Job;
+use lethe_shared::queue::{Event, Notice};
+use lethe_shared::telemetry::log::{self, say};
+
+use crate::board::Board;
 
 /// How often a plain line is written at most.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -24,13 +30,37 @@ pub struct Progress {
 enum Shown {
     Bar(ProgressBar),
     Lines,
+    Board(Arc<Board>),
     Nothing,
+}
+
+/// Who sees progress.
+#[derive(Debug, Clone, Default)]
+pub enum Show {
+    /// Whoever reads stderr.
+    Stderr,
+    /// Whoever looks at a board.
+    Board(Arc<Board>),
+    /// Nobody.
+    #[default]
+    Nobody,
+}
+
+impl Show {
+    /// Progress of a phase.
+    pub fn progress(&self, phase: &'static str) -> Progress {
+        match self {
+            Self::Stderr => Progress::new(phase),
+            Self::Board(board) => Progress::with(phase, Shown::Board(Arc::clone(board))),
+            Self::Nobody => Progress::silent(),
+        }
+    }
 }
 
 impl Progress {
     /// Progress of a phase on stderr.
     pub fn new(phase: &'static str) -> Self {
-        let shown = if std::io::stderr().is_terminal() {
+        let shown = if std::io::stderr().is_terminal() && log::format() == log::Format::Human {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let template = "{prefix:18} {bar:30} {pos}/{len}  {elapsed} {msg}";
             if let Ok(style) = ProgressStyle::with_template(template) {
@@ -65,15 +95,32 @@ impl Progress {
                 bar.set_length(total as u64);
                 bar.set_position(found as u64);
             }
-            Shown::Lines => eprintln!("{}: {total} jobs{before}", self.phase),
+            Shown::Lines => say("info", &format!("{}: {total} jobs{before}", self.phase)),
+            Shown::Board(board) => board.phase(self.phase, total, found),
             Shown::Nothing => {}
         }
     }
 
     /// So many jobs have ended.
     pub fn advance(&mut self, done: usize) {
+        if let Shown::Board(board) = &self.shown {
+            board.ended(self.phase, done.saturating_sub(self.done));
+        }
         self.done = done;
         self.show(false);
+    }
+
+    /// Something was said about a job.
+    pub fn hear(&self, job: &Job, notice: &Notice) {
+        let Shown::Board(board) = &self.shown else { return };
+        match &notice.event {
+            Event::Started => board.took(&notice.worker, job.label()),
+            Event::Finished { .. } => board.let_go(&notice.worker),
+            Event::Failed { error, .. } | Event::Buried { error, .. } => {
+                board.let_go(&notice.worker);
+                board.problem(format!("{}: {error}", job.label()));
+            }
+        }
     }
 
     /// Time has passed.
@@ -100,9 +147,9 @@ impl Progress {
             Shown::Lines if last || self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
                 let left = if left.is_empty() { String::new() } else { format!(", {left}") };
-                eprintln!("{}: {}/{} after {}{left}", self.phase, self.done, self.total, human(self.began.elapsed()));
+                say("info", &format!("{}: {}/{} after {}{left}", self.phase, self.done, self.total, human(self.began.elapsed())));
             }
-            Shown::Lines | Shown::Nothing => {}
+            Shown::Lines | Shown::Board(_) | Shown::Nothing => {}
         }
     }
 }

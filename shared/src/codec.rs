@@ -10,6 +10,7 @@
 
 mod wire;
 
+use crate::control::{Reply, Request};
 use crate::digest::Digest;
 use crate::job::Job;
 use crate::queue::Notice;
@@ -21,6 +22,8 @@ const MAX_BODY: usize = 1 << 20;
 const VERSION: u16 = 1;
 const KIND_JOB: u16 = 1;
 const KIND_NOTICE: u16 = 2;
+const KIND_REQUEST: u16 = 16;
+const KIND_REPLY: u16 = 17;
 
 /// Why bytes are no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +95,38 @@ pub fn encode_notice(notice: &Notice) -> Result<Vec<u8>, Error> {
 /// When the bytes are anything else.
 pub fn decode_notice(bytes: &[u8]) -> Result<Notice, Error> {
     Ok(open::<wire::NoticeV1>(KIND_NOTICE, bytes)?.into())
+}
+
+/// A request as a message.
+///
+/// # Errors
+/// [`Error::TooLarge`].
+pub fn encode_request(request: &Request) -> Result<Vec<u8>, Error> {
+    seal(KIND_REQUEST, &wire::RequestV1::from(request))
+}
+
+/// A request from a message.
+///
+/// # Errors
+/// When the bytes are anything else.
+pub fn decode_request(bytes: &[u8]) -> Result<Request, Error> {
+    Ok(open::<wire::RequestV1>(KIND_REQUEST, bytes)?.into())
+}
+
+/// A reply as a message.
+///
+/// # Errors
+/// [`Error::TooLarge`].
+pub fn encode_reply(reply: &Reply) -> Result<Vec<u8>, Error> {
+    seal(KIND_REPLY, &wire::ReplyV1::from(reply))
+}
+
+/// A reply from a message.
+///
+/// # Errors
+/// When the bytes are anything else.
+pub fn decode_reply(bytes: &[u8]) -> Result<Reply, Error> {
+    Ok(open::<wire::ReplyV1>(KIND_REPLY, bytes)?.into())
 }
 
 fn seal<T: serde::Serialize>(kind: u16, body: &T) -> Result<Vec<u8>, Error> {
@@ -220,6 +255,39 @@ mod tests {
         let found: String = jobs.chain(notices().iter().map(|n| encode_notice(n).unwrap())).map(|bytes| hex(&bytes) + "\n").collect();
         let expected = std::fs::read_to_string(folder).unwrap();
         assert!(found == expected, "the bytes of version 1 have changed; make a version 2 instead");
+    }
+
+    fn requests() -> Vec<Request> {
+        vec![
+            Request::Submit { submission: "{}".into() },
+            Request::Status { run: None },
+            Request::Status { run: Some("r".into()) },
+            Request::Cancel { run: "r".into() },
+            Request::Resume { run: "r".into() },
+        ]
+    }
+
+    fn replies() -> Vec<Reply> {
+        vec![Reply::Done { json: "{}".into() }, Reply::Refused { exit_code: 2, problem: "no such run".into() }]
+    }
+
+    #[test]
+    fn requests_and_replies_survive_and_are_frozen() {
+        let mut found = String::new();
+        for request in requests() {
+            let bytes = encode_request(&request).unwrap();
+            found += &(hex(&bytes) + "\n");
+            assert_eq!(decode_request(&bytes).unwrap(), request);
+            assert!(decode_reply(&bytes).is_err());
+        }
+        for reply in replies() {
+            let bytes = encode_reply(&reply).unwrap();
+            found += &(hex(&bytes) + "\n");
+            assert_eq!(decode_reply(&bytes).unwrap(), reply);
+        }
+        let expected = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/codec/golden-control-v1.txt")).unwrap();
+        assert!(found == expected, "the bytes of version 1 have changed; make a version 2 instead:\n{found}");
+        assert!(matches!(encode_reply(&Reply::Done { json: "x".repeat(MAX_BODY + 1) }), Err(Error::TooLarge(_))));
     }
 
     proptest! {

@@ -11,6 +11,7 @@
 pub mod address;
 pub mod checkpoint;
 pub mod codec;
+pub mod control;
 pub mod digest;
 pub mod edit;
 pub mod exit;
@@ -22,4 +23,5 @@ pub mod queue;
 pub mod record;
 pub mod shard;
 pub mod store;
+pub mod telemetry;
 pub mod texts;

@@ -1,5 +1,10 @@
 //! What the tests share: the real binaries, and small jobs cut from the demo.
 
+pub mod nats;
+pub mod ports;
+pub mod processes;
+pub mod s3;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -37,10 +42,23 @@ pub const CONCEPTS: [&str; 3] = ["pizza", "red-heart", "rocket"];
 impl SmallJob {
     /// Writes the job into a new folder.
     pub fn new() -> Self {
+        Self::of(&CONCEPTS.map(str::to_owned))
+    }
+
+    /// The same with this many of the demo's hundred concepts.
+    pub fn with_concepts(count: usize) -> Self {
+        let table = std::fs::read_to_string(demo().join("concepts-100.csv")).expect("concepts-100.csv");
+        let ids: Vec<String> = table.lines().skip(1).filter_map(|row| Some(row.split(',').next()?.to_owned())).take(count).collect();
+        assert_eq!(ids.len(), count);
+        Self::of(&ids)
+    }
+
+    fn of(ids: &[String]) -> Self {
         let job = Self { folder: tempfile::tempdir().expect("a temporary folder") };
         let classes = std::fs::read_to_string(demo().join("classes.txt")).expect("classes.txt");
-        let table = std::fs::read_to_string(demo().join("concepts-8.csv")).expect("concepts-8.csv");
-        let removed: Vec<String> = CONCEPTS.iter().map(|id| class_of(&table, id)).collect();
+        let read = |table: &str| std::fs::read_to_string(demo().join(table)).expect("a table of concepts");
+        let table = read("concepts-8.csv") + &read("concepts-100.csv");
+        let removed: Vec<String> = ids.iter().map(|id| class_of(&table, id)).collect();
         let mut names: Vec<&str> = classes.lines().step_by(19).collect();
         names.extend(removed.iter().map(String::as_str).filter(|name| !names.contains(name)).collect::<Vec<_>>());
         job.write("classes.txt", names.join("\n").as_bytes());
@@ -51,7 +69,7 @@ impl SmallJob {
         job.write("retain-0.tar", &cut(&demo().join("retain-00000.tar"), 96, |_| true));
         job.write("retain-1.tar", &cut(&demo().join("retain-00001.tar"), 70, |_| true));
         let mut rows = "id,name,class,forget,strength,group\n".to_owned();
-        for (id, class) in CONCEPTS.iter().zip(&removed) {
+        for (id, class) in ids.iter().zip(&removed) {
             std::fs::copy(demo().join(format!("forget/{id}.tar")), job.path(&format!("{id}.tar"))).expect("copy a forget shard");
             rows += &format!("{id},{class},{class},{id}.tar,1,test\n");
         }
@@ -122,6 +140,13 @@ impl Default for SmallJob {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Outcomes in a store; files that are still being written have other names.
+pub fn outcomes(store: &Path) -> usize {
+    let Ok(folders) = std::fs::read_dir(store.join("outcomes")) else { return 0 };
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder.expect("a folder").path()).expect("a folder"));
+    files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|end| end == "json")).count()
 }
 
 fn class_of(table: &str, id: &str) -> String {

@@ -3,6 +3,7 @@
 //! The outcome is written to the store before the queue is answered, so that a job is lost only when it was not done. A
 //! job whose outcome is in the store already is answered without being done again.
 
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -11,11 +12,13 @@ use lethe_shared::job::Job;
 use lethe_shared::outcome::Outcome;
 use lethe_shared::queue::{self, Delivery, Event, Notice, Queue};
 use lethe_shared::store::{self, Store};
+use lethe_shared::telemetry::metrics::{End, metrics};
+use lethe_shared::telemetry::trace::TraceContext;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::engine::{Engine, Error, Options};
 
@@ -23,13 +26,33 @@ use crate::engine::{Engine, Error, Options};
 const PULL: Duration = Duration::from_secs(20);
 /// Attempts to write a finished outcome before the job is given back.
 const WRITES: u32 = 5;
+/// A job whose input someone must mend first, or that another worker must do, is given back for this long.
+const ASIDE: Duration = Duration::from_secs(2);
+
+/// How long a job that was handed back may still compute before the process ends.
+const SAFE_POINT: Duration = Duration::from_secs(8);
+
+/// What does jobs.
+pub trait Execute: Debug + Send + Sync {
+    /// Does a job on the calling thread, which is none of the runtime's. Its outcome is not yet stored.
+    ///
+    /// # Errors
+    /// Why there is no outcome.
+    fn execute(&self, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Error>;
+}
+
+impl Execute for Engine {
+    fn execute(&self, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Error> {
+        Self::execute(self, job, cancel)
+    }
+}
 
 /// Takes jobs from a queue until it is told to stop.
 #[derive(Debug)]
 pub struct Service {
     queue: Arc<dyn Queue>,
     store: Store,
-    engine: Arc<Engine>,
+    engine: Arc<dyn Execute>,
     name: String,
     threads: usize,
 }
@@ -39,20 +62,27 @@ impl Service {
     pub fn new(options: Options, threads: usize, queue: Arc<dyn Queue>, store: Store) -> Self {
         let name = options.worker.clone();
         let engine = Arc::new(Engine::new(options, store.clone(), Handle::current()));
-        Self { queue, store, engine, name, threads }
+        Self::over(engine, &name, threads, queue, store)
     }
 
-    /// Works until `cancel`; a job in hand is dropped at its next safe point and will be delivered again.
+    /// A worker that has its jobs done by anything.
+    pub fn over(engine: Arc<dyn Execute>, name: &str, threads: usize, queue: Arc<dyn Queue>, store: Store) -> Self {
+        Self { queue, store, engine, name: name.to_owned(), threads }
+    }
+
+    /// Works until `drain`, then finishes what it has in hand; at `cancel` that is dropped at its next safe point and
+    /// handed back.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub async fn run(self, cancel: CancellationToken) -> std::io::Result<()> {
+    pub async fn run(self, drain: CancellationToken, cancel: CancellationToken) -> std::io::Result<()> {
         let service = Arc::new(self);
         let mut slots = JoinSet::new();
         for number in 0..service.threads {
             let engine = EngineThread::start(number, Arc::clone(&service.engine), cancel.clone())?;
-            let slot = Slot { service: Arc::clone(&service), engine, name: format!("{}/{number}", service.name) };
-            slots.spawn(slot.run(cancel.clone()));
+            let name = format!("{}/{number}", service.name);
+            let slot = Slot { service: Arc::clone(&service), engine, name, cancel: cancel.clone() };
+            slots.spawn(slot.run(drain.clone()));
         }
         while let Some(ended) = slots.join_next().await {
             if let Err(error) = ended {
@@ -67,82 +97,159 @@ struct Slot {
     service: Arc<Service>,
     engine: EngineThread,
     name: String,
+    cancel: CancellationToken,
+}
+
+/// What a slot does after a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Takes another.
+    Work,
+    /// Lets others have a turn first: the job was one for them.
+    Pause,
 }
 
 impl Slot {
-    async fn run(self, cancel: CancellationToken) {
-        let mut failures = 0u32;
+    async fn run(self, drain: CancellationToken) {
+        let (mut failures, mut refusals) = (0u32, 0u32);
         loop {
             let pulled = tokio::select! {
-                () = cancel.cancelled() => return,
+                biased;
+                () = drain.cancelled() => return,
                 pulled = self.service.queue.pull(PULL) => pulled,
             };
-            match pulled {
-                Ok(None) => failures = 0,
+            let pause = match pulled {
+                Ok(None) => {
+                    failures = 0;
+                    continue;
+                }
                 Ok(Some(delivery)) => {
                     failures = 0;
-                    if let Err(error) = self.handle(delivery).await {
-                        warn!(worker = %self.name, %error, "the queue did not take an answer; the job will come again");
+                    match self.handle(delivery).await {
+                        Ok(Next::Work) => refusals = 0,
+                        Ok(Next::Pause) => refusals += 1,
+                        Err(error) => warn!(worker = %self.name, %error, "the queue did not take an answer; the job will come again"),
                     }
+                    refusals
                 }
                 Err(error) => {
                     failures += 1;
                     warn!(worker = %self.name, %error, failures, "no job could be taken");
-                    tokio::select! {
-                        () = cancel.cancelled() => return,
-                        () = tokio::time::sleep(backoff(failures)) => {}
-                    }
+                    failures
+                }
+            };
+            if pause > 0 {
+                tokio::select! {
+                    () = drain.cancelled() => return,
+                    () = tokio::time::sleep(backoff(pause).min(Duration::from_secs(5))) => {}
                 }
             }
         }
     }
 
-    async fn handle(&self, delivery: Delivery) -> Result<(), queue::Error> {
-        let Delivery { job, attempt, is_last, patience, receipt } = delivery;
+    /// One attempt is one span, under its job's and in its run's trace.
+    async fn handle(&self, delivery: Delivery) -> Result<Next, queue::Error> {
+        let job = &delivery.job;
+        let parent = delivery.traceparent.parse().unwrap_or_else(|_| TraceContext::of_run(&job.run));
+        let here = parent.child();
+        let span = info_span!(
+            "attempt",
+            run = %job.run,
+            job = %job.id(),
+            kind = job.kind(),
+            label = job.label(),
+            attempt = delivery.attempt,
+            worker = %self.name,
+            trace = here.trace_id(),
+            span = here.span_id(),
+            parent = parent.span_id()
+        );
+        self.attempt(delivery).instrument(span).await
+    }
+
+    async fn attempt(&self, delivery: Delivery) -> Result<Next, queue::Error> {
+        let Delivery { job, attempt, is_last, patience, receipt, .. } = delivery;
+        let in_flight = metrics().attempt(job.kind(), attempt);
         let announce = |event| {
             let notice = Notice { run: job.run.clone(), job: job.id(), attempt, worker: self.name.clone(), event };
-            async move { self.service.queue.announce(&notice).await }
+            async move {
+                // Notices save time; the truth is in the store.
+                if let Err(error) = self.service.queue.announce(&notice).await {
+                    debug!(%error, "a notice was not sent");
+                }
+            }
         };
         let work = async {
-            if let Some(done) = self.service.store.get_outcome(job.id()).await? {
+            if let Some(done) = self.service.store.get_outcome(job.id()).await.map_err(Error::from_outcome)? {
                 debug!(job = %job.label(), "was done before");
-                return Ok(done);
+                return Ok((done, true));
             }
-            announce(Event::Started).await.map_err(|error| Error::Transient(error.to_string()))?;
+            announce(Event::Started).await;
             let outcome = self.engine.execute(job.clone()).await?;
-            self.write(&outcome).await
+            Ok((self.write(&outcome).await?, false))
         };
         tokio::pin!(work);
         let mut heartbeat = tokio::time::interval(patience / 3);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         heartbeat.tick().await;
         let result = loop {
             tokio::select! {
                 result = &mut work => break result,
+                () = self.cancel.cancelled() => break Err(Error::Cancelled),
                 _ = heartbeat.tick() => {
-                    if let Err(error) = receipt.heartbeat().await {
-                        // Whoever does the job too finds our outcome, or we find theirs.
-                        warn!(job = %job.label(), %error, "heartbeat failed");
+                    // The work goes on while the queue takes its time to answer.
+                    tokio::select! {
+                        result = &mut work => break result,
+                        beaten = receipt.heartbeat() => if let Err(error) = beaten {
+                            metrics().heartbeat_missed();
+                            // Whoever does the job too finds our outcome, or we find theirs.
+                            warn!(job = %job.label(), %error, "heartbeat failed");
+                        },
                     }
                 }
             }
         };
+        in_flight.ended(match &result {
+            Ok((_, true)) => End::Found,
+            Ok((_, false)) => End::Done,
+            Err(Error::Input(_)) => End::Buried,
+            Err(Error::Transient(_)) if is_last => End::Buried,
+            Err(Error::Transient(_)) => End::Failed,
+            Err(_) => End::Returned,
+        });
         match result {
-            Ok(outcome) => {
+            Ok((outcome, is_found)) => {
+                if !is_found {
+                    metrics().job_took(job.kind(), outcome.execution.seconds, &outcome.execution.stages);
+                }
                 info!(job = %job.label(), seconds = outcome.execution.seconds, "done");
-                announce(Event::Finished { seconds: outcome.execution.seconds }).await?;
-                receipt.done().await
+                announce(Event::Finished { seconds: outcome.execution.seconds }).await;
+                receipt.done().await?;
             }
-            Err(Error::Cancelled) => Ok(()),
+            Err(Error::Cancelled) => {
+                info!(job = %job.label(), "handed back");
+                receipt.hand_back(Duration::ZERO).await?;
+                // Others may begin with it; what computes here ends at its next safe point, or with the process.
+                let _ = tokio::time::timeout(SAFE_POINT, work).await;
+            }
             Err(Error::Input(error)) => {
                 warn!(job = %job.label(), %error, "cannot be done");
-                receipt.bury(&error).await
+                receipt.bury(&error).await?;
             }
             Err(Error::Transient(error)) => {
                 warn!(job = %job.label(), %error, attempt, "failed");
-                announce(Event::Failed { error: error.clone(), will_retry: !is_last }).await?;
-                receipt.retry(backoff(attempt), &error).await
+                announce(Event::Failed { error: error.clone(), will_retry: !is_last }).await;
+                receipt.retry(backoff(attempt), &error).await?;
+            }
+            Err(error @ (Error::Foreign(_) | Error::Damaged(_))) => {
+                let problem = error.to_string();
+                warn!(job = %job.label(), error = %problem, "not for this worker, not now");
+                announce(Event::Failed { error: problem, will_retry: true }).await;
+                receipt.hand_back(ASIDE).await?;
+                return Ok(Next::Pause);
             }
         }
+        Ok(Next::Work)
     }
 
     /// Writes an outcome; work that is done is worth some patience.
@@ -156,19 +263,25 @@ impl Slot {
                     tokio::time::sleep(backoff(attempt)).await;
                     attempt += 1;
                 }
-                Err(error) => return Err(store_error(error)),
+                Err(error) => return Err(Error::from_outcome(error)),
             }
         }
     }
 }
 
-fn store_error(error: store::Error) -> Error {
-    Error::from(error)
+impl Error {
+    /// An outcome that cannot be read is the coordinator's to put aside: here it is nobody's input.
+    fn from_outcome(error: store::Error) -> Self {
+        match error {
+            store::Error::Corrupt { .. } => Self::Damaged(error.to_string()),
+            other => other.into(),
+        }
+    }
 }
 
-/// 0.2 s, doubling, at most 30 s.
+/// 0.5 s, doubling, at most 30 s.
 fn backoff(attempt: u32) -> Duration {
-    Duration::from_millis(200 << attempt.saturating_sub(1).min(8)).min(Duration::from_secs(30))
+    Duration::from_millis(500 << attempt.saturating_sub(1).min(8)).min(Duration::from_secs(30))
 }
 
 type Work = (Job, oneshot::Sender<Result<Outcome, Error>>);
@@ -179,7 +292,7 @@ struct EngineThread {
 }
 
 impl EngineThread {
-    fn start(number: usize, engine: Arc<Engine>, cancel: CancellationToken) -> std::io::Result<Self> {
+    fn start(number: usize, engine: Arc<dyn Execute>, cancel: CancellationToken) -> std::io::Result<Self> {
         let (work, jobs) = mpsc::channel::<Work>();
         std::thread::Builder::new().name(format!("engine-{number}")).spawn(move || {
             // One thread an operation: a sum's order, and so its last bits, must not depend on the machine.
@@ -211,8 +324,8 @@ mod tests {
 
     #[test]
     fn waiting_grows_and_stays_bounded() {
-        assert_eq!(backoff(1), Duration::from_millis(200));
-        assert_eq!(backoff(3), Duration::from_millis(800));
+        assert_eq!(backoff(1), Duration::from_millis(500));
+        assert_eq!(backoff(3), Duration::from_secs(2));
         assert_eq!(backoff(50), Duration::from_secs(30));
     }
 }

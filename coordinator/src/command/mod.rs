@@ -1,7 +1,12 @@
 //! The command line.
 
+mod dead_letters;
 mod plan;
+mod reach;
 mod run;
+mod serve;
+mod status;
+mod submit;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,8 +16,8 @@ use clap::{Args, Parser, Subcommand};
 use lethe_shared::address::Address;
 use lethe_shared::exit;
 use lethe_shared::manifest::Manifest;
+use lethe_shared::telemetry::log::{self, say};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
 
@@ -30,17 +35,30 @@ struct Cli {
     /// Say more on stderr; twice for details.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// How logs look on stderr: human or json.
+    #[arg(long, global = true, value_name = "FORMAT", env = "LETHE_LOG_FORMAT", default_value_t)]
+    log_format: log::Format,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Remove the concepts that a manifest names: plan, compute, compose, evaluate, release.
     ///
-    /// Everything happens in this process. Interrupted, the same command goes on where it stopped: finished jobs are
-    /// found in the store and not computed again.
-    Run(Common),
+    /// Everything happens in this process, or with --nats in workers elsewhere. Interrupted, the same command goes on
+    /// where it stopped: finished jobs are found in the store and not computed again.
+    Run(run::Options),
     /// Check a manifest and everything it names; show jobs, bytes and an estimate; compute nothing.
     Plan(Common),
+    /// Hand a run to a long-lived coordinator (`lethe serve`) and print its name.
+    Submit(submit::Submit),
+    /// Coordinate what is submitted: several runs at once, a status page, an API and metrics. Workers do the jobs.
+    Serve(serve::Serve),
+    /// Show runs of a long-lived coordinator.
+    Status(status::Status),
+    /// Cancel a run of a long-lived coordinator; what is finished stays in the store.
+    Cancel(status::Cancel),
+    /// Look after jobs that were given up.
+    DeadLetters(dead_letters::DeadLetters),
     /// Print the manifest's JSON Schema.
     Schema,
 }
@@ -73,20 +91,26 @@ impl Common {
     }
 
     fn cache(&self) -> PathBuf {
-        let user = || {
-            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"))).map(|cache| cache.join("lethe"))
-        };
-        self.cache.clone().or_else(user).unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"))
+        cache(self.cache.as_ref())
     }
+}
+
+/// Where downloads go: as given, or the user's cache folder.
+fn cache(given: Option<&PathBuf>) -> PathBuf {
+    let user = || {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"))).map(|cache| cache.join("lethe"))
+    };
+    given.cloned().or_else(user).unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"))
 }
 
 /// Parses the arguments, does what they say, gives the documented exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = ["error", "info", "debug"][usize::from(cli.verbose.min(2))];
-    let filter = EnvFilter::try_from_env("LETHE_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},object_store=warn")));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A service has nothing but its log to tell what it does.
+    let least = usize::from(matches!(cli.command, Command::Serve(_)));
+    let level = ["error", "info", "debug"][usize::from(cli.verbose).max(least).min(2)];
+    log::start(cli.log_format, &format!("{level},object_store=warn,async_nats=warn"));
 
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -98,6 +122,11 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(options) => run::main(&options, cancel).await,
             Command::Plan(options) => plan::main(&options).await,
+            Command::Submit(options) => submit::main(&options).await,
+            Command::Serve(options) => serve::main(&options, cancel).await,
+            Command::Status(options) => status::main(&options).await,
+            Command::Cancel(options) => status::cancel(&options).await,
+            Command::DeadLetters(options) => dead_letters::main(&options).await,
             Command::Schema => print(&format!("{:#}", Manifest::schema())).map(|()| exit::DONE),
         }
     });
@@ -110,7 +139,7 @@ pub fn main() -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    eprintln!("error: {failure}");
+    say("error", &failure.to_string());
     ExitCode::from(failure.exit_code())
 }
 
@@ -134,7 +163,7 @@ async fn cancel_on_signal(cancel: CancellationToken) {
         }
     };
     if interrupted().await {
-        eprintln!("stopping at the next safe point; once more to stop at once");
+        say("info", "stopping at the next safe point; once more to stop at once");
         cancel.cancel();
         if interrupted().await {
             std::process::exit(i32::from(exit::CANCELLED));

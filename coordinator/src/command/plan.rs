@@ -2,6 +2,7 @@
 
 use lethe_shared::exit;
 use lethe_shared::manifest::{CompositionMethod, Towers};
+use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 
 use super::{Common, print};
@@ -67,7 +68,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
         warnings: plan.warnings.clone(),
     };
     for warning in &planned.warnings {
-        eprintln!("warning: {warning}");
+        say("warning", warning);
     }
     if options.json {
         print(&serde_json::to_string(&planned).map_err(Failure::input)?)?;

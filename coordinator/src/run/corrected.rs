@@ -135,7 +135,7 @@ async fn directions<'a>(
 async fn dose(run: &mut Run<'_>, found: &mut [Found<'_>]) -> Result<(), Failure> {
     let plan = run.plan;
     let interference = interference(run, found).await?;
-    let files = fetch_directions(run.dispatcher, found).await?;
+    let files = fetch_directions(plan, run.dispatcher, found).await?;
     // What each edit achieved alone, to first order.
     let mut wanted: Vec<f64> = (0..found.len()).map(|i| found[i].chosen.answer.step * interference.effect(i, i)).collect();
     let (tolerance, top) = match plan.settings.stop {
@@ -192,7 +192,7 @@ async fn interference(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Interfer
     let TaskResult::Interference(result) = run.one("doses", jobs::interference(run.plan, parts)).await? else {
         return Err(mismatch("interference"));
     };
-    let file = run.dispatcher.store.get_artifact(&result.effect).await?;
+    let file = run.dispatcher.artifact(&run.plan.run, &result.effect).await?;
     let damaged = |problem: String| Failure::Infrastructure(format!("artifact {}: {problem}", result.effect.digest));
     let parsed = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
     let view = parsed.tensor("effect").map_err(|error| damaged(error.to_string()))?;

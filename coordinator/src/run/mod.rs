@@ -113,7 +113,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     edits.missing.sort_by(|a, b| a.id.cmp(&b.id));
     let found = &edits.found;
 
-    let directions = fetch_directions(dispatcher, found).await?;
+    let directions = fetch_directions(plan, dispatcher, found).await?;
     let (change, encoded) = run.compose(found, &directions).await?;
     let edited: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
     let evaluated = run.must("evaluate", &jobs::composed_evaluation(plan, &edited, encoded, classes)).await?;
@@ -130,6 +130,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
             Ok(DirectionTensor::of(id, &info.shape, edit::decode_direction(&found.chosen.answer.layer, &info.shape, &directions[id])?))
         })
         .collect::<Result<Vec<_>, Failure>>()?;
+    dispatcher.check_claim().await?;
     let (address, record) = release::write(store, plan, &change, tensors.into_iter().flatten().collect(), record).await?;
     run.took("release", began);
 
@@ -144,7 +145,7 @@ impl Run<'_> {
     async fn phase(&mut self, name: &'static str, jobs: &[Job]) -> Result<Vec<Ended>, Failure> {
         let began = Instant::now();
         // A single job is over before anyone could read its progress.
-        let mut progress = if self.quiet || jobs.len() < 2 { Progress::silent() } else { Progress::new(name) };
+        let mut progress = if self.quiet || jobs.len() < 2 { Progress::silent() } else { self.dispatcher.show.progress(name) };
         let (ended, found) = self.dispatcher.run(&self.plan.run, jobs, &mut progress).await?;
         self.found += found;
         self.done += ended.len() - found;
@@ -303,10 +304,11 @@ fn concept_results<'a>(
 /// Directions by concept, as files, checked against their digests.
 type Directions = BTreeMap<String, Bytes>;
 
-async fn fetch_directions(dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<Directions, Failure> {
+/// The files of all directions; damaged ones are made again.
+async fn fetch_directions(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<Directions, Failure> {
     let mut directions = BTreeMap::new();
     for found in found {
-        directions.insert(found.planned.concept.id.clone(), dispatcher.store.get_artifact(&found.chosen.direction).await?);
+        directions.insert(found.planned.concept.id.clone(), dispatcher.artifact(&plan.run, &found.chosen.direction).await?);
     }
     Ok(directions)
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::address::Address;
+use crate::control::{Reply, Request};
 use crate::digest::Digest;
 use crate::job::{
     ArtifactRef, ConceptTask, DirectionTask, EvaluateItem, InterferencePart, Job, JobId, Label, MethodSettings, ModelRef, MomentSource,
@@ -439,5 +440,59 @@ impl From<NoticeV1> for Notice {
         };
         let job = JobId::from(Digest::from_bytes(notice.job));
         Self { run: notice.run, job, attempt: notice.attempt, worker: notice.worker, event }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum RequestV1 {
+    Submit { submission: String },
+    Status { run: Option<String> },
+    Cancel { run: String },
+    Resume { run: String },
+}
+
+impl From<&Request> for RequestV1 {
+    fn from(request: &Request) -> Self {
+        match request.clone() {
+            Request::Submit { submission } => Self::Submit { submission },
+            Request::Status { run } => Self::Status { run },
+            Request::Cancel { run } => Self::Cancel { run },
+            Request::Resume { run } => Self::Resume { run },
+        }
+    }
+}
+
+impl From<RequestV1> for Request {
+    fn from(request: RequestV1) -> Self {
+        match request {
+            RequestV1::Submit { submission } => Self::Submit { submission },
+            RequestV1::Status { run } => Self::Status { run },
+            RequestV1::Cancel { run } => Self::Cancel { run },
+            RequestV1::Resume { run } => Self::Resume { run },
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum ReplyV1 {
+    Done { json: String },
+    Refused { exit_code: u8, problem: String },
+}
+
+impl From<&Reply> for ReplyV1 {
+    fn from(reply: &Reply) -> Self {
+        match reply.clone() {
+            Reply::Done { json } => Self::Done { json },
+            Reply::Refused { exit_code, problem } => Self::Refused { exit_code, problem },
+        }
+    }
+}
+
+impl From<ReplyV1> for Reply {
+    fn from(reply: ReplyV1) -> Self {
+        match reply {
+            ReplyV1::Done { json } => Self::Done { json },
+            ReplyV1::Refused { exit_code, problem } => Self::Refused { exit_code, problem },
+        }
     }
 }

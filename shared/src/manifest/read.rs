@@ -37,6 +37,21 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Reads a manifest that another process has read already, from JSON, and checks every value in it. `shown` is its name in messages.
+    ///
+    /// # Errors
+    /// [`Error`] with line.
+    pub fn from_json(text: &str, shown: &Path) -> Result<Self, Error> {
+        let name = shown.display().to_string();
+        if text.len() as u64 > MAX_BYTES {
+            return Err(Error::new(name, format!("has {} bytes; a manifest has at most 8 MiB, put concepts into a table", text.len())));
+        }
+        let mut manifest: Self = serde_json::from_str(text).map_err(|error| at_line(&name, Some(error.line()), &error.to_string()))?;
+        shown.clone_into(&mut manifest.file);
+        manifest.check(text)?;
+        Ok(manifest)
+    }
+
     fn check(&self, text: &str) -> Result<(), Error> {
         let shown = self.file.display().to_string();
         let wrong = |field: &str, problem: String| Err(at_line(&shown, line_of(text, field), &format!("{field} {problem}")));

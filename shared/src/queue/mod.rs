@@ -4,9 +4,14 @@
 //! delivered again, so that the same job may be done twice: outcomes are written once under the job's id, and the second
 //! is the same as the first.
 //!
-//! [`MemoryQueue`] serves one process; what a queue must do is the same everywhere.
+//! [`MemoryQueue`] serves one process, [`nats`] many; what a queue must do is the same everywhere ([`conformance`] holds it
+//! against both).
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod memory;
+pub mod nats;
+mod trace;
 
 use std::fmt::Debug;
 use std::pin::Pin;
@@ -14,7 +19,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Stream;
-pub use memory::{MemoryQueue, Options};
+pub use memory::MemoryQueue;
+pub use trace::traceparent;
 
 use crate::job::{Job, JobId};
 
@@ -25,9 +31,38 @@ pub enum Error {
     /// The queue cannot be reached, or gave up.
     #[error("queue: {0}")]
     Unavailable(String),
+    /// The queue does not let us do what we must: bad credentials, a stream of ours that someone has made otherwise.
+    #[error("queue: {0}")]
+    Refused(String),
     /// A message cannot be written or read.
     #[error(transparent)]
     Codec(#[from] crate::codec::Error),
+}
+
+impl Error {
+    /// Whether trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+/// When a job is given up. A job that is handed back, by a worker that must stop, counts for nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A delivery without a sign of life for this long is delivered again.
+    pub patience: Duration,
+    /// Attempts that may fail.
+    pub failures: u32,
+    /// Deliveries that may end in silence: the worker died, or its machine did.
+    pub silences: u32,
+    /// Deliveries at most, however they end.
+    pub deliveries: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { patience: Duration::from_secs(60), failures: 5, silences: 10, deliveries: 1000 }
+    }
 }
 
 /// Something that happened to a job; for people and progress bars, never the truth.
@@ -93,13 +128,24 @@ pub struct DeadLetter {
     pub cause: Cause,
 }
 
+/// What lies on a queue and who is there, of all runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    /// Jobs that wait.
+    pub waiting: usize,
+    /// Jobs in workers' hands.
+    pub in_hand: usize,
+    /// Workers that ask for a job.
+    pub asking: usize,
+}
+
 /// Notices of one run, from when they were asked for.
 pub type Notices = Pin<Box<dyn Stream<Item = Notice> + Send>>;
 
 /// A queue of jobs.
 #[async_trait]
 pub trait Queue: Debug + Send + Sync {
-    /// Adds a job. A job of this run that is waiting, delivered or done already is not added again.
+    /// Adds a job. A job of this run that is waiting or delivered is not added again.
     ///
     /// # Errors
     /// When the queue cannot be reached.
@@ -137,6 +183,18 @@ pub trait Queue: Debug + Send + Sync {
     /// # Errors
     /// When the queue cannot be reached.
     async fn dead_letters(&self, run: &str) -> Result<Vec<DeadLetter>, Error>;
+
+    /// Forgets a job's dead letter, before the job is published anew.
+    ///
+    /// # Errors
+    /// When the queue cannot be reached.
+    async fn drop_dead_letter(&self, run: &str, job: JobId) -> Result<(), Error>;
+
+    /// What lies on the queue and who is there, of all runs.
+    ///
+    /// # Errors
+    /// When the queue cannot be reached.
+    async fn backlog(&self) -> Result<Backlog, Error>;
 }
 
 /// A job in a worker's hands.
@@ -150,6 +208,8 @@ pub struct Delivery {
     pub is_last: bool,
     /// How long the queue waits for a sign of life.
     pub patience: Duration,
+    /// W3C trace context of this job in its run: [`traceparent`].
+    pub traceparent: String,
     /// Answers the queue.
     pub receipt: Box<dyn Receipt>,
 }
@@ -169,7 +229,7 @@ pub trait Receipt: Debug + Send + Sync {
     /// When the queue cannot be reached; the job may then be delivered again, and is found done.
     async fn done(self: Box<Self>) -> Result<(), Error>;
 
-    /// Asks for another delivery after some time; the last attempt's job becomes a dead letter.
+    /// The attempt failed: asks for another delivery after some time; the last attempt's job becomes a dead letter.
     ///
     /// # Errors
     /// When the queue cannot be reached.
@@ -180,4 +240,10 @@ pub trait Receipt: Debug + Send + Sync {
     /// # Errors
     /// When the queue cannot be reached.
     async fn bury(self: Box<Self>, error: &str) -> Result<(), Error>;
+
+    /// Gives the job to another worker after some time; this is no failure.
+    ///
+    /// # Errors
+    /// When the queue cannot be reached; the job is then delivered again when patience ends.
+    async fn hand_back(self: Box<Self>, after: Duration) -> Result<(), Error>;
 }

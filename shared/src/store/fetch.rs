@@ -46,7 +46,7 @@ pub async fn fetch_file(address: &Address, cache: &Path, expected: Option<(Diges
                     Some(_) => {}
                 }
             }
-            download(&store, &key, &path, expected).await?;
+            super::again(|| download(&store, &key, &path, expected)).await?;
             Ok(path)
         }
     }

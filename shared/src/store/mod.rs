@@ -5,12 +5,17 @@
 //! | `artifacts/<xx>/<sha256>` | any bytes, named by their digest |
 //! | `outcomes/<xx>/<job id>.json` | a job's outcome, created once |
 //! | `runs/<run>/…` | what a run leaves beside its release |
+//! | `runs/<run>/claims/<n>.json` | who coordinated it, the latest last |
+//! | `damaged/…` | objects that were not what they should be, under their old keys |
 //! | `releases/<name>/<digest>/…` | a release; `composition.json` is written last |
 //!
 //! Nothing outside this module builds such a key but the release's, and nothing here is overwritten with other bytes.
 
+mod claim;
 mod error;
 mod fetch;
+mod measured;
+mod mend;
 mod open;
 
 #[cfg(any(test, feature = "conformance"))]
@@ -21,9 +26,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+pub use claim::Claim;
 pub use error::Error;
 pub use fetch::{expand, fetch_file, fetch_folder};
 use futures::{StreamExt, TryStreamExt};
+pub use mend::{Damaged, Found};
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::Serialize;
@@ -45,6 +52,11 @@ const MAX_JSON: u64 = 256 << 20;
 const CREATIONS: u32 = 5;
 /// Pause between such attempts.
 const CREATION_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+/// Attempts at anything that may do better a moment later. (Clients of remote stores try again by themselves when a
+/// request fails; not when an answer breaks off half-way.)
+const ATTEMPTS: u32 = 5;
+/// Pause before the second attempt; it doubles.
+const ATTEMPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// Longest key, bytes (S3's limit).
 const MAX_KEY: usize = 1024;
 
@@ -64,7 +76,7 @@ impl Store {
     /// # Errors
     /// When the address makes no sense or the folder cannot be made. Remote stores are not contacted yet.
     pub fn open(address: &Address) -> Result<Self, Error> {
-        Ok(Self { inner: open::open(address)?, name: address.to_string() })
+        Ok(Self::over(open::open(address)?, &address.to_string()))
     }
 
     /// A store in memory.
@@ -74,7 +86,7 @@ impl Store {
 
     /// A store over any implementation; `name` is for messages.
     pub fn over(inner: Arc<dyn ObjectStore>, name: &str) -> Self {
-        Self { inner, name: name.to_owned() }
+        Self { inner: measured::Measured::over(inner), name: name.to_owned() }
     }
 
     /// Where it is.
@@ -138,11 +150,16 @@ impl Store {
         }
         let ranges: Vec<Range<u64>> = (0..size).step_by(PIECE as usize).map(|start| start..size.min(start + PIECE)).collect();
         let pieces: Vec<Bytes> = futures::stream::iter(ranges)
-            .map(|range| self.inner.get_range(&path, range))
+            .map(|range| {
+                let path = &path;
+                again(move || {
+                    let range = range.clone();
+                    async move { self.inner.get_range(path, range).await.map_err(|error| self.error(key, error)) }
+                })
+            })
             .buffered(PIECES_AT_ONCE)
             .try_collect()
-            .await
-            .map_err(|error| self.error(key, error))?;
+            .await?;
         Ok(pieces.concat().into())
     }
 
@@ -208,7 +225,9 @@ impl Store {
     /// # Errors
     /// When the store cannot be written.
     pub async fn put(&self, key: &str, bytes: Bytes) -> Result<(), Error> {
-        self.inner.put(&self.key(key)?, PutPayload::from(bytes)).await.map(drop).map_err(|error| self.error(key, error))
+        let path = self.key(key)?;
+        again(|| async { self.inner.put(&path, PutPayload::from(bytes.clone())).await.map(drop).map_err(|error| self.error(key, error)) })
+            .await
     }
 
     /// Reads bytes.
@@ -216,9 +235,9 @@ impl Store {
     /// # Errors
     /// When the store cannot be read; an object that is not there is `None`.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        let read =
-            async { self.inner.get(&self.key(key)?).await.map_err(|e| self.error(key, e))?.bytes().await.map_err(|e| self.error(key, e)) };
-        match read.await {
+        let path = self.key(key)?;
+        let failed = |error| self.error(key, error);
+        match again(|| async { self.inner.get(&path).await.map_err(failed)?.bytes().await.map_err(failed) }).await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -230,7 +249,8 @@ impl Store {
     /// # Errors
     /// When the store cannot be asked.
     pub async fn size(&self, key: &str) -> Result<Option<u64>, Error> {
-        match self.inner.head(&self.key(key)?).await.map_err(|error| self.error(key, error)) {
+        let path = self.key(key)?;
+        match again(|| async { self.inner.head(&path).await.map_err(|error| self.error(key, error)) }).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -257,12 +277,16 @@ impl Store {
     }
 
     async fn create_new(&self, key: &str, bytes: Bytes) -> Result<bool, Error> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.inner.put_opts(&self.key(key)?, PutPayload::from(bytes), options).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => Err(self.error(key, error)),
-        }
+        let path = self.key(key)?;
+        again(|| async {
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            match self.inner.put_opts(&path, PutPayload::from(bytes.clone()), options).await {
+                Ok(_) => Ok(true),
+                Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+                Err(error) => Err(self.error(key, error)),
+            }
+        })
+        .await
     }
 
     /// Writes a file from this machine, large ones in parts; returns its digest and size.
@@ -270,6 +294,10 @@ impl Store {
     /// # Errors
     /// When the file cannot be read or the store cannot be written; nothing is left half-written.
     pub async fn put_file(&self, key: &str, path: &Path) -> Result<ArtifactRef, Error> {
+        again(|| self.put_file_once(key, path)).await
+    }
+
+    async fn put_file_once(&self, key: &str, path: &Path) -> Result<ArtifactRef, Error> {
         let local = |error: std::io::Error| Error::from_io(&path.display().to_string(), error);
         let mut file = tokio::fs::File::open(path).await.map_err(local)?;
         let mut target =
@@ -302,7 +330,8 @@ impl Store {
     /// When the store cannot be listed.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
         let path = self.key(prefix)?;
-        let found: Vec<_> = self.inner.list(Some(&path)).try_collect().await.map_err(|error| self.error(prefix, error))?;
+        let list = || async { self.inner.list(Some(&path)).try_collect().await.map_err(|error| self.error(prefix, error)) };
+        let found: Vec<object_store::ObjectMeta> = again(list).await?;
         let mut keys: Vec<String> = found.into_iter().map(|meta| meta.location.to_string()).collect();
         keys.sort();
         Ok(keys)
@@ -346,6 +375,22 @@ pub fn artifact_key(artifact: &ArtifactRef) -> String {
 fn outcome_key(job: JobId) -> String {
     let hex = job.to_string();
     format!("outcomes/{}/{hex}.json", &hex[..2])
+}
+
+/// Does something again when its error may pass. Whoever calls may be more patient still.
+async fn again<T, Act, Acting>(mut act: Act) -> Result<T, Error>
+where
+    Act: FnMut() -> Acting,
+    Acting: Future<Output = Result<T, Error>>,
+{
+    let mut attempt = 1;
+    loop {
+        match act().await {
+            Err(Error::Unavailable { .. }) if attempt < ATTEMPTS => tokio::time::sleep(ATTEMPT_PAUSE * (1 << (attempt - 1))).await,
+            other => return other,
+        }
+        attempt += 1;
+    }
 }
 
 /// Runs work that takes the CPU where it does not hold up IO.

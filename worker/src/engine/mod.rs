@@ -52,6 +52,12 @@ pub enum Error {
     /// Something around the job failed; doing it again may help.
     #[error("{0}")]
     Transient(String),
+    /// The job was planned by a program whose results are others; a worker of that release must do it.
+    #[error("{0}")]
+    Foreign(String),
+    /// Something that an earlier job made is damaged or gone; the coordinator has it made again.
+    #[error("{0}")]
+    Damaged(String),
     /// The process is stopping.
     #[error("cancelled")]
     Cancelled,
@@ -71,13 +77,28 @@ impl From<input::Error> for Error {
 
 impl From<crate::model::Error> for Error {
     fn from(error: crate::model::Error) -> Self {
-        Self::Input(error.to_string())
+        match error {
+            crate::model::Error::Torch(error) => error.into(),
+            other => Self::Input(other.to_string()),
+        }
     }
 }
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
-        Self::Input(format!("libtorch: {error}"))
+        Self::of_libtorch(&error.to_string())
+    }
+}
+
+impl Error {
+    /// Memory is this machine's affair, another may have more of it; anything else comes of the job.
+    fn of_libtorch(text: &str) -> Self {
+        // libtorch has no code for it; these are its CUDA and CPU allocators' words.
+        if ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|words| text.contains(words)) {
+            Self::Transient(format!("libtorch: {text}"))
+        } else {
+            Self::Input(format!("libtorch: {text}"))
+        }
     }
 }
 
@@ -135,7 +156,7 @@ impl Engine {
     /// [`Error::Input`] when doing it again would fail again, [`Error::Transient`] otherwise.
     pub fn execute(&self, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Error> {
         if job.algorithm != ALGORITHM_VERSION {
-            return Err(Error::Input(format!(
+            return Err(Error::Foreign(format!(
                 "the job was planned for algorithm version {}, this worker computes version {ALGORITHM_VERSION}; run the same release of lethe and lethe-worker",
                 job.algorithm
             )));
@@ -191,7 +212,10 @@ impl Scope<'_> {
     }
 
     fn get(&self, artifact: &ArtifactRef) -> Result<Bytes, Error> {
-        Ok(self.engine.runtime.block_on(self.engine.store.get_artifact(artifact))?)
+        self.engine.runtime.block_on(self.engine.store.get_artifact(artifact)).map_err(|error| match error {
+            store::Error::Corrupt { .. } | store::Error::NotFound { .. } => Error::Damaged(error.to_string()),
+            other => other.into(),
+        })
     }
 
     fn put(&self, bytes: Vec<u8>) -> Result<ArtifactRef, Error> {

@@ -1,0 +1,177 @@
+//! A manifest on its way to a long-lived coordinator: the same on every machine.
+//!
+//! Relative addresses mean something only beside the manifest's file, so every address is made absolute before it leaves. What says where results go
+//! and how one machine is used is left out: the coordinator has a store of its own, and workers elsewhere do the jobs.
+
+use std::path::Path;
+
+use lethe_shared::digest::Digest;
+use lethe_shared::manifest::{ExecutionSection, Manifest, ReleaseSection};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+
+/// Version of the format.
+const VERSION: u32 = 1;
+/// Largest submission, bytes: it has to fit into one message.
+pub const MAX_BYTES: usize = 1_000_000;
+/// Separates shards of one concept.
+const SEPARATOR: char = ';';
+
+/// A manifest that names everything by absolute addresses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    version: u32,
+    manifest: Manifest,
+}
+
+impl Submission {
+    /// Makes every address of a manifest absolute.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] when an address makes no sense, or the manifest is too large for a message.
+    pub fn new(mut manifest: Manifest) -> Result<Self, Failure> {
+        let original = manifest.clone();
+        let absolute = |field: &str, text: &mut String| {
+            *text = original.address(field, text)?.to_string();
+            Ok::<_, Failure>(())
+        };
+        absolute("model.uri", &mut manifest.model.uri)?;
+        absolute("data.classes", &mut manifest.data.classes)?;
+        let data = &mut manifest.data;
+        for (field, shards) in [("data.retain", &mut data.retain), ("data.validation", &mut data.validation), ("data.test", &mut data.test)]
+        {
+            for shard in shards {
+                absolute(field, shard)?;
+            }
+        }
+        if let Some(table) = &mut manifest.concepts.table {
+            absolute("concepts.table", table)?;
+        }
+        for row in &mut manifest.concepts.list {
+            let parts = row.forget.split(SEPARATOR).map(str::trim).filter(|part| !part.is_empty());
+            let shards = parts.map(|part| Ok(original.address("concepts.list", part)?.to_string())).collect::<Result<Vec<_>, Failure>>()?;
+            row.forget = shards.join(";");
+        }
+        manifest.execution = ExecutionSection::default();
+        manifest.release = ReleaseSection::default();
+        let submission = Self { version: VERSION, manifest };
+        let size = submission.to_json().len();
+        if size > MAX_BYTES {
+            return Err(Failure::input(format!(
+                "{}: has {size} bytes with absolute addresses, a message holds {MAX_BYTES}; put the concepts into a table",
+                original.file.display()
+            )));
+        }
+        Ok(submission)
+    }
+
+    /// Its name: the manifest's, and a digest of everything in it.
+    pub fn id(&self) -> String {
+        format!("{}-{}", self.manifest.name, Digest::of_json(self).short())
+    }
+
+    /// The manifest.
+    pub fn into_manifest(self) -> Manifest {
+        self.manifest
+    }
+
+    /// As it is sent and stored.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a manifest without non-string keys always serialises")
+    }
+
+    /// Reads what another process has sent, and checks every value in it.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] when it is not a submission of this version, or names something by a relative address.
+    pub fn from_json(text: &str) -> Result<Self, Failure> {
+        let wrong = |problem: String| Failure::input(format!("submission: {problem}"));
+        if text.len() > MAX_BYTES {
+            return Err(wrong(format!("has {} bytes, at most {MAX_BYTES} are taken", text.len())));
+        }
+        let read: Self = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        if read.version != VERSION {
+            return Err(wrong(format!(
+                "has version {}, this program reads version {VERSION}; run the same release of lethe",
+                read.version
+            )));
+        }
+        // Checked as a file is, under a name without a folder, so that a relative address is refused.
+        let shown = format!("{} (submitted)", read.manifest.name);
+        let manifest = serde_json::to_string(&read.manifest).map_err(|error| wrong(error.to_string()))?;
+        let manifest = Manifest::from_json(&manifest, Path::new(&shown))?;
+        let again = Self::new(manifest.clone())?;
+        if again.id() == read.id() {
+            Ok(Self { version: VERSION, manifest })
+        } else {
+            Err(wrong("is not as `lethe submit` makes it".to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(folder: &Path, text: &str) -> Manifest {
+        let path = folder.join("m.toml");
+        std::fs::write(&path, text).unwrap();
+        Manifest::read(&path).unwrap()
+    }
+
+    const TEXT: &str = r#"
+version = 1
+name = "small"
+[model]
+uri = "s3://models/clip"
+[data]
+retain = ["r-*.tar", "s3://b/r-*.tar"]
+classes = "../classes.txt"
+[[concepts.list]]
+id = "a"
+name = "a"
+forget = "a.tar; b.tar"
+[execution]
+workers = 3
+"#;
+
+    #[test]
+    fn addresses_are_absolute_and_the_rest_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let submission = Submission::new(manifest(folder.path(), TEXT)).unwrap();
+        let here = folder.path().display().to_string();
+        let made = &submission.manifest;
+        assert_eq!((made.model.uri.as_str(), made.data.retain[1].as_str()), ("s3://models/clip", "s3://b/r-*.tar"));
+        assert_eq!(made.data.retain[0], format!("{here}/r-*.tar"));
+        assert_eq!(made.data.classes, format!("{}/classes.txt", folder.path().parent().unwrap().display()));
+        assert_eq!(made.concepts.list[0].forget, format!("{here}/a.tar;{here}/b.tar"));
+        let read = Submission::from_json(&submission.to_json()).unwrap();
+        assert_eq!(read.id(), submission.id());
+        // How one machine is used is nobody else's business.
+        let other = Submission::new(manifest(folder.path(), &TEXT.replace("workers = 3", "workers = 1"))).unwrap();
+        assert_eq!(other.id(), submission.id());
+        let other = Submission::new(manifest(folder.path(), &TEXT.replace("b.tar\"", "c.tar\""))).unwrap();
+        assert_ne!(other.id(), submission.id());
+    }
+
+    #[test]
+    fn what_did_not_come_from_submit_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = Submission::new(manifest(folder.path(), TEXT)).unwrap().to_json();
+        let here = folder.path().display().to_string();
+        for (from, to, says) in [
+            ("\"version\":1,\"manifest\"", "\"version\":2,\"manifest\"", "has version 2"),
+            (here.as_str(), "..", "relative path"),
+            ("\"batch_size\":128", "\"batch_size\":0", "method.batch_size is 0"),
+            ("\"name\":\"small\"", "\"name\":\"../x\"", "name is `../x`"),
+            ("\"model\":", "\"modell\":", "unknown field"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let error = Submission::from_json(&good.replace(from, to)).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        assert!(Submission::from_json(&" ".repeat(MAX_BYTES + 1)).unwrap_err().to_string().contains("at most"));
+    }
+}

@@ -1,0 +1,222 @@
+//! The queue on real nats-servers, the oldest that is supported and a current one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{RetentionPolicy, StorageType};
+use lethe_shared::queue::conformance::{self, SOON, job};
+use lethe_shared::queue::nats::{JetStreamQueue, Options, Role};
+use lethe_shared::queue::{Cause, Error, Limits, Queue};
+use lethe_tests::nats::{NatsServer, Version};
+
+fn options() -> Options {
+    Options { patience: 30, give_up: 20, replicas: 1, ..Options::default() }
+}
+
+async fn queue(server: &NatsServer, role: Role, limits: Limits) -> JetStreamQueue {
+    JetStreamQueue::connect_with(&server.url(), role, "test", &options(), limits).await.unwrap()
+}
+
+async fn admin(server: &NatsServer) -> jetstream::Context {
+    jetstream::new(async_nats::connect(server.url()).await.unwrap())
+}
+
+/// A queue on a server without streams.
+async fn empty(server: &NatsServer, limits: Limits) -> Arc<dyn Queue> {
+    let context = admin(server).await;
+    for stream in ["LETHE_JOBS", "LETHE_DEAD", "LETHE_LEDGER", "LETHE_LEASES"] {
+        // There is none the first time.
+        let _ = context.delete_stream(stream).await;
+    }
+    Arc::new(queue(server, Role::Coordinator, limits).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_server_conforms() {
+    let server = NatsServer::start(Version::Oldest);
+    conformance::check(|limits| empty(&server, limits)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_current_server_conforms() {
+    let server = NatsServer::start(Version::Current);
+    conformance::check(|limits| empty(&server, limits)).await;
+}
+
+/// What only this queue does, on both servers.
+async fn beyond(version: Version) {
+    let server = NatsServer::start(version);
+    hostile_messages(&server).await;
+    replays(&server).await;
+    drift(&server).await;
+    lost_disk(version).await;
+    leases(&server).await;
+    sweeps(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_server_and_what_can_happen_to_it() {
+    beyond(Version::Oldest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_current_server_and_what_can_happen_to_it() {
+    beyond(Version::Current).await;
+}
+
+/// Bytes that are no job end among the dead letters, and what comes after them is done.
+async fn hostile_messages(server: &NatsServer) {
+    let queue = queue(server, Role::Coordinator, Limits::default()).await;
+    let context = admin(server).await;
+    let bodies: [&[u8]; 4] = [b"", b"LTHE", &[0xff; 4096], b"LTHE\x01\x00\x01\x00\x00\x00\x05\x00\x00\x00................hello"];
+    for (number, body) in bodies.iter().enumerate() {
+        let subject = ["lethe.jobs.r.concept.abc", "lethe.jobs.x", "lethe.jobs.a.b.c.d.e.f", "lethe.jobs.r.concept.def"][number];
+        context.publish(subject, body.to_vec().into()).await.unwrap().await.unwrap();
+    }
+    queue.publish(&job("hostile", 1)).await.unwrap();
+    let delivery = queue.pull(SOON).await.unwrap().unwrap();
+    assert_eq!(delivery.job, job("hostile", 1));
+    delivery.receipt.done().await.unwrap();
+    let letters = queue.letters(None).await.unwrap();
+    assert_eq!(letters.len(), 4);
+    assert!(letters.iter().all(|letter| letter.job.is_none() && letter.cause == Cause::Input && letter.attempts == 1));
+    assert!(letters.iter().any(|letter| letter.error.contains("not a Lethe message")));
+    assert_eq!(queue.letters(Some("r")).await.unwrap().len(), 2);
+    assert!(queue.dead_letters("r").await.unwrap().is_empty());
+    assert!(matches!(queue.replay(&letters[0].name).await, Err(Error::Refused(_))));
+    for letter in letters {
+        assert!(queue.drop_letter(&letter.name).await.unwrap());
+    }
+    assert!(queue.letters(None).await.unwrap().is_empty() && !queue.drop_letter("r.abc").await.unwrap());
+
+    // A message of a release to come waits for its reader.
+    let mut foreign = lethe_shared::codec::encode_job(&job("foreign", 1)).unwrap();
+    foreign[6] = 9;
+    context.publish("lethe.jobs.foreign.concept.1", foreign.into()).await.unwrap().await.unwrap();
+    assert!(queue.pull(Duration::from_secs(1)).await.unwrap().is_none());
+    assert!(queue.letters(None).await.unwrap().is_empty());
+    assert_eq!(queue.backlog().await.unwrap().in_hand, 1);
+    queue.purge("foreign").await.unwrap();
+}
+
+async fn replays(server: &NatsServer) {
+    let queue = queue(server, Role::Coordinator, Limits { failures: 1, ..Limits::default() }).await;
+    queue.publish(&job("replays", 1)).await.unwrap();
+    queue.pull(SOON).await.unwrap().unwrap().receipt.retry(Duration::ZERO, "disk full").await.unwrap();
+    let letter = queue.letters(Some("replays")).await.unwrap().pop().unwrap();
+    assert_eq!((letter.job, letter.worker.as_str()), (Some(job("replays", 1)), "test"));
+    assert!(queue.replay(&letter.name).await.unwrap());
+    assert!(!queue.replay(&letter.name).await.unwrap() && queue.letters(Some("replays")).await.unwrap().is_empty());
+    let again = queue.pull(SOON).await.unwrap().unwrap();
+    assert_eq!((&again.job, again.attempt), (&job("replays", 1), 1));
+    again.receipt.done().await.unwrap();
+}
+
+/// Settings that someone has changed are changed back; what cannot be changed is refused with a sentence.
+async fn drift(server: &NatsServer) {
+    let context = admin(server).await;
+    let mut config = context.get_stream("LETHE_JOBS").await.unwrap().cached_info().config.clone();
+    config.max_bytes = 1 << 20;
+    config.duplicate_window = Duration::from_secs(1);
+    context.update_stream(config).await.unwrap();
+    let limits = Limits { patience: Duration::from_secs(7), ..Limits::default() };
+    let queue = queue(server, Role::Coordinator, limits).await;
+    let config = context.get_stream("LETHE_JOBS").await.unwrap().cached_info().config.clone();
+    assert_eq!((config.max_bytes, config.duplicate_window), (256 << 20, Duration::from_secs(600)));
+    queue.publish(&job("drift", 1)).await.unwrap();
+    let delivery = queue.pull(SOON).await.unwrap().unwrap();
+    assert_eq!(delivery.patience, limits.patience);
+    delivery.receipt.done().await.unwrap();
+
+    let other = NatsServer::start(Version::Oldest);
+    let stream = jetstream::stream::Config {
+        name: "LETHE_JOBS".into(),
+        subjects: vec!["lethe.jobs.>".into()],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        ..Default::default()
+    };
+    admin(&other).await.create_stream(stream).await.unwrap();
+    let refused = JetStreamQueue::connect(&other.url(), Role::Coordinator, "test", &options()).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused(_)) && refused.to_string().contains("delete the stream"), "{refused}");
+}
+
+/// A server that comes back without its disk gets its streams again, and takes jobs.
+async fn lost_disk(version: Version) {
+    let mut server = NatsServer::start(version);
+    let coordinator = queue(&server, Role::Coordinator, Limits::default()).await;
+    let worker = queue(&server, Role::Worker, Limits::default()).await;
+    coordinator.publish(&job("disk", 1)).await.unwrap();
+    for wiped in [false, true] {
+        server.kill();
+        if wiped {
+            server.wipe();
+        }
+        server.run();
+        if wiped {
+            coordinator.publish(&job("disk", 1)).await.unwrap();
+        }
+        let delivery = loop {
+            match worker.pull(Duration::from_secs(1)).await {
+                Ok(Some(delivery)) => break delivery,
+                Ok(None) | Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(delivery.job, job("disk", 1));
+        if wiped {
+            delivery.receipt.done().await.unwrap();
+        } else {
+            delivery.receipt.hand_back(Duration::ZERO).await.unwrap();
+        }
+    }
+}
+
+async fn leases(server: &NatsServer) {
+    let limits = Limits { patience: Duration::from_secs(2), ..Limits::default() };
+    let (one, two) = (queue(server, Role::Coordinator, limits).await, queue(server, Role::Coordinator, limits).await);
+    let lease = one.lease("r.1").await.unwrap().unwrap();
+    // Longer than a term: it is renewed.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(two.lease("r.1").await.unwrap().is_none() && one.lease("r.1").await.unwrap().is_none());
+    assert_eq!(two.lease_holder("r.1").await.unwrap().as_deref(), Some("test"));
+    assert!(two.lease("r.2").await.unwrap().is_some());
+    lease.release().await.unwrap();
+    let lease = two.lease("r.1").await.unwrap().expect("a lease that was released is free at once");
+    // A holder that dies leaves it to whoever asks after the term.
+    drop(lease);
+    let began = std::time::Instant::now();
+    let lease = loop {
+        if let Some(lease) = one.lease("r.1").await.unwrap() {
+            break lease;
+        }
+        assert!(began.elapsed() < SOON);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(!lease.lost().is_cancelled());
+    // Taken over by force: the holder hears of it.
+    let context = admin(server).await;
+    context.publish("lethe.lease.r~2e1", "somebody else".into()).await.unwrap().await.unwrap();
+    tokio::time::timeout(SOON, lease.lost().cancelled()).await.expect("a lost lease is noticed");
+}
+
+/// A job that nobody finished is found even when the server's word about it was lost.
+async fn sweeps(server: &NatsServer) {
+    let limits = Limits { patience: Duration::from_secs(1), deliveries: 1, ..Limits::default() };
+    let coordinator = queue(server, Role::Coordinator, limits).await;
+    coordinator.publish(&job("sweeps", 1)).await.unwrap();
+    let worker = queue(server, Role::Worker, limits).await;
+    drop(coordinator);
+    drop(worker.pull(SOON).await.unwrap().unwrap());
+    // The server gives it up when the next one asks, and tells nobody who would listen.
+    assert!(worker.pull(Duration::from_secs(2)).await.unwrap().is_none());
+    let coordinator = queue(server, Role::Coordinator, limits).await;
+    let began = std::time::Instant::now();
+    while coordinator.dead_letters("sweeps").await.unwrap().is_empty() {
+        assert!(began.elapsed() < SOON, "the first sweep comes at once");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(coordinator.sweep().await.unwrap(), 0);
+    assert_eq!(admin(server).await.get_stream("LETHE_JOBS").await.unwrap().cached_info().state.messages, 0);
+}

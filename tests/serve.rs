@@ -1,0 +1,392 @@
+//! The long-lived coordinator: real processes on a real nats-server.
+
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use lethe_shared::queue::Queue;
+use lethe_shared::queue::nats::{JetStreamQueue, Options, Role};
+use lethe_tests::nats::{NatsServer, Version};
+use lethe_tests::ports::wait_until;
+use lethe_tests::processes::{Process, signal};
+use lethe_tests::{SmallJob, binary, cut, demo, last_line, shard_of, stderr};
+use serde_json::Value;
+
+const SECRET: &str = "s3cr3t-passw0rd";
+const OTHER_SECRET: &str = "s3cr3t-key";
+
+/// SIGTERM; its exit code.
+fn stop(process: &mut Process) -> Option<i32> {
+    signal(process.id(), "TERM");
+    process.wait(60).code()
+}
+
+/// A NATS server, a folder for store and logs, and the processes on them.
+struct Site {
+    nats: NatsServer,
+    folder: tempfile::TempDir,
+}
+
+impl Site {
+    /// A server that lets everyone in.
+    fn open() -> Self {
+        Self { nats: NatsServer::start(Version::Oldest), folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn new() -> Self {
+        let users = format!("authorization {{ users: [ {{ user: lethe, password: \"{SECRET}\" }} ] }}");
+        Self { nats: NatsServer::with(Version::Oldest, &users), folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// With the password in it, as someone will write it: it must not be shown.
+    fn url(&self) -> String {
+        format!("nats://lethe:{SECRET}@127.0.0.1:{}", self.nats.port())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(binary(program));
+        command.env_remove("LETHE_LOG").env_remove("LETHE_LOG_FORMAT").env("LETHE_NATS", self.url()).env("LETHE_CACHE", self.path("cache"));
+        command.env("LETHE_NATS_USER", "lethe").env("LETHE_NATS_PASSWORD", SECRET);
+        // Nothing reads this here; it must not be seen anywhere.
+        command.env("AWS_SECRET_ACCESS_KEY", OTHER_SECRET);
+        command
+    }
+
+    /// `lethe serve` on a free port, with logs as JSON.
+    fn serve(&self, log: &str) -> Process {
+        let mut command = self.command("lethe");
+        command.args(["serve", "--http", "0", "--log-format", "json", "--store"]).arg(self.path("store"));
+        let mut process = Process::start(command, &self.path(log));
+        wait_until("serve listens", 60, || {
+            assert!(process.ended().is_none(), "{}", process.said());
+            process.said().contains("takes runs on")
+        });
+        process
+    }
+
+    fn worker(&self, log: &str) -> Process {
+        let mut command = self.command("lethe-worker");
+        command.args(["--log-format", "json", "--http", "0", "--device", "cpu", "--workers", "2", "--store"]).arg(self.path("store"));
+        let mut process = Process::start(command, &self.path(log));
+        wait_until("the worker is ready", 60, || {
+            assert!(process.ended().is_none(), "{}", process.said());
+            process.said().contains("\"ready\"")
+        });
+        process
+    }
+
+    fn lethe(&self, arguments: &[&str]) -> Output {
+        self.command("lethe").args(arguments).output().unwrap()
+    }
+
+    /// A command that must succeed; the JSON that it prints.
+    fn ask(&self, arguments: &[&str]) -> Value {
+        let output = self.lethe(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        last_line(&output)
+    }
+
+    fn submit(&self, job: &SmallJob) -> String {
+        let output = self.lethe(&["submit", job.path("job.toml").to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Waits for a run's end; its exit code and what is said about it.
+    fn watch(&self, run: &str) -> (Option<i32>, Value) {
+        let mut command = self.command("lethe");
+        let mut child = command.args(["status", run, "--watch", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_until("a run ends", 240, || child.try_wait().unwrap().is_some());
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), last_line(&output))
+    }
+
+    fn state(&self, run: &str) -> String {
+        self.ask(&["status", run])["state"].as_str().unwrap().to_owned()
+    }
+
+    fn outcomes(&self) -> usize {
+        let folders = std::fs::read_dir(self.path("store/outcomes")).into_iter().flatten().flatten();
+        folders.filter_map(|folder| std::fs::read_dir(folder.path()).ok()).flatten().flatten().count()
+    }
+}
+
+/// Where a process's HTTP port is, from its log.
+fn http(process: &Process) -> String {
+    let find = |log: &str| {
+        let rest = log.split("http://").nth(1)?;
+        rest.split([':', '/', '"', ' ']).nth(1).and_then(|port| port.parse::<u16>().ok())
+    };
+    wait_until("the HTTP port is known", 60, || find(&process.said()).is_some());
+    format!("127.0.0.1:{}", find(&process.said()).unwrap())
+}
+
+fn get(address: &str, path: &str) -> (u16, String) {
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, answer)
+}
+
+/// The first server-sent event.
+fn first_event(address: &str) -> Value {
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    write!(connection, "GET /api/v1/events HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    let (mut text, mut buffer) = (String::new(), [0u8; 4096]);
+    loop {
+        let read = connection.read(&mut buffer).unwrap();
+        assert!(read > 0, "the stream of events ended: {text}");
+        text += &String::from_utf8_lossy(&buffer[..read]);
+        if let Some((event, _)) = text.split_once("data: ").and_then(|(_, rest)| rest.split_once("\n\n")) {
+            // The body comes in chunks; a chunk's length stands on a line of its own.
+            return serde_json::from_str(event.lines().next().unwrap()).unwrap();
+        }
+    }
+}
+
+/// Every sample line of an OpenMetrics text has a name that is ours and a number.
+fn check_metrics(text: &str, names: &[&str]) {
+    let body = text.split_once("\r\n\r\n").unwrap().1;
+    assert!(body.trim_end().ends_with("# EOF"), "{body}");
+    for line in body.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        assert!(name.starts_with("lethe_") && value.parse::<f64>().is_ok(), "{line}");
+    }
+    for name in names {
+        assert!(body.lines().any(|line| line.starts_with(name)), "{name} is not in {body}");
+    }
+}
+
+fn check_json_log(process: &Process) {
+    let log = process.said();
+    assert!(log.lines().count() > 1);
+    for line in log.lines() {
+        let parsed: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(parsed["level"].is_string() && parsed["message"].is_string(), "{line}");
+    }
+}
+
+#[test]
+fn a_submitted_run_ends_as_lethe_run_does_and_a_second_time_computes_nothing() {
+    let (site, job) = (Site::new(), SmallJob::new());
+    let (mut serve, mut worker) = (site.serve("serve.log"), site.worker("worker.log"));
+    let run = site.submit(&job);
+    let (code, ended) = site.watch(&run);
+    assert_eq!((code, ended["state"].as_str()), (Some(0), Some("complete")), "{ended}");
+    let alone = job.run("store");
+    assert_eq!(ended["digest"], alone["digest"]);
+    assert_eq!(ended["plan"], alone["run"]);
+    let release = PathBuf::from(ended["release"].as_str().unwrap());
+    assert!(release.starts_with(site.path("store")) && release.join("composition.json").is_file());
+
+    // The same manifest again is the same run, and finds everything done.
+    let outcomes = site.outcomes();
+    assert_eq!(site.submit(&job), run);
+    let (code, again) = site.watch(&run);
+    assert_eq!((code, &again["digest"], &again["release"]), (Some(0), &ended["digest"], &ended["release"]));
+    assert_eq!(site.outcomes(), outcomes);
+    let summary = site.path(&format!("store/runs/{}/summary.json", ended["plan"].as_str().unwrap()));
+    let summary: Value = serde_json::from_slice(&std::fs::read(summary).unwrap()).unwrap();
+    assert_eq!((summary["summary"]["jobs_done"].as_u64(), summary["summary"]["jobs_found"].as_u64()), (Some(0), Some(outcomes as u64)));
+    // What its jobs call it names it too.
+    assert_eq!(site.ask(&["status", ended["plan"].as_str().unwrap()])["run"], run.as_str());
+
+    let address = http(&serve);
+    assert_eq!(get(&address, "/healthz").0, 200);
+    assert_eq!(get(&address, "/readyz").0, 200);
+    let page = get(&address, "/");
+    assert!(page.0 == 200 && page.1.contains("<title>Lethe</title>") && page.1.contains("content-security-policy"));
+    assert_eq!(get(&address, "/status.js").0, 200);
+    let runs = get(&address, "/api/v1/runs");
+    let parsed: Value = serde_json::from_str(runs.1.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!((parsed["runs"][0]["run"].as_str(), parsed["runs"][0]["state"].as_str()), (Some(run.as_str()), Some("complete")));
+    assert_eq!(get(&address, &format!("/api/v1/runs/{run}")).0, 200);
+    assert_eq!(get(&address, "/api/v1/runs/none").0, 404);
+    assert_eq!(first_event(&address)["runs"][0]["run"].as_str(), Some(run.as_str()));
+    let metrics = get(&address, "/metrics");
+    let found = [
+        "lethe_jobs_total{kind=\"concept\",end=\"done\"} 3",
+        "lethe_runs{state=\"complete\"} 1",
+        "lethe_store_operations_total{",
+        "lethe_queue_jobs{",
+    ];
+    check_metrics(&metrics.1, &found);
+
+    let address = http(&worker);
+    assert_eq!((get(&address, "/healthz").0, get(&address, "/readyz").0), (200, 200));
+    let found = [
+        "lethe_attempts_total{kind=\"concept\",end=\"done\"} 3",
+        "lethe_job_seconds_bucket{",
+        "lethe_attempts_in_flight{kind=\"concept\"} 0",
+        "lethe_memory_resident_bytes ",
+    ];
+    check_metrics(&get(&address, "/metrics").1, &found);
+
+    // Coordinator and worker log under one trace.
+    let trace = |process: &Process, span: &str| {
+        let log = process.said();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let mut spans = lines.flat_map(|line| line["spans"].as_array().cloned().unwrap_or_default());
+        let found = spans.find(|found| found["name"] == span && found["trace"].is_string());
+        found.unwrap_or_else(|| panic!("no span `{span}` in {log}"))["trace"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(trace(&serve, "run"), trace(&worker, "attempt"));
+
+    let status = site.lethe(&["status"]);
+    assert!(String::from_utf8_lossy(&status.stdout).contains(&run));
+    assert_eq!((stop(&mut serve), stop(&mut worker)), (Some(0), Some(0)));
+    for process in [&serve, &worker] {
+        check_json_log(process);
+        assert!(!process.said().contains(SECRET) && !process.said().contains(OTHER_SECRET), "{}", process.said());
+    }
+    for text in [page.1, runs.1, metrics.1, stderr(&status), String::from_utf8_lossy(&status.stdout).into_owned()] {
+        assert!(!text.contains(SECRET) && !text.contains(OTHER_SECRET), "{text}");
+    }
+}
+
+#[test]
+fn a_killed_coordinator_goes_on_with_every_run() {
+    let (site, one, two) = (Site::new(), SmallJob::new(), SmallJob::new());
+    two.replace("job.toml", "search_evaluations = 6", "search_evaluations = 5");
+    two.replace("job.toml", "name = \"small\"", "name = \"other\"");
+    let (mut first, _worker) = (site.serve("first.log"), site.worker("worker.log"));
+    let runs = [site.submit(&one), site.submit(&two)];
+    wait_until("both runs are under way and something is done", 120, || {
+        site.outcomes() > 0 && runs.iter().all(|run| site.state(run) == "running")
+    });
+    first.kill();
+    assert!(!site.path("store/releases").is_dir(), "nothing is released yet");
+    let _second = site.serve("second.log");
+    for (run, job) in runs.iter().zip([&one, &two]) {
+        let (code, ended) = site.watch(run);
+        assert_eq!((code, ended["state"].as_str()), (Some(0), Some("complete")), "{ended}");
+        assert_eq!(ended["digest"], job.run("store")["digest"]);
+    }
+}
+
+#[test]
+fn a_cancelled_run_stops_and_can_be_submitted_again() {
+    let (site, job) = (Site::new(), SmallJob::new());
+    let serve = site.serve("serve.log");
+    let run = site.submit(&job);
+    wait_until("the run is under way", 60, || site.state(&run) == "running");
+    let address = http(&serve);
+    let waiting = |jobs: u32| get(&address, "/metrics").1.contains(&format!("lethe_queue_jobs{{state=\"waiting\"}} {jobs}\n"));
+    wait_until("its jobs are on the queue", 60, || !waiting(0));
+    site.ask(&["cancel", &run]);
+    let (code, ended) = site.watch(&run);
+    assert_eq!((code, ended["state"].as_str()), (Some(130), Some("cancelled")));
+    wait_until("its jobs are taken back", 60, || waiting(0));
+    // Cancelling what has ended changes nothing.
+    assert_eq!(site.ask(&["cancel", &run])["state"], "cancelled");
+
+    assert_eq!(site.submit(&job), run);
+    let _worker = site.worker("worker.log");
+    assert_eq!(site.watch(&run).0, Some(0));
+}
+
+#[test]
+fn dead_letters_are_listed_replayed_and_dropped() {
+    let (site, job) = (Site::new(), SmallJob::new());
+    let _serve = site.serve("serve.log");
+    let run = site.submit(&job);
+    wait_until("the run is planned", 60, || site.state(&run) == "running");
+    // What was there when the run was planned is gone when its job is done.
+    std::fs::rename(job.path("rocket.tar"), job.path("away.tar")).unwrap();
+    let _worker = site.worker("worker.log");
+    let (code, ended) = site.watch(&run);
+    assert_eq!((code, ended["state"].as_str()), (Some(3), Some("incomplete")), "{ended}");
+    assert!(ended["problem"].as_str().unwrap().contains("rocket"), "{ended}");
+    let plan = ended["plan"].as_str().unwrap();
+    let listed = site.ask(&["dead-letters", "list"]);
+    let letters = listed["dead_letters"].as_array().unwrap();
+    assert_eq!((letters.len(), &letters[0]["job"], &letters[0]["run"]), (1, &"concept rocket".into(), &plan.into()), "{listed}");
+    assert!(letters[0]["error"].as_str().unwrap().contains("rocket.tar"), "{listed}");
+    assert_eq!(site.ask(&["dead-letters", "list", "--run", "another"])["dead_letters"], Value::Array(Vec::new()));
+
+    std::fs::rename(job.path("away.tar"), job.path("rocket.tar")).unwrap();
+    let replayed = site.ask(&["dead-letters", "replay", "--run", plan]);
+    assert_eq!((&replayed["letters"][0], &replayed["runs"][0]), (&letters[0]["letter"], &plan.into()));
+    let (code, ended) = site.watch(&run);
+    assert_eq!((code, ended["state"].as_str()), (Some(0), Some("complete")), "{ended}");
+    assert_eq!(ended["digest"], job.run("store")["digest"]);
+    assert_eq!(site.ask(&["dead-letters", "list"])["dead_letters"], Value::Array(Vec::new()));
+
+    // A broken image stays broken: its letter can only be dropped.
+    let broken = b"\x89PNG\r\n\x1a\nthis is no image".to_vec();
+    job.write("rocket.tar", &shard_of([("rocket-7.png".to_owned(), broken), ("rocket-7.txt".to_owned(), b"rocket".to_vec())]));
+    assert_eq!(site.submit(&job), run);
+    assert_eq!(site.watch(&run).0, Some(3));
+    let listed = site.ask(&["dead-letters", "list"]);
+    let letter = listed["dead_letters"][0]["letter"].as_str().unwrap();
+    assert_eq!(site.ask(&["dead-letters", "drop", letter])["letters"][0], letter);
+    assert_eq!(site.ask(&["dead-letters", "list"])["dead_letters"], Value::Array(Vec::new()));
+    let output = site.lethe(&["dead-letters", "drop", letter]);
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("there is no dead letter"), "{}", stderr(&output));
+}
+
+/// A run of many jobs does not keep a later one waiting until it is through.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_runs_share_the_queue() {
+    const SHARDS: usize = 160;
+    let (site, many, few) = (Site::open(), SmallJob::new(), SmallJob::new());
+    for number in 0..SHARDS {
+        let sample = Cell::new(0);
+        let shard = cut(&demo().join("retain-00000.tar"), 32, |_| {
+            sample.set(sample.get() + 1);
+            sample.get() > number
+        });
+        many.write(&format!("retain-{number:03}.tar"), &shard);
+    }
+    many.replace("job.toml", "name = \"small\"", "name = \"many\"");
+    let _serve = site.serve("serve.log");
+    let first = site.submit(&many);
+    wait_until("the first run is under way", 60, || site.state(&first) == "running");
+    let second = site.submit(&few);
+    wait_until("the second run is under way", 60, || site.state(&second) == "running");
+
+    // This test is the workers: it takes jobs and looks whose they are. (It has no environment of its own to give a password by.)
+    let queue =
+        JetStreamQueue::connect(&site.nats.url(), Role::Worker, "test", &Options { give_up: 10, ..Options::default() }).await.unwrap();
+    let mut taken = Vec::new();
+    let mut deliveries = Vec::new();
+    while !taken.iter().any(|run: &String| run.starts_with("small-")) {
+        let delivery = queue.pull(Duration::from_secs(20)).await.unwrap().expect("a job of either run");
+        taken.push(delivery.job.run.clone());
+        deliveries.push(delivery);
+        assert!(taken.len() <= 100, "the second run waits behind the first: {taken:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let (site, job) = (Site::new(), SmallJob::new());
+    let manifest = job.path("job.toml");
+    let submit = ["submit", manifest.to_str().unwrap()];
+    let fails = |arguments: &[&str], code: i32, says: &str| {
+        let output = site.lethe(arguments);
+        let text = stderr(&output);
+        assert!(output.status.code() == Some(code) && text.contains(says) && !text.contains(SECRET), "{:?} {text}", output.status);
+    };
+    fails(&submit, 5, "start one with `lethe serve`");
+    let _serve = site.serve("serve.log");
+    fails(&["status", "none"], 2, "`none` is not known here");
+    fails(&["cancel", "none"], 2, "`none` is not known here");
+    std::fs::remove_file(job.path("rocket.tar")).unwrap();
+    fails(&submit, 2, "rocket.tar does not exist");
+    // Unchecked, the coordinator finds out.
+    let output = site.lethe(&[&submit[..], &["--unchecked", "--watch"]].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("rocket.tar does not exist"));
+}

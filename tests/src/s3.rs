@@ -1,0 +1,83 @@
+//! A real S3 server (moto's) of a test's own.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use lethe_shared::store::Store;
+use object_store::aws::AmazonS3Builder;
+
+use crate::ports::{free_port, wait_for_port};
+use crate::repository;
+
+/// A server on loopback; it goes when the test does.
+#[derive(Debug)]
+pub struct S3Server {
+    process: Child,
+    port: u16,
+}
+
+impl S3Server {
+    /// Starts one and waits until it answers.
+    pub fn start() -> Self {
+        let packages = repository().join(".tools/s3/site");
+        assert!(packages.is_dir(), "{} is missing: run tests/setup.sh first, as `make test` does", packages.display());
+        let port = free_port();
+        let process = Command::new("python3")
+            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()])
+            .env("PYTHONPATH", packages)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3 starts");
+        let server = Self { process, port };
+        wait_for_port(port, "the S3 server");
+        server
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its address.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn make_bucket(&self, name: &str) {
+        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).expect("the S3 server answers");
+        let request = format!("PUT /{name} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).expect("the S3 server listens");
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).expect("the S3 server answers");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    /// A new bucket.
+    pub fn bucket(&self, name: &str) -> Store {
+        self.make_bucket(name);
+        let builder = AmazonS3Builder::new().with_bucket_name(name).with_endpoint(self.endpoint()).with_allow_http(true);
+        let built = builder.with_access_key_id("test").with_secret_access_key("test").with_region("us-east-1").build();
+        Store::over(Arc::new(built.expect("a client for the S3 server")), &format!("s3://{name}"))
+    }
+
+    /// Lets a process use the server at this endpoint.
+    pub fn environment(endpoint: &str, command: &mut Command) {
+        command
+            .env("AWS_ENDPOINT_URL", endpoint)
+            .env("AWS_ALLOW_HTTP", "true")
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .env("AWS_REGION", "us-east-1");
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        // Gone is as good as killed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
