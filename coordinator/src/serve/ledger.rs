@@ -69,7 +69,7 @@ impl State {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// [`VERSION`].
+    /// Version of this format: 1.
     pub version: u32,
     /// Its place among the run's entries, from 1.
     pub number: u64,

@@ -4,7 +4,7 @@
 //! delivered again, so that the same job may be done twice: outcomes are written once under the job's id, and the second
 //! is the same as the first.
 //!
-//! [`MemoryQueue`] serves one process, [`nats`] many; what a queue must do is the same everywhere ([`conformance`] holds it
+//! [`MemoryQueue`] serves one process, [`nats`] many; what a queue must do is the same everywhere (`conformance` holds it
 //! against both).
 
 #[cfg(any(test, feature = "conformance"))]

@@ -1,6 +1,6 @@
 //! Every metric of every Lethe process. Names and labels are documented in `docs/operations.md`; a test holds the two together.
 //!
-//! One set per process, reached by [`metrics`]. Labels have few values, all of them known here or in the job kinds: never a run, a
+//! One set per process, reached by [`metrics()`]. Labels have few values, all of them known here or in the job kinds: never a run, a
 //! concept or an address.
 
 use std::sync::LazyLock;

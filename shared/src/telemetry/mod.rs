@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`log`] | lines for people or JSON for machines, on stderr |
 //! | [`trace`] | W3C trace contexts: one trace per run, across processes |
-//! | [`metrics`] | every counter, gauge and histogram, in one place |
+//! | [`mod@metrics`] | every counter, gauge and histogram, in one place |
 //! | [`health`] | whether this process can do its work right now |
 //! | [`http`] | `/healthz`, `/readyz`, `/metrics` |
 //!
