@@ -1,7 +1,9 @@
 //! The store on a real S3 server (moto's, on loopback): the same conformance suite as memory and folders, and a whole
 //! run whose manifest lies here and whose model, data and release lie in buckets.
 
+use lethe_shared::digest::Digest;
 use lethe_shared::store::conformance;
+use lethe_tests::proxy::BadLine;
 use lethe_tests::s3::S3Server;
 use lethe_tests::{SmallJob, demo, last_line, stderr};
 
@@ -53,4 +55,25 @@ async fn a_run_from_buckets_gives_the_same_checkpoint() {
     let keys = releases.list("lethe/store/releases").await.unwrap();
     assert!(keys.iter().any(|key| key.ends_with("/composition.json")) && keys.iter().any(|key| key.ends_with("/model.safetensors")));
     assert_eq!(run()["summary"]["jobs_done"].as_u64(), Some(0));
+}
+
+/// The first attempts of every request fail, uploads are torn, answers break off or come in drops: it takes longer, and
+/// nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_line_to_the_store_costs_time_only() {
+    let (server, job) = (S3Server::start(), SmallJob::new());
+    let store = server.bucket("faulty");
+    let line = BadLine::to(server.port());
+    let mut command = job.command("run", &["--store", "s3://faulty/store"]);
+    S3Server::environment(&line.endpoint(), &mut command);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(last_line(&output)["digest"], job.run("store")["digest"]);
+    let faults = line.faults();
+    assert!(faults.refused > 20 && faults.torn > 5 && faults.cut > 2 && faults.slow > 0, "{faults:?}");
+    // What is there is whole: each artifact is what its name says.
+    for key in store.list("store/artifacts").await.unwrap() {
+        let bytes = store.get(&key).await.unwrap().unwrap();
+        assert_eq!(key.rsplit('/').next().unwrap(), Digest::of(&bytes).to_string(), "{key}");
+    }
 }

@@ -3,6 +3,7 @@
 pub mod nats;
 pub mod ports;
 pub mod processes;
+pub mod proxy;
 pub mod s3;
 
 use std::io::{Read, Write};

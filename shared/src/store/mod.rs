@@ -305,15 +305,16 @@ impl Store {
         let mut hasher = crate::digest::Hasher::new();
         let mut bytes = 0;
         let mut buffer = vec![0u8; 1 << 20];
+        let remote = |error: std::io::Error| Error::from_io(&format!("{}/{key}", self.name), error);
         let copied = async {
             loop {
                 let n = file.read(&mut buffer).await.map_err(local)?;
                 if n == 0 {
-                    return target.shutdown().await.map_err(|error| Error::from_io(&format!("{}/{key}", self.name), error));
+                    return Ok(());
                 }
                 hasher.update(&buffer[..n]);
                 bytes += n as u64;
-                target.write_all(&buffer[..n]).await.map_err(|error| Error::from_io(&format!("{}/{key}", self.name), error))?;
+                target.write_all(&buffer[..n]).await.map_err(remote)?;
             }
         };
         if let Err(error) = copied.await {
@@ -321,6 +322,8 @@ impl Store {
             let _ = target.abort().await;
             return Err(error);
         }
+        // Takes its parts back by itself when it fails.
+        target.shutdown().await.map_err(remote)?;
         Ok(ArtifactRef { digest: hasher.finish(), bytes })
     }
 
