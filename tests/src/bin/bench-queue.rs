@@ -44,7 +44,7 @@ impl Execute for Nothing {
     fn execute(&self, job: &Job, _: &CancellationToken) -> Result<Outcome, Error> {
         let execution =
             Execution { worker: "w".into(), seconds: 0.0, stages: BTreeMap::new(), peak_memory_bytes: 0, device: "none".into() };
-        Ok(Outcome { job: job.id(), result: TaskResult::Evaluate(EvaluateResult { items: BTreeMap::new() }), execution })
+        Ok(Outcome { job: job.id(), result: TaskResult::Evaluate(EvaluateResult::default()), execution })
     }
 }
 
