@@ -147,7 +147,7 @@ async fn whatever_happens_the_run_ends_with_the_same_bytes() {
     let version = if chance.below(2) == 0 { Version::Oldest } else { Version::Current };
     let job = SmallJob::with_concepts(CONCEPTS);
     // Cheap: what is computed matters less than that it is computed once and for all.
-    job.replace("job.toml", "search_evaluations = 6", "search_evaluations = 2");
+    job.replace("job.toml", "search_evaluations = 6", "search_evaluations = 4");
     job.replace("job.toml", "[execution]", "[policy]\nrequired = 0.01\n\n[execution]");
     let expected = job.run("undisturbed");
     let all = outcomes(&job.path("undisturbed"));

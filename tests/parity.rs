@@ -12,11 +12,12 @@ use lethe_worker::model::weights::tensor_from_bytes;
 use lethe_worker::model::{Clip, ClipConfig, ParameterId, Parameters, Role, TokenBatch, Weights};
 use lethe_worker::slug::gradient::{GradientSum, Loss};
 use lethe_worker::slug::loss;
+use lethe_worker::slug::moments::MomentSum;
 use lethe_worker::slug::ranking::{Scores, pareto_front};
 use lethe_worker::slug::search::edited_layer;
 use safetensors::SafeTensors;
 use serde_json::Value;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 struct Golden {
     clip: Clip,
@@ -229,6 +230,69 @@ fn prefixes(name: &str) {
     }
 }
 
+/// What the taps of a layer see makes up its weight's gradient: Σ δ_t x_tᵀ over items and tokens.
+fn taps(name: &str) {
+    let golden = Golden::open(name);
+    let (pixels, texts) = golden.batch("retain", 0);
+    for input in [Input::Images(&pixels), Input::Texts(&texts)] {
+        let layers = golden.clip.mlp_ends(input.tower());
+        assert_eq!(layers.len(), golden.clip.block_count(input.tower()));
+        let (graph, leaves) = golden.parameters.weights().with_leaves(&layers).unwrap();
+        let seen = golden.clip.embed(&graph, input).unwrap().narrow(1, 0, 1).sum(Kind::Float);
+        let expected = Tensor::f_run_backward(&[&seen], &leaves, false, false).unwrap();
+
+        let graph = golden.parameters.weights().with_taps(&layers).unwrap();
+        let seen = golden.clip.embed(&graph, input).unwrap().narrow(1, 0, 1).sum(Kind::Float);
+        let tapped = graph.tapped();
+        let outputs: Vec<&Tensor> = tapped.iter().map(|tap| &tap.output).collect();
+        let deltas = Tensor::f_run_backward(&[&seen], &outputs, false, false).unwrap();
+        assert_eq!(tapped.iter().map(|tap| tap.layer).collect::<Vec<_>>(), layers);
+        for ((tap, delta), expected) in tapped.iter().zip(&deltas).zip(&expected) {
+            let rows = |t: &Tensor| t.reshape([-1, *t.size().last().unwrap()]);
+            let gradient = rows(delta).transpose(0, 1).matmul(&rows(&tap.input));
+            let off = (gradient - expected).norm() / expected.norm();
+            assert!(off.double_value(&[]) < 1e-4, "{:?}", golden.clip.architecture().spec(tap.layer).name);
+        }
+    }
+}
+
+/// Second moments predict what a small random change of a layer does to the embeddings.
+fn moments(name: &str) {
+    let golden = Golden::open(name);
+    let (_, texts) = golden.batch("retain", 0);
+    let weights = golden.parameters.weights();
+    // Of the last layer one token counts, so that the prediction is exact on average.
+    let layer = *golden.clip.mlp_ends(Tower::Text).last().unwrap();
+    let items = texts.ids.size()[0] as usize;
+    let sum = |halves: &[bool]| {
+        let mut sum = MomentSum::new(vec![layer], 1);
+        for _ in 0..20 {
+            sum.add(&golden.clip, &weights, Input::Texts(&texts), halves).unwrap();
+        }
+        assert_eq!(sum.items(), 20 * items as u64);
+        let (_, [first, second]) = sum.sums(&weights).unwrap().pop().unwrap();
+        (first / 20.0, second / 20.0)
+    };
+    let (moment, nothing) = sum(&vec![false; items]);
+    assert_eq!(nothing.abs().max().double_value(&[]), 0.0);
+    let (first, second) = sum(&(0..items).map(|item| item % 2 == 1).collect::<Vec<_>>());
+    close("halves", &(first + second), &moment, 1e-3 * moment.abs().max().double_value(&[]));
+
+    let _guard = tch::no_grad_guard();
+    tch::manual_seed(3);
+    let original = golden.clip.embed(&weights, Input::Texts(&texts)).unwrap();
+    let (mut predicted, mut happened) = (0.0, 0.0);
+    let (outputs, width) = (weights.get(layer).size()[0] as f64, original.size()[1] as f64);
+    for _ in 0..200 {
+        let change = Tensor::randn_like(weights.get(layer)) * 1e-3;
+        let edited = golden.clip.embed(&weights.with(layer, weights.get(layer) + &change), Input::Texts(&texts)).unwrap();
+        happened += (edited - &original).square().sum(Kind::Double).double_value(&[]) / width;
+        predicted += (change.matmul(&moment) * &change).sum(Kind::Double).double_value(&[]) / outputs;
+    }
+    let ratio = happened / predicted;
+    assert!((0.8..1.25).contains(&ratio), "{ratio}");
+}
+
 macro_rules! for_each_model {
     ($($test:ident),*) => {
         mod quick_gelu { $(#[test] fn $test() { super::$test("clip-quickgelu"); })* }
@@ -237,4 +301,4 @@ macro_rules! for_each_model {
     };
 }
 
-for_each_model!(embeddings_and_losses, gradients_and_ranking, edits, prefixes);
+for_each_model!(embeddings_and_losses, gradients_and_ranking, edits, prefixes, taps, moments);

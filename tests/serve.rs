@@ -311,7 +311,7 @@ fn dead_letters_are_listed_replayed_and_dropped() {
     let plan = ended["plan"].as_str().unwrap();
     let listed = site.ask(&["dead-letters", "list"]);
     let letters = listed["dead_letters"].as_array().unwrap();
-    assert_eq!((letters.len(), &letters[0]["job"], &letters[0]["run"]), (1, &"concept rocket".into(), &plan.into()), "{listed}");
+    assert_eq!((letters.len(), &letters[0]["job"], &letters[0]["run"]), (1, &"survey of concept rocket".into(), &plan.into()), "{listed}");
     assert!(letters[0]["error"].as_str().unwrap().contains("rocket.tar"), "{listed}");
     assert_eq!(site.ask(&["dead-letters", "list", "--run", "another"])["dead_letters"], Value::Array(Vec::new()));
 

@@ -31,10 +31,10 @@ pub fn compose(
     let mut change = Change::new();
     for (layer, mut edits) in by_layer {
         edits.sort_by(|a, b| a.concept.cmp(&b.concept));
-        let info = checkpoint.tensors().get(layer).ok_or_else(|| CheckpointError::Tensor {
-            tensor: layer.to_owned(),
-            problem: "is not in the checkpoint".to_owned(),
-        })?;
+        let info = checkpoint
+            .tensors()
+            .get(layer)
+            .ok_or_else(|| CheckpointError::Tensor { tensor: layer.to_owned(), problem: "is not in the checkpoint".to_owned() })?;
         let dtype = info.dtype;
         let base = edit::widen(layer, checkpoint.bytes(layer)?, dtype)?;
         // The sum of changes first: rounding against the far larger weights happens once.
@@ -111,11 +111,8 @@ mod tests {
     #[test]
     fn one_edit_is_the_step_the_search_tried() {
         let edit = edit("pizza", "a", 0.25, 1.0);
-        let expected: Vec<u8> = BASE
-            .iter()
-            .zip(values(&edit))
-            .flat_map(|(&base, g)| ((f64::from(base) + 0.25 * f64::from(g)) as f32).to_le_bytes())
-            .collect();
+        let expected: Vec<u8> =
+            BASE.iter().zip(values(&edit)).flat_map(|(&base, g)| ((f64::from(base) + 0.25 * f64::from(g)) as f32).to_le_bytes()).collect();
         assert_eq!(composed(&[edit]), Change::from([("a".to_owned(), expected)]));
     }
 

@@ -76,7 +76,14 @@ pub fn surveys(plan: &Plan, retain_gradient: ArtifactRef, folds: &[ArtifactRef])
 }
 
 /// The direction job of one concept on its layer; `layers` are all that the run uses.
-pub fn direction(plan: &Plan, planned: &PlannedConcept, layer: &str, layers: &[String], inverses: &[ArtifactRef], classes: ArtifactRef) -> Job {
+pub fn direction(
+    plan: &Plan,
+    planned: &PlannedConcept,
+    layer: &str,
+    layers: &[String],
+    inverses: &[ArtifactRef],
+    classes: ArtifactRef,
+) -> Job {
     job(
         plan,
         Task::Direction(Box::new(DirectionTask {

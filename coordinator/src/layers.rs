@@ -34,7 +34,8 @@ pub fn assign(rankings: &[&[RankedLayer]], most: usize) -> Assignment {
         .iter()
         .map(|ranking| {
             let mut candidates: Vec<&RankedLayer> = ranking.iter().filter(taken).filter(|layer| layer.efficiency.is_some()).collect();
-            candidates.sort_by(|a, b| b.efficiency.unwrap_or(0.0).total_cmp(&a.efficiency.unwrap_or(0.0)).then_with(|| a.layer.cmp(&b.layer)));
+            candidates
+                .sort_by(|a, b| b.efficiency.unwrap_or(0.0).total_cmp(&a.efficiency.unwrap_or(0.0)).then_with(|| a.layer.cmp(&b.layer)));
             candidates.first().map(|layer| layer.layer.clone())
         })
         .collect();

@@ -12,7 +12,7 @@ h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
 .fact { border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
 .fact b { display: block; font-size: 1.6rem; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; margin-bottom: 1.5rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { position: sticky; top: 0; background: Canvas; }
 td.n, th.n { text-align: right; } .good { color: var(--good); } .bad { color: var(--bad); }

@@ -143,7 +143,9 @@ pub fn decode_direction(layer: &str, shape: &[usize], file: &[u8]) -> Result<Dir
     };
     let (up_name, down_name) = factor_names(layer);
     match (parsed.len(), parsed.tensor(layer), parsed.tensor(&up_name), parsed.tensor(&down_name)) {
-        (1, Ok(view), _, _) if view.shape().iter().product::<usize>() == shape.iter().product::<usize>() => Ok(Direction::Dense(read(&view)?)),
+        (1, Ok(view), _, _) if view.shape().iter().product::<usize>() == shape.iter().product::<usize>() => {
+            Ok(Direction::Dense(read(&view)?))
+        }
         (2, _, Ok(up), Ok(down)) => match (up.shape(), down.shape(), shape) {
             ([outputs, rank], [other, inputs], [rows, columns]) if rank == other && outputs == rows && inputs == columns => {
                 Ok(Direction::Factored { up: read(&up)?, down: read(&down)?, rank: *rank })

@@ -28,6 +28,8 @@ const PULL: Duration = Duration::from_secs(20);
 const WRITES: u32 = 5;
 /// A job whose input someone must mend first, or that another worker must do, is given back for this long.
 const ASIDE: Duration = Duration::from_secs(2);
+/// The same, when it comes again and again.
+const ASIDE_AT_MOST: Duration = Duration::from_secs(60);
 
 /// How long a job that was handed back may still compute before the process ends.
 const SAFE_POINT: Duration = Duration::from_secs(8);
@@ -245,8 +247,12 @@ impl Slot {
                 let problem = error.to_string();
                 warn!(job = %job.label(), error = %problem, "not for this worker, not now");
                 announce(Event::Failed { error: problem, will_retry: true }).await;
-                receipt.hand_back(ASIDE).await?;
-                return Ok(Next::Pause);
+                if matches!(error, Error::Foreign(_)) {
+                    receipt.hand_back(ASIDE).await?;
+                    return Ok(Next::Pause);
+                }
+                // What mends it stands behind what comes again: each time this one waits longer, and the worker takes what is next.
+                receipt.hand_back((ASIDE * attempt.max(1)).min(ASIDE_AT_MOST)).await?;
             }
         }
         Ok(Next::Work)

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use clap::Args;
 use lethe_shared::exit;
-use lethe_shared::queue::Queue;
 use lethe_shared::queue::nats::{self, JetStreamQueue, Role};
 use lethe_shared::record::Composition;
 use lethe_shared::store::Store;
@@ -94,7 +93,7 @@ async fn in_this_process(plan: &Plan, store: Store, common: &Common, patience: P
     let workers = crate::embedded::Workers::start(&plan.manifest.execution, &store, &common.cache())?;
     let (run, concepts, count) = (&plan.run, plan.concepts.len(), workers.count);
     say("info", &format!("{run}: {concepts} concepts, {count} workers on {}, store {}", workers.device, store.name()));
-    let queue: Arc<dyn Queue> = workers.queue.clone();
+    let queue: Arc<dyn lethe_shared::queue::Queue> = workers.queue.clone();
     let ended = crate::run::run(plan, &Dispatcher::new(queue, store, cancel, patience), false).await;
     workers.stop().await;
     tell(common, ended?)

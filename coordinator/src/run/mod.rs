@@ -8,12 +8,12 @@
 mod corrected;
 mod searched;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use bytes::Bytes;
 use lethe_shared::edit::{self, Edit};
-use lethe_shared::job::{ArtifactRef, Job};
+use lethe_shared::job::{ArtifactRef, Job, JobId};
 use lethe_shared::manifest::{CompositionMethod, Required, Stop};
 use lethe_shared::outcome::{Accuracy, Chosen, Hits, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
@@ -39,6 +39,8 @@ struct Run<'a> {
     began: Instant,
     found: usize,
     done: usize,
+    /// Jobs that earlier phases waited for: they are found again, and count once.
+    seen: BTreeSet<JobId>,
     peak_memory: u64,
     /// Seconds and stages of the jobs that are about one concept.
     concept_seconds: BTreeMap<String, f64>,
@@ -102,6 +104,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
         began: Instant::now(),
         found: 0,
         done: 0,
+        seen: BTreeSet::new(),
         peak_memory: 0,
         concept_seconds: BTreeMap::new(),
         stages: BTreeMap::new(),
@@ -147,7 +150,7 @@ impl Run<'_> {
         // A single job is over before anyone could read its progress.
         let mut progress = if self.quiet || jobs.len() < 2 { Progress::silent() } else { self.dispatcher.show.progress(name) };
         let (ended, found) = self.dispatcher.run(&self.plan.run, jobs, &mut progress).await?;
-        self.found += found;
+        self.found += found - jobs.iter().filter(|job| !self.seen.insert(job.id())).count().min(found);
         self.done += ended.len() - found;
         for (job, outcome) in jobs.iter().zip(&ended) {
             let Ok(outcome) = outcome else { continue };

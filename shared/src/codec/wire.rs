@@ -323,11 +323,8 @@ impl TryFrom<JobV1> for Job {
                 method: task.method.try_into()?,
             })),
             TaskV1::Interference { concepts } => {
-                let part = |p: InterferenceV1| InterferencePart {
-                    layer: p.layer,
-                    gradients: p.gradients.into(),
-                    direction: p.direction.into(),
-                };
+                let part =
+                    |p: InterferenceV1| InterferencePart { layer: p.layer, gradients: p.gradients.into(), direction: p.direction.into() };
                 Task::Interference { concepts: concepts.into_iter().map(part).collect() }
             }
         };

@@ -32,7 +32,13 @@ pub(super) struct Validation {
 }
 
 impl Validation {
-    pub(super) fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &Classes, shards: &[ShardRef]) -> Result<Arc<Self>, Error> {
+    pub(super) fn of(
+        scope: Scope<'_>,
+        model: &Model,
+        reference: &ModelRef,
+        classes: &Classes,
+        shards: &[ShardRef],
+    ) -> Result<Arc<Self>, Error> {
         let key = (reference.weights, shards.iter().map(|shard| shard.digest).collect());
         scope.engine.validations.get(key, || {
             let pairs = data::load_all(scope, model, shards)?;

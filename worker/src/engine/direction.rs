@@ -84,8 +84,7 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
     })?;
     let wide = direction.product()?.f_to_kind(Kind::Float)?;
     scope.check()?;
-    let (search, answer) =
-        stages.time("search", || Ok(search_direction(ground, &subject, &own_text, own, &wide, &task.method)?))?;
+    let (search, answer) = stages.time("search", || Ok(search_direction(ground, &subject, &own_text, own, &wide, &task.method)?))?;
 
     let chosen = match answer {
         None => None,

@@ -96,13 +96,7 @@ pub(super) struct Composed {
 }
 
 impl Composed {
-    fn of(
-        scope: Scope<'_>,
-        model: &Model,
-        reference: &ModelRef,
-        classes: &Classes,
-        change: &ArtifactRef,
-    ) -> Result<Arc<Self>, Error> {
+    fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &Classes, change: &ArtifactRef) -> Result<Arc<Self>, Error> {
         scope.engine.composed.get((reference.weights, classes.digest, change.digest), || {
             let changed = changed(scope, model, change)?;
             let touches = |tower| changed.iter().any(|(id, _)| model.clip.architecture().spec(*id).tower == Some(tower));

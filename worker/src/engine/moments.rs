@@ -69,8 +69,9 @@ fn texts(scope: Scope<'_>, source: &MomentSource) -> Result<Vec<String>, Error> 
             let path = scope.fetch(&shard.address, shard.digest, shard.bytes)?;
             crate::input::load_captions(&path)?
         }
-        MomentSource::Texts(artifact) => serde_json::from_slice(&scope.get(artifact)?)
-            .map_err(|error| Error::Input(format!("a list of texts is damaged: {error}")))?,
+        MomentSource::Texts(artifact) => {
+            serde_json::from_slice(&scope.get(artifact)?).map_err(|error| Error::Input(format!("a list of texts is damaged: {error}")))?
+        }
         MomentSource::Images(_) => Vec::new(),
     };
     texts.sort_by_key(String::len);

@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn a_matrix_of_low_rank_has_small_factors() {
-        let matrix = Tensor::randn([40, 3], (Kind::Float, tch::Device::Cpu)).matmul(&Tensor::randn([3, 90], (Kind::Float, tch::Device::Cpu)));
+        let matrix =
+            Tensor::randn([40, 3], (Kind::Float, tch::Device::Cpu)).matmul(&Tensor::randn([3, 90], (Kind::Float, tch::Device::Cpu)));
         let factors = Factors::of(&matrix).unwrap();
         assert!((3..=6).contains(&factors.rank()), "rank {}", factors.rank());
         assert!(factors.residual < 1e-6);

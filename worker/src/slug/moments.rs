@@ -80,7 +80,10 @@ impl MomentSum {
             let weighed = inputs.f_index_select(0, &moving)?.f_mul(&squares.f_index_select(0, &moving)?.f_sqrt()?)?;
             let moment = weighed.f_transpose(0, 1)?.f_matmul(&weighed)?.f_to_kind(Kind::Double)?;
             if !moment.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
-                return Err(Error::Tensor { tensor: "moments".into(), problem: "are not finite; weights or inputs are out of range".into() });
+                return Err(Error::Tensor {
+                    tensor: "moments".into(),
+                    problem: "are not finite; weights or inputs are out of range".into(),
+                });
             }
             match sum {
                 None => *sum = Some(moment),

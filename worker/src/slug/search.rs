@@ -189,9 +189,8 @@ pub fn search_direction(
         Stop::Fa1 => accuracy.fa1 == 0.0,
         Stop::Fa5 => accuracy.fa5 == 0.0,
     };
-    let edited = |step: f64| -> Result<Weights, Error> {
-        Ok(original.with(layer, edited_layer(ground.parameters, layer, direction, step)?))
-    };
+    let edited =
+        |step: f64| -> Result<Weights, Error> { Ok(original.with(layer, edited_layer(ground.parameters, layer, direction, step)?)) };
     let judged = |images: &Tensor, classes: &Tensor| match zero_shot::ranks(images, classes, &forget_labels) {
         Ok(ranks) => Ok(zero_shot::accuracy(&ranks)),
         Err(Error::Tensor { .. }) => Ok(Accuracy { fa1: 1.0, fa5: 1.0 }),
@@ -206,7 +205,8 @@ pub fn search_direction(
         utility: None,
     };
 
-    let mut search = StepSearch::new(unit, method.search_evaluations, method.search_tolerance);
+    // What must stay hardly notices a corrected direction, so that steps are of the layer's own length: the first one too.
+    let mut search = StepSearch::new(10.0 * unit, method.search_evaluations, method.search_tolerance);
     let mut trials = Vec::new();
     while let Some(step) = search.next() {
         let weights = edited(step)?;
@@ -245,9 +245,7 @@ pub fn search_direction(
             // Nothing to look at.
             _ if ground.validation_labels.is_empty() => Vec::new(),
             Tower::Text => zero_shot::ranks(ground.validation_images, &classes, &labels)?,
-            Tower::Vision => {
-                zero_shot::ranks(&ground.validation.embed(ground.clip, &original, &weights, Some(layer))?, &classes, &labels)?
-            }
+            Tower::Vision => zero_shot::ranks(&ground.validation.embed(ground.clip, &original, &weights, Some(layer))?, &classes, &labels)?,
         };
         let validation = zero_shot::hits(&ranks, ground.validation_labels);
         let utility = validation.mean_top1(|class| class != subject.class);
