@@ -216,7 +216,7 @@ fn a_submitted_run_ends_as_lethe_run_does_and_a_second_time_computes_nothing() {
     assert_eq!(first_event(&address)["runs"][0]["run"].as_str(), Some(run.as_str()));
     let metrics = get(&address, "/metrics");
     let found = [
-        "lethe_jobs_total{kind=\"concept\",end=\"done\"} 3",
+        "lethe_jobs_total{kind=\"direction\",end=\"done\"} 3",
         "lethe_runs{state=\"complete\"} 1",
         "lethe_store_operations_total{",
         "lethe_queue_jobs{",
@@ -226,9 +226,9 @@ fn a_submitted_run_ends_as_lethe_run_does_and_a_second_time_computes_nothing() {
     let address = http(&worker);
     assert_eq!((get(&address, "/healthz").0, get(&address, "/readyz").0), (200, 200));
     let found = [
-        "lethe_attempts_total{kind=\"concept\",end=\"done\"} 3",
+        "lethe_attempts_total{kind=\"direction\",end=\"done\"} 3",
         "lethe_job_seconds_bucket{",
-        "lethe_attempts_in_flight{kind=\"concept\"} 0",
+        "lethe_attempts_in_flight{kind=\"direction\"} 0",
         "lethe_memory_resident_bytes ",
     ];
     check_metrics(&get(&address, "/metrics").1, &found);

@@ -33,15 +33,14 @@ impl Drop for Question {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let context = self.context.clone();
         runtime.spawn(async move {
-            if answers.drain().await.is_err() {
-                return;
-            }
-            let until = Instant::now() + LINGER;
-            while let Ok(Some(message)) = tokio::time::timeout_at(until, answers.next()).await {
-                if message.status.is_none() {
+            // Still listening: a client that unsubscribes at once forgets what is on its way to it. A question has one answer.
+            match tokio::time::timeout(LINGER, answers.next()).await {
+                Ok(Some(message)) if message.status.is_none() => {
                     // Not answered, it comes again when patience ends.
                     let _ = Acker::new(context.clone(), message.reply).ack_with(AckKind::Nak(None)).await;
                 }
+                // The server said that there is nothing, or has nothing so soon: it will find nobody listening.
+                _ => {}
             }
         });
     }
