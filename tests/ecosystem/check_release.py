@@ -135,6 +135,16 @@ def raw(path):
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
+def accumulate(moved, factor, edits, concept):
+    """Adds an edit's direction, whole or as factors, in the order that the record's digest rests on."""
+    if concept in edits:
+        moved += factor * edits[concept].astype(np.float64)
+        return
+    up, down = (edits[f"{concept}.{side}"].astype(np.float64) for side in ("up", "down"))
+    for column, row in zip((factor * up).T, down):
+        moved += np.outer(column, row)
+
+
 def bytes_of_the_release(base, release, record):
     before, after, edits = (raw(path) for path in (base / "model.safetensors", release / "model.safetensors", release / "edits.safetensors"))
     digest = hashlib.sha256()
@@ -149,7 +159,7 @@ def bytes_of_the_release(base, release, record):
         moved = np.zeros(before[layer].shape, np.float64)
         for concept in sorted(record["concepts"], key=lambda c: c["id"]):
             if concept["layer"] == layer:
-                moved += concept["strength"] * concept["step"] * edits[concept["id"]].astype(np.float64)
+                accumulate(moved, concept["strength"] * concept["dose"] * concept["step"], edits, concept["id"])
         exact &= (before[layer].astype(np.float64) + moved).astype(np.float32).tobytes() == after[layer].tobytes()
     check(f"{len(edited)} edited layers follow from edits.safetensors, bit for bit", exact)
     files = all(hashlib.sha256((release / name).read_bytes()).hexdigest() == f["digest"] for name, f in record["files"].items())
