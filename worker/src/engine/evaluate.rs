@@ -118,8 +118,11 @@ impl Composed {
 /// Embeddings and captions of shards under unedited models, while memory lasts.
 #[derive(Debug, Default)]
 pub(super) struct EmbeddedImages {
-    kept: Mutex<HashMap<(Digest, Vec<Digest>), Arc<(SharedTensor, Vec<String>)>>>,
+    kept: Mutex<HashMap<(Digest, Vec<Digest>), Embedded>>,
 }
+
+/// Embeddings of images, and their captions.
+type Embedded = Arc<(SharedTensor, Vec<String>)>;
 
 /// Images whose embeddings a process keeps at most.
 const KEPT_IMAGES: usize = 500_000;
