@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::manifest::{ExecutionSection, Manifest, ReleaseSection};
+use lethe_shared::manifest::{DataSection, ExecutionSection, Manifest, ReleaseSection};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -38,12 +38,14 @@ impl Submission {
             Ok::<_, Failure>(())
         };
         absolute("model.uri", &mut manifest.model.uri)?;
-        absolute("data.classes", &mut manifest.data.classes)?;
-        let data = &mut manifest.data;
-        for (field, shards) in [("data.retain", &mut data.retain), ("data.validation", &mut data.validation), ("data.test", &mut data.test)]
+        // Field by field: a new one that holds addresses must be thought of here.
+        let DataSection { retain, retain_texts, validation, test, classes, template: _ } = &mut manifest.data;
+        absolute("data.classes", classes)?;
+        for (field, files) in
+            [("data.retain", retain), ("data.retain_texts", retain_texts), ("data.validation", validation), ("data.test", test)]
         {
-            for shard in shards {
-                absolute(field, shard)?;
+            for file in files {
+                absolute(field, file)?;
             }
         }
         if let Some(table) = &mut manifest.concepts.table {
@@ -128,6 +130,7 @@ name = "small"
 uri = "s3://models/clip"
 [data]
 retain = ["r-*.tar", "s3://b/r-*.tar"]
+retain_texts = ["words.txt"]
 classes = "../classes.txt"
 [[concepts.list]]
 id = "a"
@@ -145,6 +148,7 @@ workers = 3
         let made = &submission.manifest;
         assert_eq!((made.model.uri.as_str(), made.data.retain[1].as_str()), ("s3://models/clip", "s3://b/r-*.tar"));
         assert_eq!(made.data.retain[0], format!("{here}/r-*.tar"));
+        assert_eq!(made.data.retain_texts, [format!("{here}/words.txt")]);
         assert_eq!(made.data.classes, format!("{}/classes.txt", folder.path().parent().unwrap().display()));
         assert_eq!(made.concepts.list[0].forget, format!("{here}/a.tar;{here}/b.tar"));
         let read = Submission::from_json(&submission.to_json()).unwrap();
