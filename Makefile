@@ -49,8 +49,6 @@ emoji-sources: ## Fetch the emoji families (needs npm)
 emoji-data: setup emoji-sources ## Draw the demo's shards
 	@cargo run --release --locked -p lethe-demo --bin emoji-data
 
-emoji-model: emoji-data ## Train the demo's model (about an hour and a half on two cores)
+emoji-model: emoji-data ## Train the demo's model (about two hours on two cores)
 	@cargo build --release --locked -p lethe-demo
-	@mkdir -p target/emoji/first && cp jobs/emoji/model/*.json target/emoji/first/
-	@target/release/emoji-train --out target/emoji/first --epochs 160 --stop-after 115
-	@target/release/emoji-train --from target/emoji/first --epochs 45 --learning-rate 3e-4 --augment 0.35 --patch-drop 0
+	@deploy/emoji-model.sh
