@@ -143,14 +143,18 @@ if command -v systemd-analyze >/dev/null; then
   check "hardening" systemd-analyze security --offline=yes --threshold=20 "$work/units/lethe-coordinator.service" "$work/units/lethe-worker@cpu.service"
 fi
 
-# --- Running. The demo's small manifest on a third of its pairs.
+# --- Running. The demo's small manifest, on a part of its pairs, texts and concepts.
 
 demo="$work/demo"
 mkdir "$demo"
 cp -rs "$PWD/jobs/emoji/." "$demo/"
+rm "$demo"/retain-0000[12].tar
 cp --remove-destination jobs/emoji/small.toml "$demo/small.toml"
-rm "$demo"/retain-0000[12].tar "$demo/retain-texts.txt"
-sed -n 1,600p jobs/emoji/retain-texts.txt > "$demo/retain-texts.txt"
+for cut in "retain-texts.txt 300" "concepts-8.csv 5"; do
+  read -r name lines <<< "$cut"
+  rm "$demo/$name"
+  sed -n "1,${lines}p" "jobs/emoji/$name" > "$demo/$name"
+done
 
 # As deploy/compose has it, but for hosts and ports.
 step "compose"
@@ -171,7 +175,7 @@ nats_server() {
 }
 start s3 env PYTHONPATH="$PWD/.tools/s3/site" python3 -m moto.server -H 127.0.0.1 -p "$s3"
 start nats nats_server "$secrets" "$work/streams"
-wait_for 30 "the S3 server" answers "http://127.0.0.1:$s3/"
+wait_for 60 "the S3 server" answers "http://127.0.0.1:$s3/"
 wait_for 30 "nats-server" answers "http://127.0.0.1:$monitoring/healthz"
 (set -a; . "$secrets/s3.env"; PYTHONPATH="$PWD/.tools/s3/site" python3 tests/deploy/stand_in.py s3 jobs/emoji "http://127.0.0.1:$s3")
 export PATH="$bin:$PATH" LETHE_CACHE="$work/cache"
