@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-test test-ecosystem bench bench-queue lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-test test-deploy test-ecosystem bench bench-queue lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -24,6 +24,10 @@ setup-cuda: ## The same with CUDA, for --device cuda
 
 setup-test: ## Fetch what tests drive: a real S3 server, two nats-servers
 	@tests/setup.sh
+
+test-deploy: setup setup-test ## Hold deploy/ and jobs/ against schemas, linters and running servers
+	@cargo build --release --locked
+	@tests/deploy.sh
 
 test-ecosystem: setup ## Check a release against transformers (fetches some gigabytes)
 	@tests/ecosystem/run.sh

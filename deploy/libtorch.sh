@@ -29,7 +29,7 @@ fi
 link_torch() { # $1: a folder with include/ and lib/
   local torch
   torch=$(cd "$1" && pwd)
-  rm -rf "$HOME_DIR/lib" "$HOME_DIR/include"
+  rm -rf "${HOME_DIR:?}/lib" "$HOME_DIR/include"
   mkdir -p "$HOME_DIR/lib"
   ln -s "$torch/include" "$HOME_DIR/include"
   local library
