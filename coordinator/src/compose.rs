@@ -10,18 +10,20 @@ use lethe_shared::edit::{self, Direction, Edit};
 use safetensors::tensor::TensorView;
 
 use crate::failure::Failure;
+use crate::merge::Merge;
 
 /// Changed layers: name to new bytes, in the stored type.
 pub type Change = BTreeMap<String, Vec<u8>>;
 
-/// θ_l + Σ α·dose·λ·D over the edits of each layer; an edit of strength or dose 0 changes nothing. `direction` gives an
-/// edit's D for a layer of this shape.
+/// θ_l + the merged edits of each layer; an edit of strength or dose 0 is none. `direction` gives an edit's D for a layer of
+/// this shape.
 ///
 /// # Errors
 /// When an edit names a layer that the checkpoint lacks, or a direction cannot be read.
 pub fn compose(
     checkpoint: &Checkpoint,
     edits: &[Edit],
+    merge: Merge,
     direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
 ) -> Result<Change, Failure> {
     let mut by_layer: BTreeMap<&str, Vec<&Edit>> = BTreeMap::new();
@@ -38,10 +40,7 @@ pub fn compose(
         let dtype = info.dtype;
         let base = edit::widen(layer, checkpoint.bytes(layer)?, dtype)?;
         // The sum of changes first: rounding against the far larger weights happens once.
-        let mut moved = vec![0.0; base.len()];
-        for edit in edits {
-            direction(edit, &info.shape)?.accumulate(&mut moved, edit.factor());
-        }
+        let mut moved = merge.layer(&edits, base.len(), |edit| direction(edit, &info.shape))?;
         for (value, base) in moved.iter_mut().zip(&base) {
             *value += base;
         }
@@ -105,7 +104,7 @@ mod tests {
 
     fn composed(edits: &[Edit]) -> Change {
         let folder = tempfile::tempdir().unwrap();
-        compose(&checkpoint(folder.path()), edits, direction).unwrap()
+        compose(&checkpoint(folder.path()), edits, Merge::Sum, direction).unwrap()
     }
 
     #[test]
@@ -126,7 +125,7 @@ mod tests {
     #[test]
     fn a_layer_that_is_not_there_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let error = compose(&checkpoint(folder.path()), &[edit("x", "c", 1.0, 1.0)], direction).unwrap_err();
+        let error = compose(&checkpoint(folder.path()), &[edit("x", "c", 1.0, 1.0)], Merge::Sum, direction).unwrap_err();
         assert!(error.to_string().contains("tensor `c`"));
     }
 

@@ -1,10 +1,10 @@
 //! The jobs of a run, phase by phase. Pure: from a plan and earlier outcomes to jobs.
 
 use lethe_shared::job::{
-    ALGORITHM_VERSION, ArtifactRef, ConceptTask, DirectionTask, EvaluateItem, InterferencePart, Job, Label, MomentSource, MomentsPart,
-    MomentsReduceTask, RetainPart, SurveyTask, Task,
+    ALGORITHM_VERSION, ArtifactRef, ConceptTask, Correction, DirectionTask, EvaluateItem, InterferencePart, Job, Label, MomentSource,
+    MomentsPart, MomentsReduceTask, RetainPart, SurveyTask, Task,
 };
-use lethe_shared::manifest::Towers;
+use lethe_shared::manifest::{CompositionMethod, Towers};
 use lethe_shared::outcome::GradientSumResult;
 
 use crate::plan::{Plan, PlannedConcept};
@@ -59,8 +59,12 @@ pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
 /// The job that makes of a tower's sums what directions are corrected by.
 pub fn moments_reduce(plan: &Plan, paired: Vec<MomentsPart>, unlabelled: Vec<MomentsPart>) -> Job {
     let composition = &plan.manifest.composition;
-    let (unlabelled_weight, ridge) = (composition.unlabelled_weight, composition.ridge);
-    job(plan, Task::MomentsReduce(MomentsReduceTask { paired, unlabelled, unlabelled_weight, ridge }))
+    let correction = match composition.method {
+        CompositionMethod::NullSpace => Correction::NullSpace(composition.null_energy),
+        _ => Correction::Ridge(composition.ridge),
+    };
+    let unlabelled_weight = composition.unlabelled_weight;
+    job(plan, Task::MomentsReduce(MomentsReduceTask { paired, unlabelled, unlabelled_weight, correction }))
 }
 
 /// One survey per concept.

@@ -21,6 +21,7 @@
 
 pub mod board;
 pub mod card;
+pub mod clusters;
 pub mod command;
 pub mod compose;
 pub mod coverage;
@@ -33,6 +34,7 @@ pub mod jobs;
 pub mod layers;
 pub mod lease;
 pub mod measure;
+pub mod merge;
 pub mod patience;
 pub mod plan;
 pub mod progress;

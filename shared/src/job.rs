@@ -215,8 +215,20 @@ pub struct MomentsReduceTask {
     pub unlabelled: Vec<MomentsPart>,
     /// Weight of the unlabelled mean against the retain set's, both scaled to one trace.
     pub unlabelled_weight: f64,
-    /// Ridge ρ as a share of the mean diagonal.
-    pub ridge: f64,
+    /// What is made of them.
+    pub correction: Correction,
+}
+
+/// What a gradient is multiplied by, so that a step along it leaves alone what must stay. C are the second moments, scaled to a mean
+/// diagonal of 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Correction {
+    /// (C + ρI)⁻¹, with ridge ρ.
+    Ridge(f64),
+    /// The projection onto the eigenvectors of C with the smallest eigenvalues, as many as together hold at most this share of its
+    /// trace (AlphaEdit, arXiv 2410.02355).
+    NullSpace(f64),
 }
 
 /// One concept whose layers are to be scored.
@@ -360,6 +372,12 @@ enum Identity<'a> {
         unlabelled_weight: f64,
         ridge: f64,
     },
+    MomentsNullSpace {
+        paired: Vec<(Digest, u64)>,
+        unlabelled: Vec<(Digest, u64)>,
+        unlabelled_weight: f64,
+        energy: f64,
+    },
     Survey {
         forget: Vec<Digest>,
         retain_gradient: Digest,
@@ -417,12 +435,13 @@ impl Job {
                 classes: classes.digest,
             },
             Task::Moments(source) => Identity::Moments { source: source.digest() },
-            Task::MomentsReduce(task) => Identity::MomentsReduce {
-                paired: parts(&task.paired),
-                unlabelled: parts(&task.unlabelled),
-                unlabelled_weight: task.unlabelled_weight,
-                ridge: task.ridge,
-            },
+            Task::MomentsReduce(task) => {
+                let (paired, unlabelled, unlabelled_weight) = (parts(&task.paired), parts(&task.unlabelled), task.unlabelled_weight);
+                match task.correction {
+                    Correction::Ridge(ridge) => Identity::MomentsReduce { paired, unlabelled, unlabelled_weight, ridge },
+                    Correction::NullSpace(energy) => Identity::MomentsNullSpace { paired, unlabelled, unlabelled_weight, energy },
+                }
+            }
             Task::Survey(task) => Identity::Survey {
                 forget: digests(&task.forget),
                 retain_gradient: task.retain_gradient.digest,

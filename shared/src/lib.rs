@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod codec;
 pub mod control;
 pub mod digest;
+pub mod draws;
 pub mod edit;
 pub mod exit;
 pub mod job;

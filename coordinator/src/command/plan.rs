@@ -1,7 +1,7 @@
 //! `lethe plan`
 
 use lethe_shared::exit;
-use lethe_shared::manifest::{CompositionMethod, Towers};
+use lethe_shared::manifest::Towers;
 use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 
@@ -59,10 +59,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
         validation_pairs: pairs(&plan.validation),
         test_pairs: pairs(&plan.test),
         jobs: plan.retain.len() + 1 + 2 * held_out + plan.concepts.len() + slices + corrections(&plan),
-        dose_jobs: match composition.method {
-            CompositionMethod::Preconditioned => composition.rounds as usize * slices,
-            CompositionMethod::Sum => 0,
-        },
+        dose_jobs: if composition.method.corrects() { composition.rounds as usize * slices } else { 0 },
         shard_bytes: plan.shard_bytes(),
         model_bytes: plan.checkpoint.tensor_bytes(),
         warnings: plan.warnings.clone(),
@@ -80,14 +77,13 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
 
 /// Jobs that corrected directions need beyond what summed ones do: moments, surveys, interference.
 fn corrections(plan: &Plan) -> usize {
-    match plan.manifest.composition.method {
-        CompositionMethod::Sum => 0,
-        CompositionMethod::Preconditioned => {
-            let towers = if plan.manifest.composition.towers == Towers::Both { 2 } else { 1 };
-            let texts = if plan.manifest.composition.towers == Towers::Vision { 0 } else { plan.retain_texts.len() };
-            towers * (plan.retain.len() + 1) + texts + plan.concepts.len() + 1
-        }
+    let composition = &plan.manifest.composition;
+    if !composition.method.corrects() {
+        return 0;
     }
+    let towers = if composition.towers == Towers::Both { 2 } else { 1 };
+    let texts = if composition.towers == Towers::Vision { 0 } else { plan.retain_texts.len() };
+    towers * (plan.retain.len() + 1) + texts + plan.concepts.len() + 1
 }
 
 fn table(planned: &Planned, plan: &Plan) -> String {
@@ -125,16 +121,11 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         ),
         (
             "work",
-            match plan.manifest.composition.method {
-                CompositionMethod::Sum => format!(
-                    "{gradients} gradient batches; at most {} evaluations on each front layer of each concept",
-                    plan.settings.search_evaluations
-                ),
-                CompositionMethod::Preconditioned => format!(
-                    "{gradients} gradient batches; at most {} evaluations on one layer of each concept",
-                    plan.settings.search_evaluations
-                ),
-            },
+            format!(
+                "{gradients} gradient batches; at most {} evaluations on {} of each concept",
+                plan.settings.search_evaluations,
+                if plan.manifest.composition.method.corrects() { "one layer" } else { "each front layer" }
+            ),
         ),
         ("store", planned.store.clone()),
     ];

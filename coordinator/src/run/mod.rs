@@ -14,7 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::job::{ArtifactRef, Job, JobId};
-use lethe_shared::manifest::{CompositionMethod, Required, Stop};
+use lethe_shared::manifest::{Required, Stop};
 use lethe_shared::outcome::{Accuracy, Chosen, Hits, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
 use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing, Utility};
@@ -24,6 +24,7 @@ use crate::dispatch::{Dispatcher, Ended, Lost};
 use crate::failure::Failure;
 use crate::jobs;
 use crate::measure::{self, Fates, Spread};
+use crate::merge::Merge;
 use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
 use crate::release::{self, DirectionTensor};
@@ -109,10 +110,8 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
         concept_seconds: BTreeMap::new(),
         stages: BTreeMap::new(),
     };
-    let (mut edits, base) = match plan.manifest.composition.method {
-        CompositionMethod::Preconditioned => corrected::edits(&mut run).await?,
-        CompositionMethod::Sum => searched::edits(&mut run).await?,
-    };
+    let (mut edits, base) =
+        if plan.manifest.composition.method.corrects() { corrected::edits(&mut run).await? } else { searched::edits(&mut run).await? };
     edits.missing.sort_by(|a, b| a.id.cmp(&b.id));
     let found = &edits.found;
 
@@ -216,7 +215,7 @@ impl Run<'_> {
     async fn compose(&mut self, found: &[Found<'_>], directions: &Directions) -> Result<(Change, ArtifactRef), Failure> {
         let began = Instant::now();
         let edits: Vec<Edit> = found.iter().map(Found::edit).collect();
-        let change = compose::compose(&self.plan.checkpoint, &edits, |edit, shape| {
+        let change = compose::compose(&self.plan.checkpoint, &edits, Merge::of(&self.plan.manifest.composition), |edit, shape| {
             Ok(edit::decode_direction(&edit.layer, shape, &directions[&edit.concept])?)
         })?;
         let encoded = self.dispatcher.store.put_artifact(compose::encode(&self.plan.checkpoint, &change)?.into()).await?;

@@ -11,8 +11,8 @@ use crate::address::Address;
 use crate::control::{Reply, Request};
 use crate::digest::Digest;
 use crate::job::{
-    ArtifactRef, ConceptTask, DirectionTask, EvaluateItem, InterferencePart, Job, JobId, Label, MethodSettings, ModelRef, MomentSource,
-    MomentsPart, MomentsReduceTask, RetainPart, ShardRef, SurveyTask, Task,
+    ArtifactRef, ConceptTask, Correction, DirectionTask, EvaluateItem, InterferencePart, Job, JobId, Label, MethodSettings, ModelRef,
+    MomentSource, MomentsPart, MomentsReduceTask, RetainPart, ShardRef, SurveyTask, Task,
 };
 use crate::manifest::Stop;
 use crate::queue::{Cause, Event, Notice};
@@ -82,6 +82,7 @@ enum TaskV1 {
     Survey { concept: String, forget: Vec<ShardV1>, retain_gradient: ArtifactV1, folds: Vec<ArtifactV1>, method: MethodV1 },
     Direction(DirectionV1),
     Interference { concepts: Vec<InterferenceV1> },
+    MomentsNullSpace { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, energy: f64 },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -219,12 +220,11 @@ impl From<&Job> for JobV1 {
                 MomentSource::Texts(texts) => SourceV1::Texts((*texts).into()),
             }),
             Task::MomentsReduce(task) => {
-                let part = |p: &MomentsPart| MomentsV1 { sum: p.sum.into(), items: p.items };
-                TaskV1::MomentsReduce {
-                    paired: task.paired.iter().map(part).collect(),
-                    unlabelled: task.unlabelled.iter().map(part).collect(),
-                    unlabelled_weight: task.unlabelled_weight,
-                    ridge: task.ridge,
+                let parts = |parts: &[MomentsPart]| parts.iter().map(|p| MomentsV1 { sum: p.sum.into(), items: p.items }).collect();
+                let (paired, unlabelled, unlabelled_weight) = (parts(&task.paired), parts(&task.unlabelled), task.unlabelled_weight);
+                match task.correction {
+                    Correction::Ridge(ridge) => TaskV1::MomentsReduce { paired, unlabelled, unlabelled_weight, ridge },
+                    Correction::NullSpace(energy) => TaskV1::MomentsNullSpace { paired, unlabelled, unlabelled_weight, energy },
                 }
             }
             Task::Survey(task) => TaskV1::Survey {
@@ -293,16 +293,10 @@ impl TryFrom<JobV1> for Job {
                 SourceV1::Texts(texts) => MomentSource::Texts(texts.into()),
             }),
             TaskV1::MomentsReduce { paired, unlabelled, unlabelled_weight, ridge } => {
-                let part = |p: MomentsV1| MomentsPart { sum: p.sum.into(), items: p.items };
-                if !(unlabelled_weight.is_finite() && unlabelled_weight >= 0.0 && ridge.is_finite() && ridge > 0.0) {
-                    return Err(Error::Invalid(format!("weight {unlabelled_weight} or ridge {ridge} is out of range")));
-                }
-                Task::MomentsReduce(MomentsReduceTask {
-                    paired: paired.into_iter().map(part).collect(),
-                    unlabelled: unlabelled.into_iter().map(part).collect(),
-                    unlabelled_weight,
-                    ridge,
-                })
+                moments_reduce(paired, unlabelled, unlabelled_weight, Correction::Ridge(ridge))?
+            }
+            TaskV1::MomentsNullSpace { paired, unlabelled, unlabelled_weight, energy } => {
+                moments_reduce(paired, unlabelled, unlabelled_weight, Correction::NullSpace(energy))?
             }
             TaskV1::Survey { concept, forget, retain_gradient, folds, method } => Task::Survey(Box::new(SurveyTask {
                 concept,
@@ -492,4 +486,18 @@ impl From<ReplyV1> for Reply {
             ReplyV1::Refused { exit_code, problem } => Self::Refused { exit_code, problem },
         }
     }
+}
+
+fn moments_reduce(
+    paired: Vec<MomentsV1>,
+    unlabelled: Vec<MomentsV1>,
+    unlabelled_weight: f64,
+    correction: Correction,
+) -> Result<Task, Error> {
+    let (Correction::Ridge(amount) | Correction::NullSpace(amount)) = correction;
+    if !(unlabelled_weight.is_finite() && unlabelled_weight >= 0.0 && amount.is_finite() && amount > 0.0) {
+        return Err(Error::Invalid(format!("weight {unlabelled_weight} or {correction:?} is out of range")));
+    }
+    let parts = |parts: Vec<MomentsV1>| parts.into_iter().map(|p| MomentsPart { sum: p.sum.into(), items: p.items }).collect();
+    Ok(Task::MomentsReduce(MomentsReduceTask { paired: parts(paired), unlabelled: parts(unlabelled), unlabelled_weight, correction }))
 }

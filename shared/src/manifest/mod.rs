@@ -177,8 +177,17 @@ pub enum CompositionMethod {
     /// Steps along D = g (C + ρI)⁻¹, where C are second moments of what must stay, with doses solved together.
     #[default]
     Preconditioned,
+    /// Steps along g P, where P projects onto what the second moments of what must stay hardly reach (AlphaEdit,
+    /// arXiv 2410.02355), with doses solved together.
+    NullSpace,
     /// θ_l + Σ α·λ·g over a layer's edits: SLUG's full search per concept, added up as the authors do.
     Sum,
+    /// The same edits, divided by their number on each layer (model soups, arXiv 2203.05482).
+    Mean,
+    /// The same edits, merged by TIES (arXiv 2306.01708): trim, elect signs, average what agrees.
+    Ties,
+    /// The same edits, merged by DARE (arXiv 2311.03099): drop values at random, scale up the rest, add.
+    Dare,
 }
 
 impl CompositionMethod {
@@ -186,8 +195,18 @@ impl CompositionMethod {
     pub fn name(self) -> &'static str {
         match self {
             Self::Preconditioned => "preconditioned",
+            Self::NullSpace => "null-space",
             Self::Sum => "sum",
+            Self::Mean => "mean",
+            Self::Ties => "ties",
+            Self::Dare => "dare",
         }
+    }
+
+    /// Whether directions are corrected by second moments and doses solved together; otherwise each edit is what SLUG's full
+    /// search found.
+    pub fn corrects(self) -> bool {
+        matches!(self, Self::Preconditioned | Self::NullSpace)
     }
 }
 
@@ -208,15 +227,21 @@ pub enum Towers {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompositionSection {
-    /// The method. All other fields are for `preconditioned`.
+    /// The method. The other fields are for `preconditioned` and `null-space`, where they name no other.
     pub method: CompositionMethod,
-    /// Towers that edits may change. (`sum` searches both.)
+    /// Towers that edits may change. (SLUG's full search looks at both.)
     pub towers: Towers,
     /// Layers that a run's edits are spread over at most.
     #[schemars(range(min = 1, max = 64))]
     pub layers: u32,
-    /// Ridge ρ on the second moments, as a share of their mean diagonal: higher keeps steps shorter and protects less.
+    /// `preconditioned`: ridge ρ on the second moments, as a share of their mean diagonal: higher keeps steps shorter and protects less.
     pub ridge: f64,
+    /// `null-space`: share of the second moments' trace that what edits may use holds at most.
+    pub null_energy: f64,
+    /// `ties`: share of each edit's values that is kept.
+    pub density: f64,
+    /// `dare`: probability that a value of an edit is dropped.
+    pub drop: f64,
     /// Weight of unlabelled data against the retain set's in the second moments: higher protects more of what no retain
     /// pair shows, and less of what they show.
     pub unlabelled_weight: f64,
@@ -233,7 +258,10 @@ impl Default for CompositionSection {
             method: CompositionMethod::default(),
             towers: Towers::default(),
             layers: 1,
-            ridge: 0.001,
+            ridge: 0.0003,
+            null_energy: 0.01,
+            density: 0.2,
+            drop: 0.9,
             unlabelled_weight: 0.5,
             tolerance: 0.0,
             rounds: 12,

@@ -90,6 +90,15 @@ impl Manifest {
         if !(composition.ridge >= 1e-6 && composition.ridge <= 1e3) {
             return wrong("composition.ridge", format!("is {}, expected 0.000001 to 1000", composition.ridge));
         }
+        if !(composition.null_energy > 0.0 && composition.null_energy < 1.0) {
+            return wrong("composition.null_energy", format!("is {}, expected above 0 and below 1", composition.null_energy));
+        }
+        if !(composition.density > 0.0 && composition.density <= 1.0) {
+            return wrong("composition.density", format!("is {}, expected above 0 and at most 1", composition.density));
+        }
+        if !(0.0..1.0).contains(&composition.drop) {
+            return wrong("composition.drop", format!("is {}, expected at least 0 and below 1", composition.drop));
+        }
         if !(0.0..=1e3).contains(&composition.unlabelled_weight) {
             return wrong("composition.unlabelled_weight", format!("is {}, expected 0 to 1000", composition.unlabelled_weight));
         }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lethe_shared::draws::Draws;
 use lethe_shared::edit;
-use lethe_shared::job::{ArtifactRef, ModelRef, MomentSource, MomentsPart, MomentsReduceTask};
+use lethe_shared::job::{ArtifactRef, Correction, ModelRef, MomentSource, MomentsPart, MomentsReduceTask};
 use lethe_shared::outcome::{MomentsResult, Tower};
 use safetensors::SafeTensors;
 use tch::{Device, Kind, Tensor};
@@ -29,8 +30,7 @@ pub(super) fn sum(scope: Scope<'_>, model: &ModelRef, source: &MomentSource, sta
         MomentSource::Images(shard) => (Tower::Vision, shard.digest),
         MomentSource::Texts(texts) => (Tower::Text, texts.digest),
     };
-    let seed = seed.as_bytes().iter().take(8).fold(0u64, |seed, &byte| seed << 8 | u64::from(byte));
-    let mut sum = MomentSum::new(model.clip.mlp_ends(tower), seed);
+    let mut sum = MomentSum::new(model.clip.mlp_ends(tower), Draws::seeded(seed));
     match source {
         MomentSource::Images(shard) => {
             let pairs = stages.time("data", || data::load(scope, &model, shard))?;
@@ -154,7 +154,8 @@ fn total(files: &[Bytes], name: &str) -> Result<Option<Tensor>, Error> {
     Ok(total)
 }
 
-/// (C + ρI)⁻¹ with C = (P + w·U) / (1 + w), both scaled to a mean diagonal of 1, and ρ the ridge. Float32.
+/// What directions are multiplied by: (C + ρI)⁻¹ or a projection, see [`Correction`], with C = (P + w·U) / (1 + w), both scaled to a
+/// mean diagonal of 1. Float32.
 fn corrected(paired: &Tensor, unlabelled: Option<&Tensor>, task: &MomentsReduceTask) -> Result<Tensor, Error> {
     let side = paired.size()[0];
     let scaled = |moment: &Tensor| -> Result<Tensor, Error> {
@@ -166,8 +167,30 @@ fn corrected(paired: &Tensor, unlabelled: Option<&Tensor>, task: &MomentsReduceT
         let weight = task.unlabelled_weight;
         moment = moment.f_add(&scaled(unlabelled)?.f_mul_scalar(weight)?)?.f_div_scalar(1.0 + weight)?;
     }
-    let ridge = Tensor::f_eye(side, (Kind::Double, Device::Cpu))?.f_mul_scalar(task.ridge)?;
-    Ok(moment.f_add(&ridge)?.f_inverse()?.f_to_kind(Kind::Float)?)
+    let corrected = match task.correction {
+        Correction::Ridge(ridge) => moment.f_add(&Tensor::f_eye(side, (Kind::Double, Device::Cpu))?.f_mul_scalar(ridge)?)?.f_inverse()?,
+        Correction::NullSpace(energy) => null_space(&moment, energy)?,
+    };
+    Ok(corrected.f_to_kind(Kind::Float)?)
+}
+
+/// The projection onto the eigenvectors of a symmetric matrix with the smallest eigenvalues, as many as hold at most `energy` of its
+/// trace; the smallest one in any case.
+fn null_space(moment: &Tensor, energy: f64) -> Result<Tensor, Error> {
+    // In ascending order.
+    let (values, vectors) = moment.f_linalg_eigh("L")?;
+    let values = Vec::<f64>::try_from(values)?;
+    let most = energy * values.iter().sum::<f64>();
+    let mut held = 0.0;
+    let count = values
+        .iter()
+        .take_while(|&&value| {
+            held += value.max(0.0);
+            held <= most
+        })
+        .count();
+    let basis = vectors.f_narrow(1, 0, count.max(1) as i64)?;
+    Ok(basis.f_matmul(&basis.f_transpose(0, 1)?)?)
 }
 
 /// The matrices of several artifacts, by name.

@@ -6,6 +6,7 @@
 //! identity). So C says which changes what must stay would notice. No labels are needed: any texts serve a text layer,
 //! any images a vision layer.
 
+use lethe_shared::draws::Draws;
 use tch::{Kind, Tensor};
 
 use crate::model::clip::Input;
@@ -19,15 +20,15 @@ const PROBES: u64 = 2;
 pub struct MomentSum {
     layers: Vec<ParameterId>,
     sums: Vec<[Option<Tensor>; 2]>,
-    probe: Probe,
+    draws: Draws,
     items: u64,
 }
 
 impl MomentSum {
-    /// An empty sum over these layers, all of one tower; `seed` fixes the random directions.
-    pub fn new(layers: Vec<ParameterId>, seed: u64) -> Self {
+    /// An empty sum over these layers, all of one tower; `draws` are what random directions come from.
+    pub fn new(layers: Vec<ParameterId>, draws: Draws) -> Self {
         let sums = layers.iter().map(|_| [None, None]).collect();
-        Self { layers, sums, probe: Probe(seed), items: 0 }
+        Self { layers, sums, draws, items: 0 }
     }
 
     /// Adds a batch; `halves[i]` says which half item i belongs to.
@@ -42,7 +43,7 @@ impl MomentSum {
         // Mean of ‖δ_t‖² over the probes, per layer `[items, …, 1]`.
         let mut sensitivities: Vec<Option<Tensor>> = tapped.iter().map(|_| None).collect();
         for probe in 1..=PROBES {
-            let directions = self.probe.directions(embedded.size()[0], embedded.size()[1])?.f_to(embedded.device())?;
+            let directions = directions(&mut self.draws, embedded.size()[0], embedded.size()[1])?.f_to(embedded.device())?;
             let seen = embedded.f_mul(&directions)?.f_sum(Kind::Float)?;
             let gradients = Tensor::f_run_backward(&[&seen], &outputs, probe < PROBES, false)?;
             for (sensitivity, gradient) in sensitivities.iter_mut().zip(&gradients) {
@@ -116,35 +117,11 @@ impl MomentSum {
     }
 }
 
-/// A small generator of its own: the same numbers on every machine and thread (SplitMix64, Box-Muller).
-#[derive(Debug)]
-struct Probe(u64);
-
-impl Probe {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Above 0, at most 1.
-    fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
-    }
-
-    fn normal(&mut self) -> f32 {
-        let (radius, angle) = ((-2.0 * self.uniform().ln()).sqrt(), std::f64::consts::TAU * self.uniform());
-        (radius * angle.cos()) as f32
-    }
-
-    /// Unit vectors `[n, d]`, evenly spread.
-    fn directions(&mut self, n: i64, d: i64) -> Result<Tensor, Error> {
-        let values: Vec<f32> = (0..n * d).map(|_| self.normal()).collect();
-        let values = Tensor::f_from_slice(&values)?.f_view([n, d])?;
-        Ok(values.f_div(&values.f_norm_scalaropt_dim(2, [1].as_slice(), true)?)?)
-    }
+/// Unit vectors `[n, d]`, evenly spread.
+fn directions(draws: &mut Draws, n: i64, d: i64) -> Result<Tensor, Error> {
+    let values: Vec<f32> = (0..n * d).map(|_| draws.normal()).collect();
+    let values = Tensor::f_from_slice(&values)?.f_view([n, d])?;
+    Ok(values.f_div(&values.f_norm_scalaropt_dim(2, [1].as_slice(), true)?)?)
 }
 
 /// Which half of the data a caption belongs to. Captions that begin alike, up to the first punctuation mark, stay
@@ -156,16 +133,19 @@ pub fn half_of(caption: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use lethe_shared::digest::Digest;
+
     use super::*;
 
     #[test]
     fn directions_are_unit_vectors_and_the_same_every_time() {
-        let directions = Probe(7).directions(500, 24).unwrap();
+        let drawn = |seed: &[u8]| directions(&mut Draws::seeded(Digest::of(seed)), 500, 24).unwrap();
+        let directions = drawn(b"7");
         let lengths = directions.norm_scalaropt_dim(2, [1].as_slice(), false);
         assert!(f64::try_from((lengths - 1.0).abs().max()).unwrap() < 1e-5);
         // Evenly spread: the mean of 500 is near 0.
         assert!(f64::try_from(directions.mean_dim([0].as_slice(), false, Kind::Float).norm()).unwrap() < 0.1);
-        assert_eq!(directions, Probe(7).directions(500, 24).unwrap());
+        assert_eq!(directions, drawn(b"7"));
     }
 
     #[test]

@@ -1,0 +1,61 @@
+//! Concepts that the model hardly tells apart: what removes one goes far towards removing the other. Pure.
+
+use crate::dosing::Interference;
+
+/// How much of what an edit does to its own concept it does to the other one, from which on two concepts are near-duplicates. On the
+/// demo, pairs above it are such as "cloud with lightning" and "cloud with lightning and rain"; most pairs are below 0.05.
+pub const SIMILAR: f64 = 0.3;
+
+/// (K_ij + K_ji) / 2√(K_ii K_jj): 1 for the same concept, 0 for concepts that do not meet.
+pub fn similarity(interference: &Interference, i: usize, j: usize) -> f64 {
+    let own = (interference.effect(i, i) * interference.effect(j, j)).sqrt();
+    if own > 0.0 { f64::midpoint(interference.effect(i, j), interference.effect(j, i)) / own } else { 0.0 }
+}
+
+/// Groups of two or more concepts that are linked by a [`similarity`] of at least `least`, each in order, by their first member.
+pub fn clusters(interference: &Interference, least: f64) -> Vec<Vec<usize>> {
+    let n = interference.len();
+    let mut seen = vec![false; n];
+    let mut clusters = Vec::new();
+    for first in 0..n {
+        if seen[first] {
+            continue;
+        }
+        seen[first] = true;
+        let (mut members, mut next) = (Vec::new(), vec![first]);
+        while let Some(member) = next.pop() {
+            members.push(member);
+            for other in 0..n {
+                if !seen[other] && similarity(interference, member, other) >= least {
+                    seen[other] = true;
+                    next.push(other);
+                }
+            }
+        }
+        if members.len() > 1 {
+            members.sort_unstable();
+            clusters.push(members);
+        }
+    }
+    clusters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_linked_is_together() {
+        // 0 and 3 are alike, 3 and 1 too; 2 is alone, and 4 does nothing.
+        let mut effect = vec![0.0; 25];
+        for (i, j, value) in [(0, 0, 4.0), (1, 1, 1.0), (2, 2, 1.0), (3, 3, 1.0), (0, 3, 1.0), (3, 0, 1.0), (1, 3, 0.9), (2, 0, 0.1)] {
+            effect[i * 5 + j] = value;
+        }
+        let interference = Interference::new(effect, vec!["l".to_owned(); 5]).unwrap();
+        assert_eq!(similarity(&interference, 0, 3), 0.5);
+        assert_eq!(similarity(&interference, 4, 0), 0.0);
+        assert_eq!(clusters(&interference, 0.3), [vec![0, 1, 3]]);
+        assert_eq!(clusters(&interference, 0.5), [vec![0, 3]]);
+        assert!(clusters(&interference, 0.6).is_empty());
+    }
+}
