@@ -50,6 +50,23 @@ pub fn compose(
     Ok(change)
 }
 
+/// How large a change is of each layer: ‖Δ‖/‖θ‖.
+///
+/// # Errors
+/// When a layer is not in the checkpoint, or is stored in a type that no edit acts on.
+pub fn sizes(checkpoint: &Checkpoint, change: &Change) -> Result<BTreeMap<String, f64>, Failure> {
+    let mut sizes = BTreeMap::new();
+    for (layer, bytes) in change {
+        let dtype = checkpoint.tensors().get(layer).map(|info| info.dtype);
+        let dtype = dtype.ok_or_else(|| Failure::input(format!("tensor `{layer}` is not in the checkpoint")))?;
+        let (before, after) = (edit::widen(layer, checkpoint.bytes(layer)?, dtype)?, edit::widen(layer, bytes, dtype)?);
+        let moved: f64 = before.iter().zip(&after).map(|(before, after)| (after - before).powi(2)).sum();
+        let whole: f64 = before.iter().map(|value| value.powi(2)).sum();
+        sizes.insert(layer.clone(), if moved == 0.0 { 0.0 } else { (moved / whole.max(f64::MIN_POSITIVE)).sqrt() });
+    }
+    Ok(sizes)
+}
+
 /// A change as a safetensors file, for the workers that evaluate it.
 ///
 /// # Errors
@@ -121,6 +138,15 @@ mod tests {
         assert_eq!(composed(&[edit("x", "a", 0.5, 0.0)]), Change::new());
         let alone = composed(&[edit("y", "a", 0.5, 1.0)]);
         assert_eq!(composed(&[edit("x", "a", 9.0, 0.0), edit("y", "a", 0.5, 1.0)]), alone);
+    }
+
+    #[test]
+    fn sizes_are_relative_to_the_layer() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = BASE.iter().flat_map(|value| (1.5 * value).to_le_bytes()).collect();
+        let change = Change::from([("a".to_owned(), bytes), ("b".to_owned(), BASE.iter().flat_map(|v| v.to_le_bytes()).collect())]);
+        let found = sizes(&checkpoint(folder.path()), &change).unwrap();
+        assert!((found["a"] - 0.5).abs() < 1e-12 && found["b"] == 0.0, "{found:?}");
     }
 
     #[test]
