@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::processes::{Process, signal, worker};
-use lethe_tests::{SmallJob, outcomes};
+use lethe_tests::{SmallJob, outcomes, releases};
 
 const CONCEPTS: usize = 60;
 /// Longer than a job takes, shorter than anyone likes to wait for one that is lost.
@@ -178,7 +178,7 @@ async fn whatever_happens_the_run_ends_with_the_same_bytes() {
         assert_eq!(report["summary"][field], expected["summary"][field], "{field}");
     }
     assert_eq!((report["summary"]["concepts"].as_u64(), outcomes(&store)), (Some(CONCEPTS as u64), all), "each job has one outcome");
-    assert_eq!(std::fs::read_dir(store.join("releases/small")).unwrap().count(), 1);
+    assert_eq!(releases(&store), 1);
 }
 
 /// Waits until so many jobs are done, waking workers whose time has come.

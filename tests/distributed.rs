@@ -12,7 +12,7 @@ use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::ports::wait_until;
 use lethe_tests::processes::{Process, signal, worker};
 use lethe_tests::s3::S3Server;
-use lethe_tests::{SmallJob, last_line, outcomes, stderr};
+use lethe_tests::{SmallJob, last_line, outcomes, releases, stderr};
 use serde_json::Value;
 
 fn text(path: &Path) -> &str {
@@ -71,7 +71,7 @@ fn of_two_coordinators_one_works_and_the_other_finds_everything_done() {
     done.sort_unstable();
     assert!(done[0] == 0 && done[1] > 0, "one of them does all the work: {done:?}");
     assert!(coordinators.iter().any(|coordinator| coordinator.said().contains("works on it; waiting")));
-    assert_eq!(std::fs::read_dir(store.join("releases/small")).unwrap().count(), 1);
+    assert_eq!(releases(&store), 1);
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::draws::Draws;
 use lethe_shared::outcome::Tower;
 use lethe_worker::model::clip::Input;
 use lethe_worker::model::weights::tensor_from_bytes;
@@ -265,7 +267,7 @@ fn moments(name: &str) {
     let layer = *golden.clip.mlp_ends(Tower::Text).last().unwrap();
     let items = texts.ids.size()[0] as usize;
     let sum = |halves: &[bool]| {
-        let mut sum = MomentSum::new(vec![layer], 1);
+        let mut sum = MomentSum::new(vec![layer], Draws::seeded(Digest::of(b"moments")));
         for _ in 0..20 {
             sum.add(&golden.clip, &weights, Input::Texts(&texts), halves).unwrap();
         }

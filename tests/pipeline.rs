@@ -31,7 +31,7 @@ fn corrected_edits_make_a_release_that_is_complete_and_honest() {
         assert!(best > 0.0 && concept.ranking.iter().all(|layer| layer.efficiency.is_none() || layer.tower == Tower::Text));
         // The step is one that was judged with every class text, and forgot.
         assert!(concept.search.iter().any(|trial| trial.step == concept.step && trial.forgotten && trial.utility.is_some()));
-        assert_eq!(concept.composed.fa5, 0.0, "{} shows in the composed model", concept.id);
+        assert_eq!(concept.composed.unwrap().fa5, 0.0, "{} shows in the composed model", concept.id);
     }
     // Directions are stored as factors, far smaller than the layers they change.
     let edits = std::fs::read(release(&last(&job)).join("edits.safetensors")).unwrap();
@@ -84,12 +84,15 @@ fn released(job: SmallJob) -> (SmallJob, Composition) {
         assert_eq!(concept.alone.held_out.unwrap().n, 1);
     }
     let utility = record.utility.test.as_ref().unwrap();
-    assert_eq!(record.utility.retained_classes as usize, std::fs::read_to_string(job.path("classes.txt")).unwrap().lines().count() - 3);
+    assert_eq!(
+        record.utility.retained_classes.unwrap() as usize,
+        std::fs::read_to_string(job.path("classes.txt")).unwrap().lines().count() - 3
+    );
     assert!(utility.before.ta1 > 0.3 && utility.before.ta5 >= utility.before.ta1);
     let (covered, never_seen, removed) = (utility.covered.unwrap(), utility.never_seen.unwrap(), utility.removed.unwrap());
     assert_eq!(
         (covered.images + never_seen.images, covered.classes + never_seen.classes),
-        (utility.images, record.utility.retained_classes)
+        (utility.images, record.utility.retained_classes.unwrap())
     );
     assert_eq!((removed.images, removed.classes), (3, 3));
     assert!(removed.before.ta5 > removed.after.ta5, "{removed:?}");

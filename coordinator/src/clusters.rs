@@ -1,6 +1,7 @@
 //! Concepts that the model hardly tells apart: what removes one goes far towards removing the other. Pure.
 
 use crate::dosing::Interference;
+use crate::recipe::Recipe;
 
 /// How much of what an edit does to its own concept it does to the other one, from which on two concepts are near-duplicates. On the
 /// demo, pairs above it are such as "cloud with lightning" and "cloud with lightning and rain"; most pairs are below 0.05.
@@ -10,6 +11,12 @@ pub const SIMILAR: f64 = 0.3;
 pub fn similarity(interference: &Interference, i: usize, j: usize) -> f64 {
     let own = (interference.effect(i, i) * interference.effect(j, j)).sqrt();
     if own > 0.0 { f64::midpoint(interference.effect(i, j), interference.effect(j, i)) / own } else { 0.0 }
+}
+
+/// [`clusters`] of a recipe's concepts, by id.
+pub fn near_duplicates(recipe: &Recipe) -> Vec<Vec<String>> {
+    let groups = recipe.interference().map(|interference| clusters(interference, SIMILAR)).unwrap_or_default();
+    groups.into_iter().map(|group| group.into_iter().map(|i| recipe.parts()[i].concept.clone()).collect()).collect()
 }
 
 /// Groups of two or more concepts that are linked by a [`similarity`] of at least `least`, each in order, by their first member.

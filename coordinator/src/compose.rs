@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 
 use lethe_shared::checkpoint::{Checkpoint, Error as CheckpointError};
 use lethe_shared::edit::{self, Direction, Edit};
+use lethe_shared::record::Merge;
 use safetensors::tensor::TensorView;
 
 use crate::failure::Failure;
-use crate::merge::Merge;
+use crate::merge;
 
 /// Changed layers: name to new bytes, in the stored type.
 pub type Change = BTreeMap<String, Vec<u8>>;
@@ -23,7 +24,7 @@ pub type Change = BTreeMap<String, Vec<u8>>;
 pub fn compose(
     checkpoint: &Checkpoint,
     edits: &[Edit],
-    merge: Merge,
+    rule: Merge,
     direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
 ) -> Result<Change, Failure> {
     let mut by_layer: BTreeMap<&str, Vec<&Edit>> = BTreeMap::new();
@@ -40,13 +41,30 @@ pub fn compose(
         let dtype = info.dtype;
         let base = edit::widen(layer, checkpoint.bytes(layer)?, dtype)?;
         // The sum of changes first: rounding against the far larger weights happens once.
-        let mut moved = merge.layer(&edits, base.len(), |edit| direction(edit, &info.shape))?;
+        let mut moved = merge::layer(rule, &edits, base.len(), |edit| direction(edit, &info.shape))?;
         for (value, base) in moved.iter_mut().zip(&base) {
             *value += base;
         }
         change.insert(layer.to_owned(), edit::narrow(layer, &moved, dtype)?);
     }
     Ok(change)
+}
+
+/// How large a change is of each layer: ‖Δ‖/‖θ‖.
+///
+/// # Errors
+/// When a layer is not in the checkpoint, or is stored in a type that no edit acts on.
+pub fn sizes(checkpoint: &Checkpoint, change: &Change) -> Result<BTreeMap<String, f64>, Failure> {
+    let mut sizes = BTreeMap::new();
+    for (layer, bytes) in change {
+        let dtype = checkpoint.tensors().get(layer).map(|info| info.dtype);
+        let dtype = dtype.ok_or_else(|| Failure::input(format!("tensor `{layer}` is not in the checkpoint")))?;
+        let (before, after) = (edit::widen(layer, checkpoint.bytes(layer)?, dtype)?, edit::widen(layer, bytes, dtype)?);
+        let moved: f64 = before.iter().zip(&after).map(|(before, after)| (after - before).powi(2)).sum();
+        let whole: f64 = before.iter().map(|value| value.powi(2)).sum();
+        sizes.insert(layer.clone(), if moved == 0.0 { 0.0 } else { (moved / whole.max(f64::MIN_POSITIVE)).sqrt() });
+    }
+    Ok(sizes)
 }
 
 /// A change as a safetensors file, for the workers that evaluate it.
@@ -120,6 +138,15 @@ mod tests {
         assert_eq!(composed(&[edit("x", "a", 0.5, 0.0)]), Change::new());
         let alone = composed(&[edit("y", "a", 0.5, 1.0)]);
         assert_eq!(composed(&[edit("x", "a", 9.0, 0.0), edit("y", "a", 0.5, 1.0)]), alone);
+    }
+
+    #[test]
+    fn sizes_are_relative_to_the_layer() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = BASE.iter().flat_map(|value| (1.5 * value).to_le_bytes()).collect();
+        let change = Change::from([("a".to_owned(), bytes), ("b".to_owned(), BASE.iter().flat_map(|v| v.to_le_bytes()).collect())]);
+        let found = sizes(&checkpoint(folder.path()), &change).unwrap();
+        assert!((found["a"] - 0.5).abs() < 1e-12 && found["b"] == 0.0, "{found:?}");
     }
 
     #[test]

@@ -54,6 +54,11 @@ impl Interference {
         self.effect[i * self.len() + j]
     }
 
+    /// All effects, row by row.
+    pub fn effects(&self) -> &[f64] {
+        &self.effect
+    }
+
     /// Q: what edits i and j cost together.
     fn cost(&self, i: usize, j: usize) -> f64 {
         if self.layers[i] == self.layers[j] { f64::midpoint(self.effect(i, j), self.effect(j, i)) } else { 0.0 }
@@ -63,6 +68,11 @@ impl Interference {
     pub fn predicted_cost(&self, doses: &[f64]) -> f64 {
         let n = self.len();
         (0..n).map(|i| doses[i] * (0..n).map(|j| self.cost(i, j) * doses[j]).sum::<f64>()).sum()
+    }
+
+    /// By how much these doses raise each concept's forget loss, to first order: K a.
+    pub fn predicted_raise(&self, doses: &[f64]) -> Vec<f64> {
+        (0..self.len()).map(|i| (0..self.len()).map(|j| self.effect(i, j) * doses[j]).sum()).collect()
     }
 
     /// The same among these concepts alone, in their order.

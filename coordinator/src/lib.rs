@@ -10,8 +10,11 @@
 //! | [`layers`] | which layers edits go to |
 //! | [`dosing`] | how far each edit goes when all act together |
 //! | [`lease`] | one coordinator a run |
+//! | [`recipe`] | what a composition is made of, and the edits that follow |
 //! | [`compose`] | many edits into one change per layer |
 //! | [`measure`] | what was forgotten, what was lost |
+//! | [`recompose`] | a new release from what an old one stored |
+//! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
 //! | [`summary`], [`progress`], [`board`] | what a person sees |
 //! | [`serve`], [`submission`] | the long-lived coordinator, and what it is given |
@@ -30,6 +33,7 @@ pub mod dosing;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 pub mod failure;
+pub mod gates;
 pub mod jobs;
 pub mod layers;
 pub mod lease;
@@ -38,6 +42,8 @@ pub mod merge;
 pub mod patience;
 pub mod plan;
 pub mod progress;
+pub mod recipe;
+pub mod recompose;
 pub mod release;
 pub mod report;
 pub mod run;

@@ -7,88 +7,71 @@ use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
 use lethe_shared::edit::{Direction, Edit};
 use lethe_shared::manifest::{CompositionMethod, CompositionSection};
+use lethe_shared::record::Merge;
 
 use crate::failure::Failure;
 
-/// A rule of merging. Δ_i is an edit's change α·dose·λ·D.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Merge {
-    /// Σ Δ_i.
-    Sum,
-    /// Σ Δ_i / n, with n the layer's edits (model soups, arXiv 2203.05482).
-    Mean,
-    /// TIES (arXiv 2306.01708): of each Δ_i the share `density` of largest magnitude is kept; each value's sign is that of the sum of
-    /// what is kept; the mean is taken over what agrees with it.
-    Ties {
-        /// Share kept, above 0 and at most 1.
-        density: f64,
-    },
-    /// DARE (arXiv 2311.03099): each value of each Δ_i is dropped with probability `drop`, what stays is divided by 1 − `drop`,
-    /// and everything is added. What is dropped depends on concept and layer alone.
-    Dare {
-        /// Share dropped, at least 0 and below 1.
-        drop: f64,
-    },
+/// The rule of a manifest's method.
+pub fn rule(composition: &CompositionSection) -> Merge {
+    match composition.method {
+        CompositionMethod::Preconditioned | CompositionMethod::NullSpace | CompositionMethod::Sum => Merge::Sum,
+        CompositionMethod::Mean => Merge::Mean,
+        CompositionMethod::Ties => Merge::Ties { density: composition.density },
+        CompositionMethod::Dare => Merge::Dare { drop: composition.drop },
+    }
 }
 
-impl Merge {
-    /// The rule of a manifest's method.
-    pub fn of(composition: &CompositionSection) -> Self {
-        match composition.method {
-            CompositionMethod::Preconditioned | CompositionMethod::NullSpace | CompositionMethod::Sum => Self::Sum,
-            CompositionMethod::Mean => Self::Mean,
-            CompositionMethod::Ties => Self::Ties { density: composition.density },
-            CompositionMethod::Dare => Self::Dare { drop: composition.drop },
-        }
-    }
-
-    /// The change of a layer of `size` values.
-    ///
-    /// # Errors
-    /// Whatever `direction` fails with.
-    pub fn layer(self, edits: &[&Edit], size: usize, direction: impl Fn(&Edit) -> Result<Direction, Failure>) -> Result<Vec<f64>, Failure> {
-        let mut merged = vec![0.0; size];
-        match self {
-            Self::Sum | Self::Mean => {
-                for edit in edits {
-                    direction(edit)?.accumulate(&mut merged, edit.factor());
-                }
-                if self == Self::Mean {
-                    let count = edits.len().max(1) as f64;
-                    merged.iter_mut().for_each(|value| *value /= count);
-                }
+/// The change of a layer of `size` values.
+///
+/// # Errors
+/// Whatever `direction` fails with.
+pub fn layer(
+    rule: Merge,
+    edits: &[&Edit],
+    size: usize,
+    direction: impl Fn(&Edit) -> Result<Direction, Failure>,
+) -> Result<Vec<f64>, Failure> {
+    let mut merged = vec![0.0; size];
+    match rule {
+        Merge::Sum | Merge::Mean => {
+            for edit in edits {
+                direction(edit)?.accumulate(&mut merged, edit.factor());
             }
-            Self::Ties { density } => {
-                // Each edit is looked at twice: all of them at once may not fit into memory.
-                for edit in edits {
-                    let trimmed = trimmed(whole(edit, size, &direction)?, density);
-                    merged.iter_mut().zip(&trimmed).for_each(|(sum, value)| *sum += value);
-                }
-                let (mut sums, mut counts) = (vec![0.0; size], vec![0u32; size]);
-                for edit in edits {
-                    let trimmed = trimmed(whole(edit, size, &direction)?, density);
-                    for (((sum, count), value), elected) in sums.iter_mut().zip(&mut counts).zip(trimmed).zip(&merged) {
-                        if value != 0.0 && (value > 0.0) == (*elected > 0.0) {
-                            *sum += value;
-                            *count += 1;
-                        }
+            if rule == Merge::Mean {
+                let count = edits.len().max(1) as f64;
+                merged.iter_mut().for_each(|value| *value /= count);
+            }
+        }
+        Merge::Ties { density } => {
+            // Each edit is looked at twice: all of them at once may not fit into memory.
+            for edit in edits {
+                let trimmed = trimmed(whole(edit, size, &direction)?, density);
+                merged.iter_mut().zip(&trimmed).for_each(|(sum, value)| *sum += value);
+            }
+            let (mut sums, mut counts) = (vec![0.0; size], vec![0u32; size]);
+            for edit in edits {
+                let trimmed = trimmed(whole(edit, size, &direction)?, density);
+                for (((sum, count), value), elected) in sums.iter_mut().zip(&mut counts).zip(trimmed).zip(&merged) {
+                    if value != 0.0 && (value > 0.0) == (*elected > 0.0) {
+                        *sum += value;
+                        *count += 1;
                     }
                 }
-                merged = sums.into_iter().zip(counts).map(|(sum, count)| sum / f64::from(count.max(1))).collect();
             }
-            Self::Dare { drop } => {
-                for edit in edits {
-                    let mut draws = Draws::seeded(Digest::of(format!("{}\n{}", edit.concept, edit.layer).as_bytes()));
-                    for (sum, value) in merged.iter_mut().zip(whole(edit, size, &direction)?) {
-                        if draws.uniform() > drop {
-                            *sum += value / (1.0 - drop);
-                        }
+            merged = sums.into_iter().zip(counts).map(|(sum, count)| sum / f64::from(count.max(1))).collect();
+        }
+        Merge::Dare { drop } => {
+            for edit in edits {
+                let mut draws = Draws::seeded(Digest::of(format!("{}\n{}", edit.concept, edit.layer).as_bytes()));
+                for (sum, value) in merged.iter_mut().zip(whole(edit, size, &direction)?) {
+                    if draws.uniform() > drop {
+                        *sum += value / (1.0 - drop);
                     }
                 }
             }
         }
-        Ok(merged)
     }
+    Ok(merged)
 }
 
 /// An edit's change, multiplied out.
@@ -121,10 +104,10 @@ mod tests {
         Edit { concept: concept.into(), layer: "l".into(), step, strength: 1.0, dose: 1.0, direction }
     }
 
-    fn merged(merge: Merge, changes: &[&[f32]]) -> Vec<f64> {
+    fn merged(rule: Merge, changes: &[&[f32]]) -> Vec<f64> {
         let edits: Vec<Edit> = (0..changes.len()).map(|i| edit(&i.to_string(), 1.0)).collect();
         let of = |edit: &Edit| Ok(Direction::Dense(changes[edit.concept.parse::<usize>().unwrap()].to_vec()));
-        merge.layer(&edits.iter().collect::<Vec<_>>(), changes[0].len(), of).unwrap()
+        layer(rule, &edits.iter().collect::<Vec<_>>(), changes[0].len(), of).unwrap()
     }
 
     #[test]

@@ -10,7 +10,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::job::{ALGORITHM_VERSION, ClassTexts, MethodSettings, ModelRef, ShardRef};
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
-use lethe_shared::manifest::{Classes, Error, Manifest, Required};
+use lethe_shared::manifest::{Classes, Error, Gates, Manifest, Required};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::shard::{self, Captions};
 use lethe_shared::{store, texts};
@@ -53,6 +53,9 @@ pub struct Plan {
     pub concepts: Vec<PlannedConcept>,
     /// How edits are found.
     pub settings: MethodSettings,
+    /// Bounds that the release has to keep before `latest` leads to it: the manifest's, and those of whoever runs it. No part of
+    /// what determines the result, but for the manifest's, which are on record.
+    pub gates: Vec<Gates>,
     /// Things worth knowing that stop nothing.
     pub warnings: Vec<String>,
 }
@@ -112,6 +115,7 @@ impl Plan {
         let class_texts = ClassTexts { names: classes.names().to_vec(), template: manifest.data.template.clone() };
         let mut plan = Self {
             run: String::new(),
+            gates: vec![manifest.gates],
             manifest,
             model,
             checkpoint,
@@ -146,7 +150,7 @@ impl Plan {
             &self.class_texts,
             concepts,
             &self.settings,
-            (&self.manifest.composition, &self.manifest.policy),
+            (&self.manifest.composition, &self.manifest.policy, &self.manifest.gates),
         ))
     }
 

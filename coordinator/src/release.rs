@@ -1,25 +1,52 @@
 //! Writing a release: every file first, `composition.json` last. A release without it does not exist.
+//!
+//! | file | what |
+//! |---|---|
+//! | `release/read.rs` | a release that is there: its record, and files checked against it |
+//! | `release/verify.rs` | whether it is what was released |
+//! | `release/publish.rs` | its number, and the channels that lead to it |
+
+pub mod publish;
+pub mod read;
+pub mod verify;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use bytes::Bytes;
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
 use lethe_shared::edit::{self, Direction};
 use lethe_shared::job::ArtifactRef;
-use lethe_shared::record::Composition;
+use lethe_shared::record::{Composition, ReleaseRef};
 use lethe_shared::store::Store;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 
 use crate::compose::Change;
+use crate::dosing::Interference;
 use crate::failure::Failure;
-use crate::plan::Plan;
+use crate::release::publish::Published;
 use crate::{card, report};
 
 /// The record's name in a release.
 pub const RECORD: &str = "composition.json";
 /// The edits' name in a release.
 pub const EDITS: &str = "edits.safetensors";
+/// The name of what edits do to concepts in a release, where doses are solved: the float64 matrix [`EFFECT`], row i and column j by
+/// the order of the ids in the header's [`CONCEPTS`], a JSON list.
+pub const INTERFERENCE: &str = "interference.safetensors";
+/// The matrix in [`INTERFERENCE`].
+pub const EFFECT: &str = "effect";
+/// The order of concepts in [`INTERFERENCE`].
+pub const CONCEPTS: &str = "concepts";
+
+/// The model card's name in a release.
+const CARD: &str = "README.md";
+/// The report's name in a release.
+const REPORT: &str = "report.html";
+/// Files that every release writes for itself; the base's of these names are left behind.
+pub const OWN: [&str; 5] = [RECORD, EDITS, INTERFERENCE, CARD, REPORT];
 
 /// A tensor of an edit's direction: the whole of it under the concept's id, or one of its factors, `ID.up` and `ID.down`.
 #[derive(Debug)]
@@ -51,44 +78,49 @@ impl DirectionTensor {
     }
 }
 
-/// Writes a release and returns its address. `record` is complete but for its files.
+/// Writes a release, gives it its number, and returns its address. `record` is complete but for its files; `interference` is of its concepts in their order.
 ///
 /// # Errors
 /// When the store or the folder for temporary files cannot be written; no half-written release becomes visible.
 pub async fn write(
     store: &Store,
-    plan: &Plan,
+    checkpoint: &Checkpoint,
     change: &Change,
     directions: Vec<DirectionTensor>,
+    interference: Option<&Interference>,
     mut record: Composition,
-) -> Result<(String, Composition), Failure> {
+) -> Result<(String, Composition, Published), Failure> {
     let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
     let folder = staging.path();
-    let mut names = plan.checkpoint.write_changed(change, folder)?;
-    for name in plan.checkpoint.companions()? {
-        std::fs::copy(plan.checkpoint.folder().join(&name), folder.join(&name)).map_err(|error| local(folder, error))?;
+    let mut names = checkpoint.write_changed(change, folder)?;
+    for name in checkpoint.companions()? {
+        std::fs::copy(checkpoint.folder().join(&name), folder.join(&name)).map_err(|error| local(folder, error))?;
         names.push(name);
     }
     write_edits(&folder.join(EDITS), directions)?;
-    write_text(&folder.join("README.md"), &card::render(&record))?;
-    write_text(&folder.join("report.html"), &report::render(&record))?;
-    names.extend([EDITS, "README.md", "report.html"].map(str::to_owned));
+    if let Some(interference) = interference {
+        write_interference(&folder.join(INTERFERENCE), &record, interference)?;
+        names.push(INTERFERENCE.to_owned());
+    }
+    write_text(&folder.join(CARD), &card::render(&record))?;
+    write_text(&folder.join(REPORT), &report::render(&record))?;
+    names.extend([EDITS, CARD, REPORT].map(str::to_owned));
     names.sort();
     names.dedup();
 
     record.files = digests(folder, &names)?;
     let bytes = encode(&record)?;
-    let prefix = format!("releases/{}/{}", record.name, lethe_shared::digest::Digest::of(&bytes).short());
-    let address = format!("{}/{prefix}", store.name());
-    // The same bytes were released before: nothing is left to do.
-    if store.get(&format!("{prefix}/{RECORD}")).await?.is_some_and(|there| there == bytes) {
-        return Ok((address, record));
+    let digest = Digest::of(&bytes);
+    let prefix = publish::prefix(&ReleaseRef { name: record.name.clone(), record: digest });
+    // The same bytes may be there from before.
+    if store.get(&format!("{prefix}/{RECORD}")).await?.is_none_or(|there| there != bytes) {
+        for name in &names {
+            store.put_file(&format!("{prefix}/{name}"), &folder.join(name)).await?;
+        }
+        store.create(&format!("{prefix}/{RECORD}"), bytes).await?;
     }
-    for name in &names {
-        store.put_file(&format!("{prefix}/{name}"), &folder.join(name)).await?;
-    }
-    store.create(&format!("{prefix}/{RECORD}"), bytes).await?;
-    Ok((address, record))
+    let published = publish::publish(store, &record, digest).await?;
+    Ok((format!("{}/{prefix}", store.name()), record, published))
 }
 
 fn encode(record: &Composition) -> Result<Bytes, Failure> {
@@ -107,6 +139,16 @@ fn write_edits(path: &Path, directions: Vec<DirectionTensor>) -> Result<(), Fail
     serialize_to_file(views, None, path).map_err(|error| Failure::Infrastructure(format!("{}: {error}", path.display())))
 }
 
+fn write_interference(path: &Path, record: &Composition, interference: &Interference) -> Result<(), Failure> {
+    let ids: Vec<&str> = record.concepts.iter().map(|concept| concept.id.as_str()).collect();
+    let bytes: Vec<u8> = interference.effects().iter().flat_map(|value| value.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F64, vec![ids.len(), ids.len()], &bytes)
+        .map_err(|error| Failure::input(format!("{INTERFERENCE}: {error}")))?;
+    // One key: several would stand in another order every time.
+    let header = HashMap::from([(CONCEPTS.to_owned(), serde_json::to_string(&ids).map_err(Failure::input)?)]);
+    serialize_to_file([(EFFECT, view)], Some(header), path).map_err(|error| Failure::Infrastructure(format!("{}: {error}", path.display())))
+}
+
 fn write_text(path: &Path, text: &str) -> Result<(), Failure> {
     std::fs::write(path, text).map_err(|error| local(path, error))
 }
@@ -121,7 +163,7 @@ fn digests(folder: &Path, names: &[String]) -> Result<BTreeMap<String, ArtifactR
         let path = folder.join(name);
         let file = std::fs::File::open(&path).map_err(|error| local(&path, error))?;
         let bytes = file.metadata().map_err(|error| local(&path, error))?.len();
-        let digest = lethe_shared::digest::Digest::of_reader(file).map_err(|error| local(&path, error))?;
+        let digest = Digest::of_reader(file).map_err(|error| local(&path, error))?;
         files.insert(name.clone(), ArtifactRef { digest, bytes });
     }
     Ok(files)

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use lethe_shared::record::{Composition, ConceptRecord, UtilityOn};
 
+use crate::card::NOT_MEASURED;
+
 const STYLE: &str = "
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #1a7f37; --bad: #cf222e; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -39,13 +41,25 @@ pub fn render(record: &Composition) -> String {
         digest = record.digest,
         base = escape(&record.base.address),
     );
+    origin(&mut page, record);
     facts(&mut page, record);
     utility(&mut page, record);
     cost(&mut page, record);
     concepts(&mut page, record);
+    near_duplicates(&mut page, record);
     missing(&mut page, record);
     page += "</body></html>\n";
     page
+}
+
+/// Where a release comes from that no run made.
+fn origin(page: &mut String, record: &Composition) {
+    let Some(parent) = &record.parent else { return };
+    let _ = write!(page, "<p>Composed from release <code>{}</code>. {NOT_MEASURED}</p><ul>", escape(&parent.release.to_string()));
+    for change in &parent.changes {
+        let _ = write!(page, "<li>{}</li>", escape(&change.to_string()));
+    }
+    *page += "</ul>\n";
 }
 
 fn facts(page: &mut String, record: &Composition) {
@@ -54,12 +68,15 @@ fn facts(page: &mut String, record: &Composition) {
     let mut facts = vec![
         (total.to_string(), "concepts asked for".to_owned()),
         (zero(|c| c.alone.fa5).to_string(), "forgotten with their own edit alone (FA@5 = 0)".to_owned()),
-        (zero(|c| c.composed.fa5).to_string(), format!("forgotten in the released model ({})", escape(&record.method))),
     ];
+    if record.parent.is_none() {
+        let composed = zero(|c| c.composed.map_or(1.0, |composed| composed.fa5));
+        facts.push((composed.to_string(), format!("forgotten in the released model ({})", escape(&record.method))));
+    }
     if let Some(on) = record.utility.test.as_ref().or(record.utility.validation.as_ref()) {
         facts.push((
             format!("{} → {}", percent(on.before.ta1), percent(on.after.ta1)),
-            format!("TA@1 on {} retained classes", record.utility.retained_classes),
+            format!("TA@1 on {} retained classes", record.utility.retained_classes.unwrap_or_default()),
         ));
     }
     *page += "<div class=\"facts\">";
@@ -72,6 +89,9 @@ fn facts(page: &mut String, record: &Composition) {
 fn utility(page: &mut String, record: &Composition) {
     let sets =
         [("validation (the step search looked at it)", &record.utility.validation), ("test (nothing looked at it)", &record.utility.test)];
+    if record.parent.is_some() {
+        return;
+    }
     *page += "<h2>What must stay</h2>\n";
     if record.utility.validation.is_some() || record.utility.test.is_some() {
         let _ = writeln!(page, "<p class=\"soft\">{}</p>", UtilityOn::GROUPS);
@@ -190,11 +210,22 @@ fn concepts(page: &mut String, record: &Composition) {
             percent(c.before.fa5),
             mark(c.alone.fa5),
             percent(c.alone.fa5),
-            mark(c.composed.fa5),
-            percent(c.composed.fa5),
+            c.composed.map_or("", |composed| mark(composed.fa5)),
+            c.composed.map(|composed| percent(composed.fa5)).unwrap_or_default(),
         );
     }
     *page += "</table></div>\n";
+}
+
+fn near_duplicates(page: &mut String, record: &Composition) {
+    if record.near_duplicates.is_empty() {
+        return;
+    }
+    *page += "<h2>Hardly told apart</h2><p>What removes one of these concepts goes far towards removing the others of its line.</p><ul>";
+    for group in &record.near_duplicates {
+        let _ = write!(page, "<li>{}</li>", group.iter().map(|id| escape(id)).collect::<Vec<_>>().join(", "));
+    }
+    *page += "</ul>\n";
 }
 
 fn missing(page: &mut String, record: &Composition) {

@@ -19,6 +19,8 @@ pub enum Status {
     Complete,
     /// Some required concepts are missing.
     Incomplete,
+    /// The release misses a gate; it is stored, and no channel leads to it.
+    GatesMissed,
 }
 
 /// The last line of `lethe run --json`.
@@ -28,10 +30,14 @@ pub struct Report {
     pub run: String,
     /// Address of the release.
     pub release: String,
+    /// Its number among the releases of its name.
+    pub number: u64,
     /// SHA-256 over the released checkpoint's tensor bytes in name order.
     pub digest: Digest,
     /// How it ended.
     pub status: Status,
+    /// Gates that the release misses, a sentence each.
+    pub missed: Vec<String>,
     /// The numbers.
     pub summary: Summary,
 }
@@ -117,6 +123,10 @@ pub fn table(report: &Report, record: &Composition) -> String {
         let names: Vec<&str> = on.worst.iter().map(|worst| worst.class.as_str()).collect();
         row("worst neighbours", if names.is_empty() { "none lost".into() } else { names.join(", ") });
     }
+    if !record.near_duplicates.is_empty() {
+        let groups: Vec<String> = record.near_duplicates.iter().take(10).map(|group| group.join(" = ")).collect();
+        row("hardly told apart", groups.join(", "));
+    }
     for missing in summary.missing.iter().take(10) {
         row("missing", format!("{}: {}", missing.id, missing.reason));
     }
@@ -132,7 +142,11 @@ pub fn table(report: &Report, record: &Composition) -> String {
     row("peak memory", human_bytes(summary.peak_memory_bytes));
     row("jobs", format!("{} done, {} found done", summary.jobs_done, summary.jobs_found));
     row("digest", report.digest.to_string());
+    for gate in &report.missed {
+        row("misses", gate.clone());
+    }
     row("release", report.release.clone());
+    row("name", format!("{}:{}", record.name, report.number));
     row("report", format!("{}/report.html", report.release));
     text
 }

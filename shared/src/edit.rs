@@ -100,6 +100,35 @@ impl Direction {
     }
 }
 
+/// ⟨A, B⟩ of two factored matrices of one shape, float64 in a fixed order; `None` when one is not factored or shapes differ.
+/// ⟨A B, U V⟩ is the sum over (AᵀU) ∘ (B Vᵀ): nothing of a layer's size is ever formed.
+pub fn inner_product(a: &Direction, b: &Direction) -> Option<f64> {
+    let (Direction::Factored { up: a_up, down: a_down, rank: a_rank }, Direction::Factored { up: b_up, down: b_down, rank: b_rank }) =
+        (a, b)
+    else {
+        return None;
+    };
+    let (a_rank, b_rank) = (*a_rank, *b_rank);
+    if a_rank == 0 || b_rank == 0 {
+        return Some(0.0);
+    }
+    if a_up.len() / a_rank != b_up.len() / b_rank || a_down.len() / a_rank != b_down.len() / b_rank {
+        return None;
+    }
+    let mut left = vec![0.0f64; a_rank * b_rank];
+    for (a_row, b_row) in a_up.chunks_exact(a_rank).zip(b_up.chunks_exact(b_rank)) {
+        for (sums, &a) in left.chunks_exact_mut(b_rank).zip(a_row) {
+            for (sum, &b) in sums.iter_mut().zip(b_row) {
+                *sum += f64::from(a) * f64::from(b);
+            }
+        }
+    }
+    let inputs = a_down.len() / a_rank;
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let rows = a_down.chunks_exact(inputs).flat_map(|a| b_down.chunks_exact(inputs).map(move |b| dot(a, b)));
+    Some(left.iter().zip(rows).map(|(left, right)| left * right).sum())
+}
+
 /// Names of the two tensors of a factored direction: `LAYER.up` and `LAYER.down`.
 pub fn factor_names(layer: &str) -> (String, String) {
     (format!("{layer}.up"), format!("{layer}.down"))
@@ -134,6 +163,19 @@ pub fn encode_tensors<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a [usize
 pub fn decode_direction(layer: &str, shape: &[usize], file: &[u8]) -> Result<Direction, Error> {
     let wrong = |problem: String| Error::Direction { layer: layer.to_owned(), problem };
     let parsed = SafeTensors::deserialize(file).map_err(|error| wrong(format!("not a safetensors file: {error}")))?;
+    match (parsed.len(), read_direction(&parsed, layer, shape)?) {
+        (1, direction @ Direction::Dense(_)) | (2, direction @ Direction::Factored { .. }) => Ok(direction),
+        _ => Err(wrong(format!("expected one direction, found {:?}", parsed.names()))),
+    }
+}
+
+/// Reads the direction of this name for a layer of this shape from a file that may hold others too: `NAME`, or its factors
+/// `NAME.up` and `NAME.down`.
+///
+/// # Errors
+/// [`Error::Direction`] when the file has no finite float32 direction of this name and shape.
+pub fn read_direction(file: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Direction, Error> {
+    let wrong = |problem: String| Error::Direction { layer: name.to_owned(), problem };
     let read = |view: &TensorView<'_>| -> Result<Vec<f32>, Error> {
         if view.dtype() != Dtype::F32 {
             return Err(wrong(format!("is stored as {:?}, expected float32", view.dtype())));
@@ -141,18 +183,16 @@ pub fn decode_direction(layer: &str, shape: &[usize], file: &[u8]) -> Result<Dir
         let values: Vec<f32> = view.data().chunks_exact(4).map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
         if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(wrong("holds values that are not finite".to_owned())) }
     };
-    let (up_name, down_name) = factor_names(layer);
-    match (parsed.len(), parsed.tensor(layer), parsed.tensor(&up_name), parsed.tensor(&down_name)) {
-        (1, Ok(view), _, _) if view.shape().iter().product::<usize>() == shape.iter().product::<usize>() => {
-            Ok(Direction::Dense(read(&view)?))
-        }
-        (2, _, Ok(up), Ok(down)) => match (up.shape(), down.shape(), shape) {
+    let (up_name, down_name) = factor_names(name);
+    match (file.tensor(name), file.tensor(&up_name), file.tensor(&down_name)) {
+        (Ok(view), ..) if view.shape().iter().product::<usize>() == shape.iter().product::<usize>() => Ok(Direction::Dense(read(&view)?)),
+        (Err(_), Ok(up), Ok(down)) => match (up.shape(), down.shape(), shape) {
             ([outputs, rank], [other, inputs], [rows, columns]) if rank == other && outputs == rows && inputs == columns => {
                 Ok(Direction::Factored { up: read(&up)?, down: read(&down)?, rank: *rank })
             }
             (up, down, shape) => Err(wrong(format!("factors of shapes {up:?} and {down:?} do not make {shape:?}"))),
         },
-        _ => Err(wrong(format!("expected one float32 tensor of shape {shape:?}, or its two factors, found {:?}", parsed.names()))),
+        _ => Err(wrong(format!("expected one float32 tensor of shape {shape:?}, or its two factors, found {:?}", file.names()))),
     }
 }
 
@@ -220,6 +260,34 @@ mod tests {
         for shape in [&[3usize, 2][..], &[6], &[2, 2]] {
             assert!(decode_direction("l", shape, &file).is_err());
         }
+    }
+
+    #[test]
+    fn inner_products_are_those_of_the_whole_matrices() {
+        let factored = |rank: usize, seed: usize| {
+            let values = |count: usize, seed: usize| (0..count).map(|i| ((i * 7 + seed) % 11) as f32 - 5.0).collect::<Vec<f32>>();
+            Direction::Factored { up: values(3 * rank, seed), down: values(rank * 4, seed + 3), rank }
+        };
+        let dense = |direction: &Direction| {
+            let mut values = vec![0.0; 12];
+            direction.accumulate(&mut values, 1.0);
+            values
+        };
+        let (a, b) = (factored(2, 1), factored(3, 5));
+        let expected: f64 = dense(&a).iter().zip(dense(&b)).map(|(a, b)| a * b).sum();
+        assert!(expected != 0.0 && inner_product(&a, &b) == Some(expected) && inner_product(&b, &a) == Some(expected));
+        assert_eq!(inner_product(&a, &Direction::Factored { up: vec![], down: vec![], rank: 0 }), Some(0.0));
+        assert_eq!(inner_product(&a, &Direction::Factored { up: vec![1.0; 2], down: vec![1.0; 4], rank: 1 }), None);
+        assert_eq!(inner_product(&a, &Direction::Dense(vec![0.0; 12])), None);
+    }
+
+    #[test]
+    fn one_direction_is_found_among_others() {
+        let (one, two) = (bytes(&[1.0, 2.0]), bytes(&[3.0, 4.0]));
+        let file = encode_tensors([("a", &[2usize][..], one.as_slice()), ("b", &[2], two.as_slice())]).unwrap();
+        let parsed = SafeTensors::deserialize(&file).unwrap();
+        assert_eq!(read_direction(&parsed, "b", &[2]).unwrap(), Direction::Dense(vec![3.0, 4.0]));
+        assert!(read_direction(&parsed, "c", &[2]).is_err() && decode_direction("b", &[2], &file).is_err());
     }
 
     #[test]

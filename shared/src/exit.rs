@@ -6,8 +6,8 @@ pub const DONE: u8 = 0;
 pub const BAD_INPUT: u8 = 2;
 /// Finished, but some concepts are missing and the manifest did not allow it.
 pub const INCOMPLETE: u8 = 3;
-/// A gate was not met; nothing was promoted.
-pub const GATE: u8 = 4;
+/// A release does not pass: a gate was not met and nothing was promoted, or it is not what was released.
+pub const NOT_PASSED: u8 = 4;
 /// Queue, store or network gave up.
 pub const INFRASTRUCTURE: u8 = 5;
 /// Cancelled.

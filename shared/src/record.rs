@@ -1,12 +1,14 @@
 //! `composition.json`: the record of a release. Nothing in it depends on when, where or how fast it was made.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::job::{ArtifactRef, MethodSettings};
+use crate::manifest::Gates;
 use crate::outcome::{Accuracy, ClassHits, RankedLayer, Tower, Trial};
 
 /// Version of the record's format.
@@ -20,24 +22,136 @@ pub struct Composition {
     pub version: u32,
     /// Name in the manifest.
     pub name: String,
-    /// The run that made it.
+    /// The run that found its edits.
     pub run: String,
+    /// The release it was composed from, where no run made it. Nothing was measured on it then: what is measured of the whole is
+    /// absent, and what is measured of single edits holds as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
     /// What was edited.
     pub base: Base,
     /// SHA-256 over the checkpoint's tensor bytes in name order.
     pub digest: Digest,
     /// How edits were composed.
     pub method: String,
+    /// How the edits of one layer became one change.
+    #[serde(default, skip_serializing_if = "Merge::is_sum")]
+    pub merge: Merge,
     /// How edits were found.
     pub search: MethodSettings,
+    /// What directions were corrected by, one artifact per tower that may change. Only edits that were corrected by the same are
+    /// dosed together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moments: Vec<ArtifactRef>,
     /// Every concept that was removed, by id.
     pub concepts: Vec<ConceptRecord>,
     /// Concepts of the manifest that are not removed.
     pub missing: Vec<Missing>,
+    /// Groups of concepts that the model hardly tells apart, by id: what removes one goes far towards removing the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub near_duplicates: Vec<Vec<String>>,
     /// What must stay, before and after.
     pub utility: Utility,
+    /// ‖Δ‖/‖θ‖ of every layer that is changed, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, f64>,
+    /// Bounds that the manifest sets before a channel may lead to it, where it sets some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gates: Option<Gates>,
     /// Every file of the release but this one: SHA-256 and size.
     pub files: BTreeMap<String, ArtifactRef>,
+}
+
+/// How the edits of one layer become one change. Δ_i is an edit's change α·dose·λ·D.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Merge {
+    /// Σ Δ_i.
+    #[default]
+    Sum,
+    /// Σ Δ_i / n, with n the layer's edits (model soups, arXiv 2203.05482).
+    Mean,
+    /// TIES (arXiv 2306.01708): of each Δ_i the share `density` of largest magnitude is kept; each value's sign is that of the sum of
+    /// what is kept; the mean is taken over what agrees with it.
+    Ties {
+        /// Share kept, above 0 and at most 1.
+        density: f64,
+    },
+    /// DARE (arXiv 2311.03099): each value of each Δ_i is dropped with probability `drop`, what stays is divided by 1 − `drop`,
+    /// and everything is added. What is dropped depends on concept and layer alone.
+    Dare {
+        /// Share dropped, at least 0 and below 1.
+        drop: f64,
+    },
+}
+
+impl Merge {
+    fn is_sum(&self) -> bool {
+        *self == Self::Sum
+    }
+}
+
+/// A release that another one was composed from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parent {
+    /// Which one.
+    pub release: ReleaseRef,
+    /// What was changed, in the order it was done.
+    pub changes: Vec<Amendment>,
+}
+
+/// A release, wherever it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRef {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its `composition.json`.
+    pub record: Digest,
+}
+
+impl fmt::Display for ReleaseRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.name, self.record.short())
+    }
+}
+
+/// A change to what a release removes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Amendment {
+    /// A concept of another release is removed too.
+    Add {
+        /// Its id.
+        id: String,
+        /// The release it is from.
+        from: ReleaseRef,
+    },
+    /// A concept is no longer removed.
+    Remove {
+        /// Its id.
+        id: String,
+    },
+    /// A concept is removed at another strength.
+    Strength {
+        /// Its id.
+        id: String,
+        /// Strength α before.
+        before: f64,
+        /// Strength α now.
+        after: f64,
+    },
+}
+
+impl fmt::Display for Amendment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add { id, from } => write!(f, "{id} added from {from}"),
+            Self::Remove { id } => write!(f, "{id} left out"),
+            Self::Strength { id, before, after } => write!(f, "{id} at strength {after} instead of {before}"),
+        }
+    }
 }
 
 /// The checkpoint that was edited.
@@ -76,20 +190,32 @@ pub struct ConceptRecord {
     /// What the composition multiplies the step by, solved together with all other concepts': the direction is applied at
     /// α · dose · λ. 1 where doses are not solved.
     pub dose: f64,
+    /// By how much its forget loss is to be raised at strength 1, to first order: what its dose is solved for. Absent where doses
+    /// are not solved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<f64>,
+    /// Predicted rise of its forget loss that comes of the other concepts' edits, to first order, as a share of what is wanted of
+    /// it (α times the target); below 0 when they work against it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_others: Option<f64>,
     /// Importance of the layer.
     pub importance: f64,
     /// Alignment of the layer.
     pub alignment: f64,
     /// The edit's direction on the layer, in the artifact store.
     pub direction: ArtifactRef,
+    /// Factors of its forget gradient at every layer of its run, in the artifact store; where doses are solved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradients: Option<ArtifactRef>,
     /// Forget pairs.
     pub pairs: u64,
     /// Before any edit.
     pub before: Measured,
     /// With this edit alone, at strength 1.
     pub alone: Measured,
-    /// With all edits at their strengths.
-    pub composed: Measured,
+    /// With all edits at their strengths; absent where nobody measured it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub composed: Option<Measured>,
     /// Every candidate layer.
     pub ranking: Vec<RankedLayer>,
     /// Every trial of the step search.
@@ -130,11 +256,12 @@ pub struct Missing {
 }
 
 /// What must stay: classes that no concept of the manifest names.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Utility {
-    /// Retained classes in the class list.
-    pub retained_classes: u64,
+    /// Retained classes in the class list, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retained_classes: Option<u64>,
     /// On the validation set, which step search and choice looked at.
     pub validation: Option<UtilityOn>,
     /// On the test set, which nothing looked at.
@@ -211,4 +338,30 @@ pub struct WorstClass {
     pub before: ClassHits,
     /// Hits of the composed model.
     pub after: ClassHits,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_read_as_sentences() {
+        let from = ReleaseRef { name: "other".into(), record: Digest::of(b"record") };
+        let short = from.record.short();
+        let of = |change: Amendment| change.to_string();
+        assert_eq!(of(Amendment::Add { id: "a".into(), from }), format!("a added from other/{short}"));
+        assert_eq!(of(Amendment::Remove { id: "a".into() }), "a left out");
+        assert_eq!(of(Amendment::Strength { id: "a".into(), before: 1.0, after: 0.5 }), "a at strength 0.5 instead of 1");
+    }
+
+    #[test]
+    fn numbers_survive_their_json() {
+        // Doses follow from these to the last bit.
+        let mut state = 1u64;
+        for _ in 0..10_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let value = f64::from_bits((state >> 12) | 0x3f30_0000_0000_0000);
+            assert_eq!(serde_json::from_str::<f64>(&serde_json::to_string(&value).unwrap()).unwrap(), value);
+        }
+    }
 }

@@ -143,6 +143,13 @@ impl Default for SmallJob {
     }
 }
 
+/// Releases in a store that have a number.
+pub fn releases(store: &Path) -> usize {
+    let Ok(names) = std::fs::read_dir(store.join("releases")) else { return 0 };
+    let entries = names.flat_map(|name| std::fs::read_dir(name.expect("a folder").path()).expect("a folder"));
+    entries.filter(|entry| entry.as_ref().expect("an entry").path().extension().is_some_and(|end| end == "json")).count()
+}
+
 /// Outcomes in a store; files that are still being written have other names.
 pub fn outcomes(store: &Path) -> usize {
     let Ok(folders) = std::fs::read_dir(store.join("outcomes")) else { return 0 };

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use lethe_shared::store::Store;
+use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;
 
 use crate::ports::{free_port, wait_for_port};
@@ -57,10 +58,15 @@ impl S3Server {
 
     /// A new bucket.
     pub fn bucket(&self, name: &str) -> Store {
+        Store::over(self.raw_bucket(name), &format!("s3://{name}"))
+    }
+
+    /// A new bucket, for what goes between it and a store.
+    pub fn raw_bucket(&self, name: &str) -> Arc<dyn ObjectStore> {
         self.make_bucket(name);
         let builder = AmazonS3Builder::new().with_bucket_name(name).with_endpoint(self.endpoint()).with_allow_http(true);
         let built = builder.with_access_key_id("test").with_secret_access_key("test").with_region("us-east-1").build();
-        Store::over(Arc::new(built.expect("a client for the S3 server")), &format!("s3://{name}"))
+        Arc::new(built.expect("a client for the S3 server"))
     }
 
     /// Lets a process use the server at this endpoint.

@@ -1,12 +1,15 @@
 //! The command line.
 
+mod compose;
 mod dead_letters;
 mod plan;
 mod reach;
+mod release;
 mod run;
 mod serve;
 mod status;
 mod submit;
+mod verify;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -27,7 +30,7 @@ use crate::failure::Failure;
     version,
     propagate_version = true,
     after_help = "Exit codes: 0 done · 2 bad manifest or arguments · 3 finished, but required concepts are missing · \
-                  5 store or queue gave up · 130 cancelled.\n\nStart with: lethe run jobs/emoji/small.toml"
+                  4 a release does not pass · 5 store or queue gave up · 130 cancelled.\n\nStart with: lethe run jobs/emoji/small.toml"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -59,6 +62,12 @@ enum Command {
     Cancel(status::Cancel),
     /// Look after jobs that were given up.
     DeadLetters(dead_letters::DeadLetters),
+    /// Make a new release from what an old one stored: other strengths, concepts left out or added. No device is needed.
+    Compose(compose::Compose),
+    /// Check that a release is what was released, file by file.
+    Verify(verify::Verify),
+    /// Look after releases: list them, lead channels such as `production` to them and back.
+    Release(release::Release),
     /// Print the manifest's JSON Schema.
     Schema,
 }
@@ -83,16 +92,19 @@ impl Common {
     fn store(&self, manifest: &Manifest) -> Result<Address, Failure> {
         match &self.store {
             None => Ok(manifest.address("release.uri", &manifest.release.uri)?),
-            Some(text) => {
-                let here = std::env::current_dir().map_err(|error| Failure::input(format!("working folder: {error}")))?;
-                Address::resolve(text, Some(&here)).map_err(|error| Failure::input(format!("--store: {error}")))
-            }
+            Some(text) => here(text),
         }
     }
 
     fn cache(&self) -> PathBuf {
         cache(self.cache.as_ref())
     }
+}
+
+/// An address on the command line, relative to the working folder.
+fn here(text: &str) -> Result<Address, Failure> {
+    let folder = std::env::current_dir().map_err(|error| Failure::input(format!("working folder: {error}")))?;
+    Address::resolve(text, Some(&folder)).map_err(Failure::input)
 }
 
 /// Where downloads go: as given, or the user's cache folder.
@@ -127,6 +139,9 @@ pub fn main() -> ExitCode {
             Command::Status(options) => status::main(&options).await,
             Command::Cancel(options) => status::cancel(&options).await,
             Command::DeadLetters(options) => dead_letters::main(&options).await,
+            Command::Compose(options) => compose::main(&options).await,
+            Command::Verify(options) => verify::main(&options).await,
+            Command::Release(options) => release::main(&options).await,
             Command::Schema => print(&format!("{:#}", Manifest::schema())).map(|()| exit::DONE),
         }
     });

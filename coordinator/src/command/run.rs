@@ -1,9 +1,11 @@
 //! `lethe run`
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use lethe_shared::exit;
+use lethe_shared::manifest::Gates;
 use lethe_shared::queue::nats::{self, JetStreamQueue, Role};
 use lethe_shared::record::Composition;
 use lethe_shared::store::Store;
@@ -32,6 +34,9 @@ pub(super) struct Options {
     nats: Option<String>,
     #[command(flatten)]
     connection: nats::Options,
+    /// More gates that the release has to pass before `latest` leads to it, beside the manifest's: a file with a `[gates]` section.
+    #[arg(long, value_name = "FILE")]
+    gates: Option<PathBuf>,
     /// Where metrics and probes are while the run lasts: a port on loopback, or ADDRESS:PORT. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", env = "LETHE_HTTP")]
     http: Option<ListenOn>,
@@ -46,7 +51,9 @@ pub(super) async fn main(options: &Options, cancel: CancellationToken) -> Result
         say("info", &format!("http://{}: metrics and probes", server.address()));
         tokio::spawn(server.run(CancellationToken::new()));
     }
-    let plan = Plan::make(&common.manifest, &common.cache()).await?;
+    let gates = options.gates.as_deref().map(Gates::read).transpose()?;
+    let mut plan = Plan::make(&common.manifest, &common.cache()).await?;
+    plan.gates.extend(gates);
     for warning in &plan.warnings {
         say("warning", warning);
     }
@@ -122,6 +129,13 @@ fn tell(common: &Common, (report, record): (Report, Composition)) -> Result<u8, 
                 ),
             );
             Ok(exit::INCOMPLETE)
+        }
+        Status::GatesMissed => {
+            for gate in &report.missed {
+                say("error", &format!("a gate is missed: {gate}"));
+            }
+            say("error", &format!("the release is stored as {}:{}, and no channel leads to it", record.name, report.number));
+            Ok(exit::NOT_PASSED)
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use lethe_shared::address::Address;
 use lethe_shared::exit;
+use lethe_shared::manifest::Gates;
 use lethe_shared::queue::nats::{JetStreamQueue, Options, Role, without_secrets};
 use lethe_shared::store::Store;
 use lethe_shared::telemetry::Health;
@@ -33,6 +34,9 @@ pub(super) struct Serve {
     /// Runs at one time; more wait their turn.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     runs: u16,
+    /// Gates that every run's release has to pass before `latest` leads to it, beside its manifest's: a file with a `[gates]` section.
+    #[arg(long, value_name = "FILE")]
+    gates: Option<PathBuf>,
     /// Folder for files downloaded from remote addresses.
     #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
     cache: Option<PathBuf>,
@@ -43,6 +47,7 @@ pub(super) struct Serve {
 pub(super) async fn main(options: &Serve, cancel: CancellationToken) -> Result<u8, Failure> {
     let here = std::env::current_dir().map_err(|error| Failure::input(format!("working folder: {error}")))?;
     let address = Address::resolve(&options.store, Some(&here)).map_err(|error| Failure::input(format!("--store: {error}")))?;
+    let gates = options.gates.as_deref().map(Gates::read).transpose()?;
     let health = Health::waiting_for(&["queue", "store", "runs"]);
     let name = name_of_this_process();
 
@@ -57,7 +62,7 @@ pub(super) async fn main(options: &Serve, cancel: CancellationToken) -> Result<u
     health.met("queue");
 
     let patience = Patience { give_up: options.options.give_up() };
-    let settings = serve::Options { name, runs: usize::from(options.runs), cache: cache(options.cache.as_ref()), patience };
+    let settings = serve::Options { name, runs: usize::from(options.runs), cache: cache(options.cache.as_ref()), gates, patience };
     let service = Service::new(Arc::clone(&queue), store.clone(), settings, health.clone());
     let in_use = |error: std::io::Error| Failure::input(format!("--http {}: {error}", options.http));
     let server = Server::bind(options.http, health, service.routes()).await.map_err(in_use)?;

@@ -5,18 +5,19 @@
 //! worked out; doses are solved together, and adjusted over some rounds of looking at the composed model.
 
 use bytes::Bytes;
-use lethe_shared::edit;
+use lethe_shared::edit::{self, Edit};
 use lethe_shared::job::{ArtifactRef, InterferencePart, MomentsPart};
 use lethe_shared::manifest::Stop;
 use lethe_shared::outcome::{Hits, Outcome, SurveyResult, TaskResult};
 use lethe_shared::record::Missing;
 use safetensors::SafeTensors;
 
-use super::{Directions, Edits, Found, HeldOut, Run, concept_results, fetch_directions, mismatch};
-use crate::dosing::{Interference, Seen, adjust};
+use super::{Directions, Edits, Found, HeldOut, Run, concept_results, fetch_directions, mismatch, unsolved};
+use crate::dosing::{Seen, adjust};
 use crate::failure::Failure;
 use crate::plan::PlannedConcept;
-use crate::{jobs, layers};
+use crate::recipe::Recipe;
+use crate::{clusters, jobs, layers};
 
 /// What directions are corrected by and judged on, one artifact per tower that may change.
 struct Moments {
@@ -40,11 +41,9 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let rankings: Vec<&[_]> = surveyed.iter().map(|(_, survey)| survey.ranking.as_slice()).collect();
     let assignment = layers::assign(&rankings, plan.manifest.composition.layers as usize);
 
-    let mut found = directions(run, surveyed, &assignment, &moments.inverses, &mut missing).await?;
-    if !found.is_empty() {
-        dose(run, &mut found).await?;
-    }
-    Ok((Edits { found, missing }, base))
+    let found = directions(run, surveyed, &assignment, &moments.inverses, &mut missing).await?;
+    let recipe = if found.is_empty() { unsolved(&found)? } else { dose(run, &found).await? };
+    Ok((Edits { found, missing, recipe, moments: moments.inverses }, base))
 }
 
 async fn moments(run: &mut Run<'_>) -> Result<Moments, Failure> {
@@ -123,41 +122,43 @@ async fn directions<'a>(
             ranking: survey.ranking,
             search: result.search,
             chosen,
-            dose: 1.0,
             gradients: Some(result.gradients),
         });
     }
     Ok(found)
 }
 
-/// Solves all doses together, and adjusts what is wanted of each concept by how it fares in the composed model. The doses kept are
+/// Solves all doses together, and adjusts what is wanted of each concept by how it fares in the composed model. The targets kept are
 /// those that leave the fewest concepts showing, and cost least among those.
-async fn dose(run: &mut Run<'_>, found: &mut [Found<'_>]) -> Result<(), Failure> {
+async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure> {
     let plan = run.plan;
-    let interference = interference(run, found).await?;
+    let mut recipe = recipe(run, found).await?;
+    for group in clusters::near_duplicates(&recipe) {
+        let names = group.join(", ");
+        tracing::warn!("the model hardly tells these concepts apart, what removes one goes far towards removing the others: {names}");
+    }
+    let rounds = plan.manifest.composition.rounds;
+    if rounds == 0 {
+        return Ok(recipe);
+    }
     let files = fetch_directions(plan, run.dispatcher, found).await?;
-    // What each edit achieved alone, to first order.
-    let mut wanted: Vec<f64> = (0..found.len()).map(|i| found[i].chosen.answer.step * interference.effect(i, i)).collect();
+    let mut wanted: Vec<f64> = recipe.parts().iter().filter_map(|part| part.target).collect();
     let (tolerance, top) = match plan.settings.stop {
         Stop::Fa1 => (plan.manifest.composition.tolerance, 1),
         Stop::Fa5 => (plan.manifest.composition.tolerance, 5),
     };
     let mut best: Option<(usize, f64, Vec<f64>)> = None;
-    for round in 0..=plan.manifest.composition.rounds {
-        let strengths = found.iter().map(|found| found.planned.concept.strength);
-        let targets: Vec<f64> = wanted.iter().zip(strengths).map(|(wanted, strength)| wanted * strength).collect();
-        let doses = interference.doses(&targets);
-        apply(found, &doses);
-        if plan.manifest.composition.rounds == 0 {
-            return Ok(());
-        }
-        let seen = look(run, found, &files).await?;
+    for round in 0..=rounds {
+        recipe = recipe.with_targets(&wanted);
+        let edits = recipe.edits();
+        let seen = look(run, found, &edits, &files).await?;
         // Only what is applied as found is expected to be gone.
         let judged = |i: usize| found[i].planned.concept.strength == 1.0;
         let showing = (0..found.len()).filter(|&i| judged(i) && seen[i].share > tolerance).count();
-        let cost = interference.predicted_cost(&doses);
+        let steps: Vec<f64> = edits.iter().map(Edit::factor).collect();
+        let cost = recipe.interference().map_or(0.0, |interference| interference.predicted_cost(&steps));
         if best.as_ref().is_none_or(|(least, cheapest, _)| showing < *least || (showing == *least && cost < *cheapest)) {
-            best = Some((showing, cost, doses));
+            best = Some((showing, cost, wanted.clone()));
         }
         tracing::info!(round, showing, cost, "doses");
         let before = wanted.clone();
@@ -169,26 +170,19 @@ async fn dose(run: &mut Run<'_>, found: &mut [Found<'_>]) -> Result<(), Failure>
             break;
         }
     }
-    if let Some((_, _, doses)) = best {
-        apply(found, &doses);
-    }
-    Ok(())
+    Ok(match best {
+        Some((_, _, wanted)) => recipe.with_targets(&wanted),
+        None => recipe,
+    })
 }
 
-fn apply(found: &mut [Found<'_>], doses: &[f64]) {
-    for (found, dose) in found.iter_mut().zip(doses) {
-        let whole = found.planned.concept.strength * found.chosen.answer.step;
-        found.dose = if whole == 0.0 { 0.0 } else { dose / whole };
-    }
-}
-
-async fn interference(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Interference, Failure> {
+/// The recipe with what each edit achieved alone as its target, to first order.
+async fn recipe(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure> {
     let part = |found: &Found<'_>| {
         let gradients = found.gradients.ok_or_else(|| mismatch("direction"))?;
         Ok(InterferencePart { layer: found.chosen.answer.layer.clone(), gradients, direction: found.chosen.direction })
     };
     let parts = found.iter().map(part).collect::<Result<Vec<_>, Failure>>()?;
-    let layers = parts.iter().map(|part| part.layer.clone()).collect();
     let TaskResult::Interference(result) = run.one("doses", jobs::interference(run.plan, parts)).await? else {
         return Err(mismatch("interference"));
     };
@@ -196,13 +190,15 @@ async fn interference(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Interfer
     let damaged = |problem: String| Failure::Infrastructure(format!("artifact {}: {problem}", result.effect.digest));
     let parsed = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
     let view = parsed.tensor("effect").map_err(|error| damaged(error.to_string()))?;
-    let values = edit::widen("effect", view.data(), view.dtype())?;
-    Interference::new(values, layers).map_err(damaged)
+    let effect = edit::widen("effect", view.data(), view.dtype())?;
+    let own = |i: usize| effect.get(i * found.len() + i).copied().unwrap_or(f64::NAN);
+    let parts = (0..found.len()).map(|i| found[i].part(Some(found[i].chosen.answer.step * own(i)))).collect();
+    Recipe::solved(parts, effect).map_err(damaged)
 }
 
-/// How each concept fares in the model composed at the present doses.
-async fn look(run: &mut Run<'_>, found: &[Found<'_>], files: &Directions) -> Result<Vec<Seen>, Failure> {
-    let (_, change) = run.compose(found, files).await?;
+/// How each concept fares in the model composed of these edits.
+async fn look(run: &mut Run<'_>, found: &[Found<'_>], edits: &[Edit], files: &Directions) -> Result<Vec<Seen>, Failure> {
+    let (_, change) = run.compose(edits, files).await?;
     let planned: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
     let outcomes = run.must("doses", &jobs::forget_evaluation(run.plan, &planned, change, run.classes)).await?;
     let (mut hits, mut best) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());

@@ -19,15 +19,18 @@ use lethe_shared::outcome::{Accuracy, Chosen, Hits, Outcome, RankedLayer, TaskRe
 use lethe_shared::queue::Cause;
 use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing, Utility};
 
+use crate::clusters;
 use crate::compose::{self, Change};
 use crate::dispatch::{Dispatcher, Ended, Lost};
 use crate::failure::Failure;
+use crate::gates;
 use crate::jobs;
 use crate::measure::{self, Fates, Spread};
-use crate::merge::Merge;
+use crate::merge;
 use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
-use crate::release::{self, DirectionTensor};
+use crate::recipe::{Part, Recipe};
+use crate::release::{self, DirectionTensor, publish};
 use crate::summary::{Phase, Report, Status, Summary};
 
 /// A run in progress.
@@ -63,20 +66,18 @@ struct Found<'a> {
     ranking: Vec<RankedLayer>,
     search: Vec<Trial>,
     chosen: Chosen,
-    /// What is multiplied into its step: see [`Edit::dose`].
-    dose: f64,
     /// Factors of its gradient at every layer of the run, where directions are corrected.
     gradients: Option<ArtifactRef>,
 }
 
 impl Found<'_> {
-    fn edit(&self) -> Edit {
-        Edit {
+    fn part(&self, target: Option<f64>) -> Part {
+        Part {
             concept: self.planned.concept.id.clone(),
             layer: self.chosen.answer.layer.clone(),
             step: self.chosen.answer.step,
             strength: self.planned.concept.strength,
-            dose: self.dose,
+            target,
             direction: self.chosen.direction,
         }
     }
@@ -86,6 +87,15 @@ impl Found<'_> {
 struct Edits<'a> {
     found: Vec<Found<'a>>,
     missing: Vec<Missing>,
+    /// How they go together; parts as in `found`.
+    recipe: Recipe,
+    /// What directions were corrected by.
+    moments: Vec<ArtifactRef>,
+}
+
+/// Edits that are added up as they are.
+fn unsolved(found: &[Found<'_>]) -> Result<Recipe, Failure> {
+    Recipe::sum(found.iter().map(|found| found.part(None)).collect()).map_err(Failure::Infrastructure)
 }
 
 /// Does everything that a plan asks for. `quiet` hides progress.
@@ -116,14 +126,14 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let found = &edits.found;
 
     let directions = fetch_directions(plan, dispatcher, found).await?;
-    let (change, encoded) = run.compose(found, &directions).await?;
+    let (change, encoded) = run.compose(&edits.recipe.edits(), &directions).await?;
     let edited: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
     let evaluated = run.must("evaluate", &jobs::composed_evaluation(plan, &edited, encoded, classes)).await?;
     let mut hits: BTreeMap<String, Hits> = evaluated.into_iter().filter_map(evaluation).flatten().collect();
     let composed = HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) };
 
     let began = Instant::now();
-    let record = make_record(plan, &change, found, edits.missing, &base, &composed, &hits);
+    let record = make_record(plan, &change, &edits, &base, &composed, &hits)?;
     let tensors = found
         .iter()
         .map(|found| {
@@ -133,12 +143,23 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
         })
         .collect::<Result<Vec<_>, Failure>>()?;
     dispatcher.check_claim().await?;
-    let (address, record) = release::write(store, plan, &change, tensors.into_iter().flatten().collect(), record).await?;
+    let (address, record, published) =
+        release::write(store, &plan.checkpoint, &change, tensors.into_iter().flatten().collect(), edits.recipe.interference(), record)
+            .await?;
     run.took("release", began);
 
     let summary = run.summarise(&record);
-    let status = if satisfies(&plan.manifest.policy.required, &record, plan) { Status::Complete } else { Status::Incomplete };
-    let report = Report { run: plan.run.clone(), release: address, digest: record.digest, status, summary };
+    let missed: Vec<String> = plan.gates.iter().flat_map(|gates| gates::missed(gates, &record)).collect();
+    let status = match satisfies(&plan.manifest.policy.required, &record, plan) {
+        _ if !missed.is_empty() => Status::GatesMissed,
+        true => Status::Complete,
+        false => Status::Incomplete,
+    };
+    if status == Status::Complete {
+        publish::advance(store, &published).await?;
+    }
+    let report =
+        Report { run: plan.run.clone(), release: address, number: published.number, digest: record.digest, status, missed, summary };
     store.put_json(&format!("runs/{}/summary.json", plan.run), &report).await?;
     Ok((report, record))
 }
@@ -212,10 +233,9 @@ impl Run<'_> {
     }
 
     /// Puts edits together; the change is an artifact too, for those who evaluate it.
-    async fn compose(&mut self, found: &[Found<'_>], directions: &Directions) -> Result<(Change, ArtifactRef), Failure> {
+    async fn compose(&mut self, edits: &[Edit], directions: &Directions) -> Result<(Change, ArtifactRef), Failure> {
         let began = Instant::now();
-        let edits: Vec<Edit> = found.iter().map(Found::edit).collect();
-        let change = compose::compose(&self.plan.checkpoint, &edits, Merge::of(&self.plan.manifest.composition), |edit, shape| {
+        let change = compose::compose(&self.plan.checkpoint, edits, merge::rule(&self.plan.manifest.composition), |edit, shape| {
             Ok(edit::decode_direction(&edit.layer, shape, &directions[&edit.concept])?)
         })?;
         let encoded = self.dispatcher.store.put_artifact(compose::encode(&self.plan.checkpoint, &change)?.into()).await?;
@@ -241,7 +261,7 @@ impl Run<'_> {
             concepts: self.plan.concepts.len(),
             edited: record.concepts.len(),
             forgotten_alone: record.concepts.iter().filter(|c| forgotten(&c.alone)).count(),
-            forgotten_composed: record.concepts.iter().filter(|c| forgotten(&c.composed)).count(),
+            forgotten_composed: record.concepts.iter().filter(|c| c.composed.as_ref().is_some_and(forgotten)).count(),
             missing: record.missing.clone(),
             utility_drop_alone,
             costliest: drops,
@@ -318,13 +338,19 @@ async fn fetch_directions(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'
 fn make_record(
     plan: &Plan,
     change: &Change,
-    found: &[Found<'_>],
-    missing: Vec<Missing>,
+    edits: &Edits<'_>,
     base: &HeldOut,
     composed: &HeldOut,
     forget: &BTreeMap<String, Hits>,
-) -> Composition {
-    let concepts = found.iter().map(|found| concept_record(found, base, composed, forget)).collect();
+) -> Result<Composition, Failure> {
+    let found = &edits.found;
+    let solved = edits.recipe.parts().iter().zip(edits.recipe.by_others());
+    let dosed = edits.recipe.edits().into_iter().zip(solved).map(|(edit, (part, by_others))| Dosed {
+        target: part.target,
+        dose: edit.dose,
+        by_others,
+    });
+    let concepts = found.iter().zip(dosed).map(|(found, dosed)| concept_record(found, dosed, base, composed, forget)).collect();
     let names = plan.classes.names();
     let removed = found.iter().map(|found| found.planned.concept.class_index).collect();
     let fates = Fates { retained: plan.retains(), covered: &plan.covered, removed: &removed };
@@ -332,26 +358,39 @@ fn make_record(
         before.as_ref().zip(after.as_ref()).map(|(before, after)| measure::utility(before, after, &fates, names))
     };
     let retains = plan.retains();
-    Composition {
+    Ok(Composition {
         version: record::VERSION,
         name: plan.manifest.name.clone(),
         run: plan.run.clone(),
+        parent: None,
         base: Base { address: plan.model.address.to_string(), digest: plan.model.weights },
         digest: plan.checkpoint.digest_with(change),
         method: plan.manifest.composition.method.name().to_owned(),
+        merge: merge::rule(&plan.manifest.composition),
         search: plan.settings.clone(),
+        moments: edits.moments.clone(),
         concepts,
-        missing,
+        missing: edits.missing.clone(),
+        near_duplicates: clusters::near_duplicates(&edits.recipe),
         utility: Utility {
-            retained_classes: (0..names.len() as u32).filter(|&class| retains(class)).count() as u64,
+            retained_classes: Some((0..names.len() as u32).filter(|&class| retains(class)).count() as u64),
             validation: on(&base.validation, &composed.validation),
             test: on(&base.test, &composed.test),
         },
+        layers: compose::sizes(&plan.checkpoint, change)?,
+        gates: Some(plan.manifest.gates).filter(|gates| !gates.is_empty()),
         files: BTreeMap::new(),
-    }
+    })
 }
 
-fn concept_record(found: &Found<'_>, base: &HeldOut, composed: &HeldOut, forget: &BTreeMap<String, Hits>) -> ConceptRecord {
+/// How one concept came out of the doses.
+struct Dosed {
+    target: Option<f64>,
+    dose: f64,
+    by_others: Option<f64>,
+}
+
+fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: &HeldOut, forget: &BTreeMap<String, Hits>) -> ConceptRecord {
     let (concept, answer) = (&found.planned.concept, &found.chosen.answer);
     let class = concept.class_index;
     let (before, alone) = measure::alone(found.before, &found.chosen, class, base.validation.as_ref());
@@ -368,14 +407,17 @@ fn concept_record(found: &Found<'_>, base: &HeldOut, composed: &HeldOut, forget:
         step: answer.step,
         relative_step: answer.relative_step,
         strength: concept.strength,
-        dose: found.dose,
+        dose: dosed.dose,
+        target: dosed.target,
+        by_others: dosed.by_others,
         importance: layer.map_or(0.0, |layer| layer.importance),
         alignment: layer.map_or(0.0, |layer| layer.alignment),
         direction: found.chosen.direction,
+        gradients: found.gradients,
         pairs: found.pairs,
         before,
         alone,
-        composed: measure::composed(forget, class, composed.validation.as_ref()),
+        composed: Some(measure::composed(forget, class, composed.validation.as_ref())),
         ranking: found.ranking.clone(),
         search: found.search.clone(),
     }

@@ -3,7 +3,7 @@
 use lethe_shared::outcome::{ConceptResult, TaskResult};
 use lethe_shared::record::Missing;
 
-use super::{Edits, Found, HeldOut, Run, concept_results, mismatch};
+use super::{Edits, Found, HeldOut, Run, concept_results, mismatch, unsolved};
 use crate::failure::Failure;
 use crate::jobs;
 use crate::plan::PlannedConcept;
@@ -25,12 +25,12 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
                 ranking: result.ranking,
                 search: result.search,
                 chosen,
-                dose: 1.0,
                 gradients: None,
             }),
         }
     }
-    Ok((Edits { found, missing }, base))
+    let recipe = unsolved(&found)?;
+    Ok((Edits { found, missing, recipe, moments: Vec::new() }, base))
 }
 
 fn not_forgotten(run: &Run<'_>, result: &ConceptResult) -> String {

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lethe_shared::exit;
+use lethe_shared::manifest::Gates;
 use lethe_shared::queue::Queue;
 use lethe_shared::queue::nats::JetStreamQueue;
 use lethe_shared::store::Store;
@@ -54,6 +55,8 @@ pub struct Options {
     pub runs: usize,
     /// Folder for downloads.
     pub cache: PathBuf,
+    /// Gates that every run's release has to pass, beside its manifest's.
+    pub gates: Option<Gates>,
     /// How long a queue or store that cannot be reached is waited for, each time.
     pub patience: Patience,
 }

@@ -44,10 +44,14 @@ impl From<Report> for End {
         let (state, exit_code) = match report.status {
             Status::Complete => (State::Complete, exit::DONE),
             Status::Incomplete => (State::Incomplete, exit::INCOMPLETE),
+            Status::GatesMissed => (State::Incomplete, exit::NOT_PASSED),
         };
+        let gates = report.missed.iter().map(|gate| format!("a gate is missed: {gate}"));
         let missing: Vec<&str> = report.summary.missing.iter().map(|missing| missing.id.as_str()).take(20).collect();
-        let problem =
+        let missing =
             (!missing.is_empty()).then(|| format!("{} concepts are missing: {}", report.summary.missing.len(), missing.join(", ")));
+        let problems: Vec<String> = gates.chain(missing).collect();
+        let problem = (!problems.is_empty()).then(|| problems.join("; "));
         Self { state, exit_code, report: Some(report), problem }
     }
 }
@@ -130,10 +134,11 @@ async fn one_attempt(shared: &Shared, run: &str, stop: &CancellationToken) -> Re
     }
     known.board.stage("plan");
     let manifest = shared.ledger.submission(run).await?.into_manifest();
-    let plan = tokio::select! {
+    let mut plan = tokio::select! {
         () = stop.cancelled() => return Err(Failure::Cancelled),
         plan = Plan::of(manifest, &shared.options.cache) => plan?,
     };
+    plan.gates.extend(shared.options.gates);
     tracing::Span::current().record("trace", TraceContext::of_run(&plan.run).trace_id());
     for warning in &plan.warnings {
         warn!(%warning, "planned");

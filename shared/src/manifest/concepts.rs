@@ -16,7 +16,7 @@ const MAX_CONCEPTS: usize = 100_000;
 /// Longest name.
 const MAX_NAME: usize = 200;
 /// Largest strength.
-const MAX_STRENGTH: f64 = 100.0;
+pub const MAX_STRENGTH: f64 = 100.0;
 
 /// A concept as it is written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -8,9 +8,11 @@
 //! | [`read`](Manifest::read) | text to a checked manifest |
 //! | [`concepts`] | concept tables and lists |
 //! | [`classes`] | class lists |
+//! | `gates.rs` | [`Gates`], here and in files of their own |
 
 pub mod classes;
 pub mod concepts;
+mod gates;
 mod read;
 
 use std::path::PathBuf;
@@ -20,6 +22,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::classes::Classes;
 pub use self::concepts::Concept;
+pub use self::gates::Gates;
+pub use self::read::is_id;
 use crate::address::Address;
 use crate::job::MethodSettings;
 
@@ -64,6 +68,9 @@ pub struct Manifest {
     /// What a run must achieve.
     #[serde(default)]
     pub policy: PolicySection,
+    /// Bounds that the release has to keep before `latest` leads to it; a run that misses one ends with exit code 4.
+    #[serde(default)]
+    pub gates: Gates,
     /// How a run uses this machine; without `--nats`.
     #[serde(default)]
     pub execution: ExecutionSection,

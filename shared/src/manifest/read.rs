@@ -114,6 +114,9 @@ impl Manifest {
             }
             _ => {}
         }
+        if let Some((field, problem)) = self.gates.problem() {
+            return wrong(field, problem);
+        }
         if self.execution.workers > 1024 {
             return wrong("execution.workers", format!("is {}, expected 0 to 1024", self.execution.workers));
         }
@@ -127,8 +130,9 @@ impl Manifest {
     }
 }
 
-/// Letters, digits, `.`, `_` and `-`, the first a letter or digit: safe in keys, subjects and file names.
-pub(super) fn is_id(text: &str) -> bool {
+/// Whether a text can name a run, a release or a concept, and is safe in keys, subjects and file names: letters, digits, `.`, `_`
+/// and `-`, the first a letter or digit, at most 100 bytes.
+pub fn is_id(text: &str) -> bool {
     let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
     first && text.len() <= MAX_NAME && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }

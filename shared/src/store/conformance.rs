@@ -66,8 +66,18 @@ async fn files(store: &Store) {
         let stored = store.put_file(&format!("files/{name}"), &path).await.expect("upload");
         assert_eq!(stored, ArtifactRef { digest: Digest::of(&bytes), bytes: size });
         assert_eq!(store.get(&format!("files/{name}")).await.expect("read").expect("there"), bytes);
+        let back = folder.path().join("back");
+        assert_eq!(store.get_file(&format!("files/{name}"), &back).await.expect("download"), stored);
+        assert_eq!(std::fs::read(&back).expect("read"), bytes);
     }
     assert_eq!(store.list("files").await.expect("list"), ["files/large", "files/small"]);
+    let listed = store.survey("files").await.expect("list");
+    assert!(listed.iter().map(|object| object.bytes).eq([35 << 20, 10]) && listed.iter().all(|object| object.modified > 1_700_000_000));
+    store.put("files/odd", Bytes::new()).await.expect("write");
+    for _ in 0..2 {
+        store.remove("files/odd").await.expect("remove");
+    }
+    assert_eq!(store.list("files").await.expect("list").len(), 2);
     assert_eq!(store.size("files/small").await.expect("ask"), Some(10));
     assert_eq!(store.size("files/none").await.expect("ask"), None);
 }

@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt;
 use super::{Error, Store, blocking};
 use crate::address::Address;
 use crate::digest::{Digest, Hasher};
+use crate::job::ArtifactRef;
 
 /// Most files a pattern may match.
 const MAX_MATCHES: usize = 1_000_000;
@@ -72,6 +73,18 @@ async fn download(store: &Store, key: &Key, path: &Path, expected: Option<(Diges
         let _ = tokio::fs::remove_file(&staged).await;
     }
     result
+}
+
+impl Store {
+    /// Copies an object into a file on this machine; its digest and size.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; when the store cannot be read or the file cannot be written.
+    pub async fn get_file(&self, key: &str, path: &Path) -> Result<ArtifactRef, Error> {
+        let from = self.key(key)?;
+        let (digest, bytes) = super::again(|| copy(self, &from, path)).await?;
+        Ok(ArtifactRef { digest, bytes })
+    }
 }
 
 /// Copies an object into a file; its digest and size.

@@ -8,8 +8,10 @@
 //! | `runs/<run>/claims/<n>.json` | who coordinated it, the latest last |
 //! | `damaged/…` | objects that were not what they should be, under their old keys |
 //! | `releases/<name>/<digest>/…` | a release; `composition.json` is written last |
+//! | `releases/<name>/<number>.json` | its number, created when it is whole |
+//! | `releases/<name>/channels/<channel>/<n>.json` | where a channel led from then on, the latest last |
 //!
-//! Nothing outside this module builds such a key but the release's, and nothing here is overwritten with other bytes.
+//! Nothing outside this module builds such a key but the releases', and nothing here is overwritten with other bytes.
 
 mod claim;
 mod error;
@@ -59,6 +61,17 @@ const ATTEMPTS: u32 = 5;
 const ATTEMPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// Longest key, bytes (S3's limit).
 const MAX_KEY: usize = 1024;
+
+/// An object as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Its key.
+    pub key: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was written, seconds since 1970, by the store's clock.
+    pub modified: i64,
+}
 
 /// An object store; clones share one connection.
 #[derive(Debug, Clone)]
@@ -276,6 +289,14 @@ impl Store {
         Err(Error::Unavailable { object: format!("{}/{key}", self.name), cause: "is neither there nor can be created".to_owned() })
     }
 
+    /// The same for a JSON document.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when something else is there.
+    pub async fn create_json<T: Serialize>(&self, key: &str, value: &T) -> Result<bool, Error> {
+        self.create(key, json(value)).await
+    }
+
     async fn create_new(&self, key: &str, bytes: Bytes) -> Result<bool, Error> {
         let path = self.key(key)?;
         again(|| async {
@@ -332,12 +353,37 @@ impl Store {
     /// # Errors
     /// When the store cannot be listed.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        Ok(self.survey(prefix).await?.into_iter().map(|object| object.key).collect())
+    }
+
+    /// Objects under a prefix, by key.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub async fn survey(&self, prefix: &str) -> Result<Vec<Object>, Error> {
         let path = self.key(prefix)?;
         let list = || async { self.inner.list(Some(&path)).try_collect().await.map_err(|error| self.error(prefix, error)) };
         let found: Vec<object_store::ObjectMeta> = again(list).await?;
-        let mut keys: Vec<String> = found.into_iter().map(|meta| meta.location.to_string()).collect();
-        keys.sort();
-        Ok(keys)
+        let object = |meta: object_store::ObjectMeta| Object {
+            key: meta.location.to_string(),
+            bytes: meta.size,
+            modified: meta.last_modified.timestamp(),
+        };
+        let mut objects: Vec<Object> = found.into_iter().map(object).collect();
+        objects.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(objects)
+    }
+
+    /// Takes an object away; one that is not there is no error. For what was never published.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn remove(&self, key: &str) -> Result<(), Error> {
+        let path = self.key(key)?;
+        match again(|| async { self.inner.delete(&path).await.map_err(|error| self.error(key, error)) }).await {
+            Err(Error::NotFound { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     fn key(&self, key: &str) -> Result<Key, Error> {

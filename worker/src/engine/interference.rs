@@ -12,32 +12,27 @@ use tch::{Kind, Tensor};
 use super::{Error, Scope, Stages};
 use crate::model::weights::tensor_from_bytes;
 
-/// All directions at one layer, side by side.
-struct Stack {
-    /// Their concepts, in order, and their ranks.
-    members: Vec<(usize, usize)>,
-    /// `[outputs, ranks together]`.
+/// The direction of one concept.
+struct Member {
+    /// The concept's place.
+    column: usize,
+    /// `[outputs, rank]`.
     up: Tensor,
-    /// `[ranks together, inputs]`.
+    /// `[inputs, rank]`.
     down: Tensor,
 }
 
 /// Works out the matrix of effects, float64 `[concepts, concepts]`.
+///
+/// Each pair for itself: what two concepts do to each other must be the same bits whoever else is there, so that a concept can be
+/// left out later as if it had never been. (One product over all of them may sum in another order.)
 pub(super) fn effects(scope: Scope<'_>, concepts: &[InterferencePart], stages: &mut Stages) -> Result<InterferenceResult, Error> {
     let _guard = tch::no_grad_guard();
-    let mut by_layer: BTreeMap<&str, Vec<(usize, Tensor, Tensor)>> = BTreeMap::new();
-    for (number, concept) in concepts.iter().enumerate() {
+    let mut by_layer: BTreeMap<&str, Vec<Member>> = BTreeMap::new();
+    for (column, concept) in concepts.iter().enumerate() {
         scope.check()?;
         let (up, down) = stages.time("store", || factors(scope, &scope.get(&concept.direction)?, &concept.layer))?;
-        by_layer.entry(&concept.layer).or_default().push((number, up, down));
-    }
-    let mut stacks = BTreeMap::new();
-    for (layer, members) in by_layer {
-        let ups: Vec<&Tensor> = members.iter().map(|(_, up, _)| up).collect();
-        let downs: Vec<&Tensor> = members.iter().map(|(_, _, down)| down).collect();
-        let (up, down) = (Tensor::f_cat(&ups, 1)?, Tensor::f_cat(&downs, 0)?);
-        let members = members.iter().map(|(number, _, down)| (*number, down.size()[0] as usize)).collect();
-        stacks.insert(layer, Stack { members, up, down });
+        by_layer.entry(&concept.layer).or_default().push(Member { column, up, down: down.f_transpose(0, 1)?.f_contiguous()? });
     }
     let side = concepts.len();
     let mut effect = vec![0.0f64; side * side];
@@ -45,17 +40,15 @@ pub(super) fn effects(scope: Scope<'_>, concepts: &[InterferencePart], stages: &
         scope.check()?;
         let file = stages.time("store", || scope.get(&concept.gradients))?;
         stages.time("products", || {
-            for (layer, stack) in &stacks {
+            for (layer, members) in &by_layer {
                 let (up, down) = factors(scope, &file, layer)?;
+                let up = up.f_transpose(0, 1)?.f_contiguous()?;
                 // ⟨A B, U V⟩ is the sum over (AᵀU) ∘ (B Vᵀ): nothing of a layer's size is ever formed.
-                let left = up.f_transpose(0, 1)?.f_matmul(&stack.up)?;
-                let right = down.f_matmul(&stack.down.f_transpose(0, 1)?)?;
-                let columns = left.f_mul(&right)?.f_sum_dim_intlist([0].as_slice(), false, Kind::Double)?;
-                let columns = Vec::<f64>::try_from(columns.f_to_device(tch::Device::Cpu)?)?;
-                let mut from = 0;
-                for &(column, rank) in &stack.members {
-                    effect[row * side + column] = columns[from..from + rank].iter().sum();
-                    from += rank;
+                let product = |member: &Member| up.f_matmul(&member.up)?.f_mul(&down.f_matmul(&member.down)?)?.f_sum(Kind::Double);
+                let sums = members.iter().map(product).collect::<Result<Vec<_>, _>>()?;
+                let values = Vec::<f64>::try_from(Tensor::f_stack(&sums, 0)?.f_to_device(tch::Device::Cpu)?)?;
+                for (member, value) in members.iter().zip(values) {
+                    effect[row * side + member.column] = value;
                 }
             }
             Ok(())

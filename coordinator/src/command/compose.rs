@@ -1,0 +1,133 @@
+//! `lethe compose`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use lethe_shared::address::Address;
+use lethe_shared::digest::Digest;
+use lethe_shared::exit;
+use lethe_shared::record::Parent;
+use lethe_shared::store::Store;
+use serde::Serialize;
+
+use super::{cache, here, print};
+use crate::failure::Failure;
+use crate::recompose::{Preview, Request, amend};
+use crate::release::read::Release;
+
+#[derive(Debug, Args)]
+pub(super) struct Compose {
+    /// The release to start from: its folder, STORE/releases/NAME/DIGEST.
+    release: String,
+    /// Remove a concept at another strength: 1 as found, 0 not at all. May be given for several concepts.
+    #[arg(long, value_name = "ID=A", value_parser = strength)]
+    strength: Vec<(String, f64)>,
+    /// Leave a concept out.
+    #[arg(long, value_name = "ID")]
+    remove: Vec<String>,
+    /// Remove a concept of another release too. It must be of the same model, and have been found against the same retain data.
+    #[arg(long, value_name = "RELEASE:ID", value_parser = addition)]
+    add: Vec<(String, String)>,
+    /// Where the base model is now, when it is no longer where the release says.
+    #[arg(long, value_name = "ADDRESS")]
+    base: Option<String>,
+    /// Where the new release goes, when not into the store of the old one.
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+    /// Only say what the change is expected to do; write nothing.
+    #[arg(long)]
+    preview: bool,
+    /// Print one JSON object on stdout as the last line.
+    #[arg(long)]
+    json: bool,
+    /// Folder for files downloaded from remote addresses.
+    #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
+    cache: Option<PathBuf>,
+}
+
+/// The last line of `lethe compose --json`.
+#[derive(Debug, Serialize)]
+struct Composed {
+    release: String,
+    number: u64,
+    digest: Digest,
+    parent: Option<Parent>,
+    preview: Preview,
+}
+
+fn strength(text: &str) -> Result<(String, f64), String> {
+    let (id, strength) = text.split_once('=').ok_or("expected ID=A, as in pizza=0.5")?;
+    Ok((id.to_owned(), strength.parse().map_err(|_| format!("`{strength}` is no number"))?))
+}
+
+fn addition(text: &str) -> Result<(String, String), String> {
+    let (release, id) = text.rsplit_once(':').ok_or("expected RELEASE:ID, as in store/releases/other/0123456789ab:pizza")?;
+    Ok((release.to_owned(), id.to_owned()))
+}
+
+pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
+    let parent = Release::open(&here(&options.release)?).await?;
+    let mut request = Request { remove: options.remove.clone(), strength: options.strength.clone(), ..Request::default() };
+    for (release, id) in &options.add {
+        request.add.push((Release::open(&here(release)?).await?, id.clone()));
+    }
+    let store = match &options.store {
+        Some(text) => Some(here(text)?),
+        None if parent.stored => None,
+        None => {
+            return Err(Failure::input(format!("{} is in no store of Lethe's; --store says where the new release goes", parent.address())));
+        }
+    };
+    let target = parent.store.clone();
+    let amended = amend(parent, request).await?;
+    let preview = amended.preview();
+    if options.preview {
+        print(&if options.json { serde_json::to_string(&preview).map_err(Failure::input)? } else { table(&preview) })?;
+        return Ok(exit::DONE);
+    }
+    let base: Option<Address> = options.base.as_deref().map(here).transpose()?;
+    let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
+    let target = store.map_or(Ok(target), |address| Store::open(&address))?;
+    let (release, record, published) = amended.write(&target, &checkpoint).await?;
+    if options.json {
+        let composed = Composed { release, number: published.number, digest: record.digest, parent: record.parent, preview };
+        print(&serde_json::to_string(&composed).map_err(Failure::input)?)?;
+    } else {
+        let (digest, name, number) = (record.digest, &record.name, published.number);
+        print(&format!(
+            "{}\n  digest   {digest}\n  release  {release}\n  name     {name}:{number}\n  nothing was measured on it yet; what is above is predicted",
+            table(&preview)
+        ))?;
+    }
+    Ok(exit::DONE)
+}
+
+fn table(preview: &Preview) -> String {
+    let pair = |(before, after): (f64, f64)| {
+        if before == after { format!("{before:.4}") } else { format!("{before:.4} → {after:.4}") }
+    };
+    let optional = |values: Option<(f64, f64)>| values.map(pair).unwrap_or_default();
+    let mut lines = vec![format!("  {:<24}{:<20}{:<22}{:<22}{}", "concept", "strength", "step", "loss raise wanted", "predicted")];
+    for concept in &preview.concepts {
+        let (strength, step) = (pair(concept.strength), pair(concept.step));
+        let (wanted, raise) = (optional(concept.wanted), optional(concept.raise));
+        lines.push(format!("  {:<24}{strength:<20}{step:<22}{wanted:<22}{raise}", concept.id));
+    }
+    if let Some(cost) = preview.cost {
+        lines.push(format!("  predicted cost to what must stay: {}", pair(cost)));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_name_a_concept() {
+        assert_eq!(strength("a.b=0.5"), Ok(("a.b".into(), 0.5)));
+        assert!(strength("a").is_err() && strength("a=much").is_err());
+        assert_eq!(addition("s3://b/releases/n/d:id"), Ok(("s3://b/releases/n/d".into(), "id".into())));
+        assert!(addition("id").is_err());
+    }
+}

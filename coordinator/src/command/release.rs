@@ -1,0 +1,216 @@
+//! `lethe release`
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+use lethe_shared::exit;
+use lethe_shared::manifest::Gates;
+use lethe_shared::record::Amendment;
+use lethe_shared::store::Store;
+use lethe_shared::telemetry::log::say;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{here, print};
+use crate::failure::Failure;
+use crate::gates;
+use crate::progress::human_bytes;
+use crate::release::publish::{self, Published, Wanted};
+
+#[derive(Debug, Args)]
+pub(super) struct Release {
+    #[command(subcommand)]
+    command: Command,
+    /// The store that holds the releases.
+    #[arg(long, global = true, value_name = "ADDRESS", default_value = "store")]
+    store: String,
+    /// Print one JSON object on stdout as the last line.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show releases and the channels that lead to them.
+    List {
+        /// Of this name alone.
+        name: Option<String>,
+    },
+    /// Show one release: NAME, NAME:NUMBER or NAME@CHANNEL.
+    Show {
+        /// The release; by its name alone, the one that `latest` leads to.
+        release: Wanted,
+        /// Print its address and nothing else.
+        #[arg(long)]
+        address: bool,
+    },
+    /// Lead a channel to a release that is whole and passes its gates.
+    Promote {
+        /// The release: NAME:NUMBER or NAME@CHANNEL.
+        release: Wanted,
+        /// The channel, as in `production`.
+        channel: String,
+        /// More gates that it has to pass: a file with a `[gates]` section.
+        #[arg(long, value_name = "FILE")]
+        gates: Option<PathBuf>,
+    },
+    /// Lead a channel back to where it led before.
+    Rollback {
+        /// The name.
+        name: String,
+        /// The channel.
+        channel: String,
+    },
+    /// Remove what publishes left behind that were never finished. Releases stay.
+    Gc {
+        /// Of this name alone.
+        name: Option<String>,
+        /// Only say what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+        /// Leave alone what was written to within these hours: someone may be publishing it.
+        #[arg(long, value_name = "HOURS", default_value_t = 24)]
+        older_than: u32,
+    },
+}
+
+/// A release with the channels that lead to it.
+#[derive(Debug, Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    release: Published,
+    address: String,
+    channels: Vec<String>,
+}
+
+pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
+    let address = here(&options.store)?;
+    // Opening a store makes its folder.
+    if address.as_local().is_some_and(|path| !path.is_dir()) {
+        return Err(Failure::input(format!("{address} is no store; --store says where releases are")));
+    }
+    let store = Store::open(&address)?;
+    let say_or_print = |text: String, value: serde_json::Value| print(&if options.json { value.to_string() } else { text });
+    match &options.command {
+        Command::List { name } => {
+            let mut all = Vec::new();
+            for name in named(&store, name.as_ref()).await? {
+                all.extend(list(&store, &name).await?);
+            }
+            let head = format!("  {:<28}{:<14}{:<28}{:<24}composed from", "release", "weights", "channels", "folder");
+            let rows: Vec<String> = [head].into_iter().chain(all.iter().map(row)).collect();
+            let text = if all.is_empty() { "no releases".to_owned() } else { rows.join("\n") };
+            say_or_print(text, json!({ "releases": all }))?;
+        }
+        Command::Show { release, address } => {
+            let found = publish::find(&store, release).await?;
+            if *address {
+                return print(&format!("{}/{}", store.name(), found.prefix())).map(|()| exit::DONE);
+            }
+            show(&store, found, options.json).await?;
+        }
+        Command::Promote { release, channel, gates } => {
+            let found = publish::find(&store, release).await?;
+            let record = publish::open(&store, &found).await?.record;
+            let more = gates.as_deref().map(Gates::read).transpose()?;
+            let missed: Vec<String> = record.gates.iter().chain(&more).flat_map(|gates| gates::missed(gates, &record)).collect();
+            let shown = format!("{}:{}", found.release.name, found.number);
+            for gate in &missed {
+                say("error", &format!("{shown} misses a gate: {gate}"));
+            }
+            if !missed.is_empty() {
+                if options.json {
+                    print(&json!({ "release": found, "channel": channel, "missed": missed }).to_string())?;
+                }
+                return Ok(exit::NOT_PASSED);
+            }
+            let before = publish::promote(&store, &found, channel).await?;
+            let from = before.map_or_else(String::new, |before| format!(", before to {before}"));
+            say_or_print(
+                format!("{}@{channel} leads to {shown}{from}", found.release.name),
+                json!({ "release": found, "channel": channel, "before": before, "missed": [] }),
+            )?;
+        }
+        Command::Rollback { name, channel } => {
+            let (from, to) = publish::rollback(&store, name, channel).await?;
+            say_or_print(
+                format!("{name}@{channel} leads to {name}:{to}, before to {from}"),
+                json!({ "name": name, "channel": channel, "number": to, "before": from }),
+            )?;
+        }
+        Command::Gc { name, dry_run, older_than } => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+            let before = i64::try_from(now).unwrap_or(i64::MAX) - i64::from(*older_than) * 3600;
+            let mut found = Vec::new();
+            for name in named(&store, name.as_ref()).await? {
+                found.extend(publish::leftovers(&store, &name, before).await?);
+            }
+            if !dry_run {
+                for object in found.iter().flat_map(|leftover| &leftover.objects) {
+                    store.remove(object).await?;
+                }
+            }
+            let what = if *dry_run { "would be removed" } else { "removed" };
+            let rows = found.iter().map(|one| format!("{}: {} objects, {}, {what}", one.folder, one.objects.len(), human_bytes(one.bytes)));
+            let text = if found.is_empty() { "nothing is left behind".to_owned() } else { rows.collect::<Vec<_>>().join("\n") };
+            say_or_print(text, json!({ "removed": !dry_run, "leftovers": found }))?;
+        }
+    }
+    Ok(exit::DONE)
+}
+
+async fn named(store: &Store, name: Option<&String>) -> Result<Vec<String>, Failure> {
+    match name {
+        Some(name) => Ok(vec![name.clone()]),
+        None => Ok(publish::names(store).await?.into_iter().collect()),
+    }
+}
+
+/// The releases of a name, each with its channels.
+async fn list(store: &Store, name: &str) -> Result<Vec<Listed>, Failure> {
+    let channels = publish::channels(store, name).await?;
+    let listed = |release: Published| Listed {
+        address: format!("{}/{}", store.name(), release.prefix()),
+        channels: channels.iter().filter(|(_, (_, last))| last.number == release.number).map(|(channel, _)| channel.clone()).collect(),
+        release,
+    };
+    Ok(publish::published(store, name).await?.into_values().map(listed).collect())
+}
+
+fn row(listed: &Listed) -> String {
+    let release = &listed.release;
+    let parent = release.parent.as_ref().map_or_else(String::new, ToString::to_string);
+    let name = format!("{}:{}", release.release.name, release.number);
+    format!("  {name:<28}{:<14}{:<28}{:<24}{parent}", release.digest.short(), listed.channels.join(", "), release.release.record.short())
+        .trim_end()
+        .to_owned()
+}
+
+async fn show(store: &Store, found: Published, as_json: bool) -> Result<(), Failure> {
+    let record = publish::open(store, &found).await?.record;
+    let listed = list(store, &found.release.name).await?.into_iter().find(|listed| listed.release.number == found.number);
+    let channels = listed.map(|listed| listed.channels).unwrap_or_default();
+    let changes: &[Amendment] = record.parent.as_ref().map_or(&[], |parent| &parent.changes);
+    let missed: Vec<String> = record.gates.iter().flat_map(|gates| gates::missed(gates, &record)).collect();
+    if as_json {
+        let address = format!("{}/{}", store.name(), found.prefix());
+        let listed = Listed { release: found, address, channels };
+        return print(&json!({ "release": listed, "changes": changes, "missed": missed, "concepts": record.concepts.len() }).to_string());
+    }
+    let mut rows = vec![
+        ("release", format!("{}:{}", found.release.name, found.number)),
+        ("address", format!("{}/{}", store.name(), found.prefix())),
+        ("record", found.release.record.to_string()),
+        ("digest", found.digest.to_string()),
+        ("base", record.base.address.clone()),
+        ("removed", format!("{} concepts by {}", record.concepts.len(), record.method)),
+        ("channels", channels.join(", ")),
+    ];
+    rows.extend(found.parent.iter().map(|parent| ("composed from", parent.to_string())));
+    rows.extend(changes.iter().map(|change| ("change", change.to_string())));
+    rows.extend(missed.into_iter().map(|gate| ("misses", gate)));
+    let rows: Vec<String> =
+        rows.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| format!("  {name:<16}{value}")).collect();
+    print(&rows.join("\n"))
+}

@@ -1,0 +1,72 @@
+//! `lethe verify`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use lethe_shared::digest::Digest;
+use lethe_shared::exit;
+use lethe_shared::telemetry::log::say;
+use serde::Serialize;
+
+use super::{cache, here, print};
+use crate::failure::Failure;
+use crate::recompose::{Request, amend};
+use crate::release::verify::{Problem, verify};
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// The release: its folder, STORE/releases/NAME/DIGEST, or a copy of it.
+    release: String,
+    /// Compose the weights again from the base model and the release's edits, and compare: every tensor that no edit touches is then
+    /// the base's, and every other follows from the edits.
+    #[arg(long)]
+    recompute: bool,
+    /// Where the base model is now, when it is no longer where the release says.
+    #[arg(long, value_name = "ADDRESS", requires = "recompute")]
+    base: Option<String>,
+    /// Print one JSON object on stdout as the last line.
+    #[arg(long)]
+    json: bool,
+    /// Folder for files downloaded from remote addresses.
+    #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
+    cache: Option<PathBuf>,
+}
+
+/// The last line of `lethe verify --json`.
+#[derive(Debug, Serialize)]
+struct Verified {
+    release: String,
+    /// SHA-256 of the record, where it could be read.
+    record: Option<Digest>,
+    /// Files checked beside the record.
+    files: usize,
+    problems: Vec<Problem>,
+}
+
+pub(super) async fn main(options: &Verify) -> Result<u8, Failure> {
+    let address = here(&options.release)?;
+    let (release, mut problems) = verify(&address).await?;
+    let (record, files) = release.as_ref().map_or((None, 0), |release| (Some(release.digest), release.record.files.len()));
+    if let Some(release) = release.filter(|_| options.recompute && problems.is_empty()) {
+        let digest = release.record.digest;
+        let amended = amend(release, Request::default()).await?;
+        let base = options.base.as_deref().map(here).transpose()?;
+        let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
+        let found = amended.digest(&checkpoint)?;
+        if found != digest {
+            problems
+                .push(Problem::new("weights", format!("do not follow from base and edits: these give {found}, the release has {digest}")));
+        }
+    }
+    for problem in &problems {
+        say("error", &format!("{}/{problem}", address));
+    }
+    let good = problems.is_empty();
+    if options.json {
+        let verified = Verified { release: address.to_string(), record, files, problems };
+        print(&serde_json::to_string(&verified).map_err(Failure::input)?)?;
+    } else if good {
+        print(&format!("{address}: {files} files, all as released"))?;
+    }
+    Ok(if good { exit::DONE } else { exit::NOT_PASSED })
+}

@@ -1,0 +1,99 @@
+//! Whether a release is what was released: the record against its folder's name, every file against the record, the weights
+//! against the digest that the record states.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+
+use lethe_shared::address::Address;
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::job::ArtifactRef;
+use serde::Serialize;
+
+use super::RECORD;
+use super::read::Release;
+use crate::failure::Failure;
+
+/// What is wrong with a file of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The file.
+    pub file: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Problem {
+    /// A problem with a file.
+    pub fn new(file: &str, problem: impl Into<String>) -> Self {
+        Self { file: file.to_owned(), problem: problem.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.file, self.problem)
+    }
+}
+
+/// Checks the release in a folder. A record that is not the one its folder is named after is not looked into; nothing it says would
+/// mean anything. The release itself is returned when it could be read.
+///
+/// # Errors
+/// [`Failure::BadInput`] when there is no release; [`Failure::Infrastructure`] when the store cannot be read.
+pub async fn verify(address: &Address) -> Result<(Option<Release>, Vec<Problem>), Failure> {
+    let place = Release::place(address)?;
+    let digest = Digest::of(&place.record_bytes().await?);
+    if let Some(named) = place.named_after().filter(|named| **named != digest.short()) {
+        let problem = format!("is not what was released: its digest is {}, its folder is named after {named}", digest.short());
+        return Ok((None, vec![Problem::new(RECORD, problem)]));
+    }
+    let release = match place.open().await {
+        Ok(release) => release,
+        Err(Failure::BadInput(problems)) => return Ok((None, vec![Problem::new(RECORD, problems.join("; "))])),
+        Err(other) => return Err(other),
+    };
+    let mut problems = Vec::new();
+    let expected: BTreeSet<&str> = release.record.files.keys().map(String::as_str).chain([RECORD]).collect();
+    let there = release.names().await?;
+    for name in there.iter().filter(|name| !expected.contains(name.as_str())) {
+        problems.push(Problem::new(name, "is no file of this release"));
+    }
+    let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
+    let folder = address.as_local().unwrap_or_else(|| staging.path()).to_owned();
+    for (name, &file) in &release.record.files {
+        if let Some(problem) = check(&release, name, file, &folder, address.as_local().is_none()).await? {
+            problems.push(Problem::new(name, problem));
+        }
+    }
+    if problems.is_empty() {
+        let digest = release.record.digest;
+        let read = move || Checkpoint::open(&folder).map(|checkpoint| checkpoint.digest()).map_err(|error| error.to_string());
+        match tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Infrastructure(error.to_string()))? {
+            Ok(found) if found == digest => {}
+            Ok(found) => problems.push(Problem::new(RECORD, format!("states digest {digest} of the weights, they have {found}"))),
+            Err(problem) => problems.push(Problem::new(RECORD, format!("is about weights that cannot be read: {problem}"))),
+        }
+    }
+    Ok((Some(release), problems))
+}
+
+/// What is wrong with one file; a remote one is brought into `folder` first.
+async fn check(release: &Release, name: &str, expected: ArtifactRef, folder: &Path, remote: bool) -> Result<Option<String>, Failure> {
+    let key = format!("{}/{name}", release.prefix);
+    match release.store.size(&key).await? {
+        None => return Ok(Some("is missing".to_owned())),
+        Some(size) if size != expected.bytes => return Ok(Some(format!("has {size} bytes, {} were released", expected.bytes))),
+        Some(_) => {}
+    }
+    let path = folder.join(name);
+    let found = if remote {
+        release.store.get_file(&key, &path).await?.digest
+    } else {
+        let read = move || std::fs::File::open(&path).and_then(Digest::of_reader).map_err(|error| format!("{}: {error}", path.display()));
+        let read = tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Infrastructure(error.to_string()))?;
+        read.map_err(Failure::Infrastructure)?
+    };
+    Ok((found != expected.digest).then(|| "has other bytes than were released".to_owned()))
+}

@@ -1,0 +1,122 @@
+//! Gates: bounds that a release has to keep before a channel leads to it.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use super::read::at_line;
+
+/// Largest gate file, bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// `[gates]`: what is absent is not asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gates {
+    /// FA@1 in the composed model, mean over the removed concepts, on their forget sets; 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fa1_mean: Option<f64>,
+    /// The same of the concept that shows most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fa1_worst: Option<f64>,
+    /// FA@5 in the composed model, mean over the removed concepts, on their forget sets; 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fa5_mean: Option<f64>,
+    /// The same of the concept that shows most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fa5_worst: Option<f64>,
+    /// Loss of TA@1 over all images of retained classes, of the test set or without one of the validation set; 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub utility_drop: Option<f64>,
+    /// The same of the retained class that lost most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neighbour_drop: Option<f64>,
+    /// Concepts of the manifest that are not removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<u64>,
+    /// Size of the change of a layer against the layer, ‖Δ‖/‖θ‖, of the layer that changes most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GateFile {
+    gates: Gates,
+}
+
+impl Gates {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Reads a gate file: TOML with a `[gates]` section and nothing else.
+    ///
+    /// # Errors
+    /// [`Error`] with file and line.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let shown = path.display().to_string();
+        let io = |error: std::io::Error| Error::new(shown.clone(), format!("cannot be read: {error}"));
+        if std::fs::metadata(path).map_err(io)?.len() > MAX_BYTES {
+            return Err(Error::new(shown, "is larger than 1 MiB; gates are a few numbers"));
+        }
+        let text = String::from_utf8(std::fs::read(path).map_err(io)?).map_err(|_| Error::new(shown.clone(), "is not UTF-8 text"))?;
+        let file: GateFile = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+            at_line(&shown, line, error.message())
+        })?;
+        match file.gates.problem() {
+            None => Ok(file.gates),
+            Some((field, problem)) => Err(Error::new(shown, format!("{field} {problem}"))),
+        }
+    }
+
+    /// What is wrong with a bound: its field, and what.
+    pub(super) fn problem(&self) -> Option<(&'static str, String)> {
+        let shares = [
+            ("gates.fa1_mean", self.fa1_mean),
+            ("gates.fa1_worst", self.fa1_worst),
+            ("gates.fa5_mean", self.fa5_mean),
+            ("gates.fa5_worst", self.fa5_worst),
+            ("gates.utility_drop", self.utility_drop),
+            ("gates.neighbour_drop", self.neighbour_drop),
+        ];
+        let share = shares.iter().find_map(|&(field, bound)| Some((field, bound.filter(|bound| !(0.0..=1.0).contains(bound))?)));
+        let change = || Some(("gates.change", self.change.filter(|bound| !(bound.is_finite() && *bound >= 0.0))?));
+        let wrong =
+            |(field, bound)| (field, format!("is {bound}, expected {}", if field == "gates.change" { "0 or more" } else { "0 to 1" }));
+        share.or_else(change).map(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Gates, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gates.toml");
+        std::fs::write(&path, text).unwrap();
+        Gates::read(&path)
+    }
+
+    #[test]
+    fn a_gate_file_holds_bounds_alone() {
+        let gates = read("[gates]\nfa5_mean = 0.1\nmissing = 2\nchange = 1.5\n").unwrap();
+        assert_eq!(gates, Gates { fa5_mean: Some(0.1), missing: Some(2), change: Some(1.5), ..Gates::default() });
+        assert!(read("[gates]\n").unwrap().is_empty());
+        for (text, says) in [
+            ("", "missing field `gates`"),
+            ("[gates]\nfa5 = 0.1\n", "gates.toml:2: unknown field `fa5`"),
+            ("[gates]\nfa5_mean = 1.5\n", "gates.fa5_mean is 1.5, expected 0 to 1"),
+            ("[gates]\nchange = nan\n", "gates.change is NaN, expected 0 or more"),
+            ("[gates]\nmissing = -1\n", "gates.toml:2"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

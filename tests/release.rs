@@ -1,0 +1,415 @@
+//! What a release engineer does with a release: verify it, publish it, lead channels to it and back.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use lethe::compose::Change;
+use lethe::failure::Failure;
+use lethe::release::publish::{self, LATEST, Published, Wanted};
+use lethe::release::read::Place;
+use lethe::release::verify::verify;
+use lethe::release::{self, RECORD};
+use lethe_shared::address::Address;
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::record::Composition;
+use lethe_shared::store::Store;
+use lethe_tests::s3::S3Server;
+use lethe_tests::{SmallJob, binary, last_line, repository, stderr};
+use object_store::path::Path as Key;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
+    PutPayload, PutResult, Result,
+};
+use serde_json::Value;
+
+fn lethe(arguments: &[&str]) -> Output {
+    Command::new(binary("lethe")).env_remove("LETHE_LOG").args(arguments).output().unwrap()
+}
+
+/// It must end with this exit code: the last line of what it says.
+fn ends(code: i32, arguments: &[&str]) -> Value {
+    let output = lethe(&[arguments, &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
+    assert!(!stderr(&output).contains("panicked"));
+    last_line(&output)
+}
+
+fn refused(arguments: &[&str], says: &str) {
+    let output = lethe(arguments);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+    assert!(text.contains(says) && !text.contains("panicked"), "{text}\n  does not say: {says}");
+}
+
+/// The files that a check says something about.
+fn problems(release: &str) -> Vec<String> {
+    let said = ends(4, &["verify", release]);
+    said["problems"].as_array().unwrap().iter().map(|problem| problem["file"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_flipped_bit_is_found_in_every_file() {
+    let job = SmallJob::summed();
+    let report = job.run("store");
+    let release = report["release"].as_str().unwrap();
+    let folder = Path::new(release);
+    let said = ends(0, &["verify", release, "--recompute"]);
+    let names: Vec<String> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(said["files"].as_u64().unwrap() as usize + 1, names.len());
+    assert!(names.len() >= 8, "{names:?}");
+
+    for (number, name) in names.iter().enumerate() {
+        let path = folder.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        for at in [0, whole.len() / 3, whole.len() / 2, whole.len() - 1] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (number % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(problems(release), [name.as_str()], "bit {} of byte {at}", number % 8);
+        }
+        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        assert_eq!(problems(release), [name.as_str()]);
+        std::fs::remove_file(&path).unwrap();
+        if name == RECORD {
+            refused(&["verify", release], "holds no release");
+        } else {
+            assert_eq!(problems(release), [name.as_str()]);
+        }
+        std::fs::write(&path, &whole).unwrap();
+    }
+    std::fs::write(folder.join("more.bin"), "x").unwrap();
+    assert_eq!(problems(release), ["more.bin"]);
+    std::fs::remove_file(folder.join("more.bin")).unwrap();
+
+    // A record that tells another story, in a copy whose folder is not named after it.
+    let copy = job.path("copy");
+    std::fs::create_dir(&copy).unwrap();
+    for name in names {
+        std::fs::copy(folder.join(name), copy.join(name)).unwrap();
+    }
+    let copied = copy.to_str().unwrap();
+    ends(0, &["verify", copied]);
+    let record = std::fs::read_to_string(copy.join(RECORD)).unwrap();
+    let mut other: Composition = serde_json::from_str(&record).unwrap();
+    other.digest = Digest::of(b"other");
+    std::fs::write(copy.join(RECORD), serde_json::to_vec(&other).unwrap()).unwrap();
+    assert_eq!(problems(copied), [RECORD]);
+    // Edits of which the weights do not follow.
+    let mut other: Composition = serde_json::from_str(&record).unwrap();
+    other.concepts[0].step *= 2.0;
+    std::fs::write(copy.join(RECORD), serde_json::to_vec(&other).unwrap()).unwrap();
+    ends(0, &["verify", copied]);
+    assert_eq!(ends(4, &["verify", copied, "--recompute"])["problems"][0]["file"], "weights");
+}
+
+#[test]
+fn channels_lead_to_releases_and_back() {
+    let job = SmallJob::summed();
+    let report = job.run("store");
+    let store = job.path("store");
+    let store = ["--store", store.to_str().unwrap()];
+    let release = |arguments: &[&str]| ends(0, &[&["release"], arguments, &store].concat());
+    assert_eq!((report["number"].as_u64(), report["missed"].as_array().map(Vec::len)), (Some(1), Some(0)));
+    let composed = ends(0, &["compose", report["release"].as_str().unwrap(), "--remove", "rocket"]);
+    assert_eq!(composed["number"], 2);
+
+    // A run's release is the latest; what nobody measured is not.
+    let listed = release(&["list"]);
+    let channels = |listed: &Value| listed["releases"].as_array().unwrap().iter().map(|one| one["channels"].clone()).collect::<Vec<_>>();
+    assert_eq!(channels(&listed), [serde_json::json!(["latest"]), serde_json::json!([])]);
+    assert_eq!(listed["releases"][1]["address"], composed["release"]);
+    assert_eq!(release(&["promote", "small:1", "production"])["before"], Value::Null);
+    assert_eq!(release(&["promote", "small:2", "production"])["before"], 1);
+    assert_eq!(release(&["promote", "small:2", "production"])["before"], 2, "nothing to do");
+    assert_eq!(release(&["show", "small@production"])["release"]["number"], 2);
+    assert_eq!(channels(&release(&["list", "small"])), [serde_json::json!(["latest"]), serde_json::json!(["production"])]);
+    let output = lethe(&[&["release", "show", "small@production", "--address"], &store[..]].concat());
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), composed["release"].as_str().unwrap());
+    let back = release(&["rollback", "small", "production"]);
+    assert_eq!((&back["number"], &back["before"]), (&1.into(), &2.into()));
+    assert_eq!(release(&["show", "small@production"])["release"]["number"], 1);
+    refused(&[&["release", "rollback", "small", "production"], &store[..]].concat(), "leads nowhere else to go back to");
+
+    // The same run again publishes nothing.
+    let again = job.run("store");
+    assert_eq!((&again["number"], &again["release"]), (&report["number"], &report["release"]));
+    assert_eq!(release(&["list"])["releases"].as_array().unwrap().len(), 2);
+    assert_eq!(release(&["gc", "--dry-run"])["leftovers"].as_array().unwrap().len(), 0);
+
+    for (arguments, says) in [
+        (&["show", "none"][..], "has no release none"),
+        (&["show", "small:9"], "there is no release small:9"),
+        (&["show", "small@beta"], "there is no small@beta"),
+        (&["show", "../small"], "is no name"),
+        (&["promote", "small:1", "../x"], "is no name"),
+        (&["rollback", "small", "beta"], "leads nowhere else"),
+    ] {
+        refused(&[&["release"], arguments, &store].concat(), says);
+    }
+    refused(&["release", "list", "--store", job.path("nowhere").to_str().unwrap()], "is no store");
+    assert!(!job.path("nowhere").is_dir(), "looking makes nothing");
+}
+
+#[test]
+fn a_release_that_misses_a_gate_is_stored_and_not_promoted() {
+    let job = SmallJob::summed();
+    let store = job.path("store");
+    let store = store.to_str().unwrap();
+    let missed = |said: &Value| said["missed"].as_array().unwrap().iter().map(|gate| gate.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    job.write("gates.toml", b"[gates]\nchange = 0.000001\nmissing = 0\n");
+    let (manifest, gates) = (job.path("job.toml"), job.path("gates.toml"));
+    let (manifest, gates) = (manifest.to_str().unwrap(), gates.to_str().unwrap());
+
+    // The pipeline's owner asks for more than the manifest.
+    let said = ends(4, &["run", manifest, "--store", store, "--gates", gates]);
+    assert_eq!((said["status"].as_str(), said["number"].as_u64()), (Some("gates-missed"), Some(1)));
+    assert!(missed(&said).len() == 1 && missed(&said)[0].starts_with("change is 0."), "{said}");
+    let listed = ends(0, &["release", "list", "--store", store]);
+    assert_eq!(listed["releases"][0]["channels"], serde_json::json!([]));
+    ends(0, &["verify", said["release"].as_str().unwrap()]);
+    let refusal = ends(4, &["release", "promote", "small:1", "production", "--gates", gates, "--store", store]);
+    assert_eq!(missed(&refusal), missed(&said));
+    // Without them it is promoted; nothing is computed again.
+    let said = ends(0, &["run", manifest, "--store", store]);
+    assert_eq!((said["number"].as_u64(), said["summary"]["jobs_done"].as_u64()), (Some(1), Some(0)));
+    assert_eq!(ends(0, &["release", "list", "--store", store])["releases"][0]["channels"], serde_json::json!(["latest"]));
+
+    // The manifest's own gates are on record, and hold for whoever promotes.
+    job.replace("job.toml", "[execution]", "[gates]\nfa5_worst = 1.0\nutility_drop = 1.0\n\n[execution]");
+    let said = ends(0, &["run", manifest, "--store", store]);
+    assert_eq!(said["number"], 2);
+    let composed = ends(0, &["compose", said["release"].as_str().unwrap()]);
+    let refusal = ends(4, &["release", "promote", &format!("small:{}", composed["number"]), "production", "--store", store]);
+    assert!(missed(&refusal).iter().all(|gate| gate.contains("was not measured")) && missed(&refusal).len() == 2, "{refusal}");
+    ends(0, &["release", "promote", "small:2", "production", "--store", store]);
+    job.write("gates.toml", b"[gates]\nutility = 1\n");
+    refused(&["run", manifest, "--store", store, "--gates", gates], "gates.toml:2: unknown field `utility`");
+    job.replace("job.toml", "fa5_worst = 1.0", "fa5_worst = 2.0");
+    refused(&["run", manifest, "--store", store], "gates.fa5_worst is 2, expected 0 to 1");
+}
+
+#[test]
+fn the_readme_s_way_to_production_works_as_written() {
+    let job = SmallJob::summed();
+    job.replace("job.toml", "name = \"small\"", "name = \"my-release\"");
+    job.run("store");
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let (_, section) = readme.split_once("## From a run to production").unwrap();
+    let (_, block) = section.split_once("```console\n").unwrap();
+    let script: String =
+        block.split_once("```").unwrap().0.lines().map(|line| line.strip_prefix("$ ").unwrap().to_owned() + "\n").collect();
+    let lethe = binary("lethe");
+    let path = format!("{}:{}", lethe.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let output =
+        Command::new("bash").args(["-euo", "pipefail", "-c", &script]).current_dir(job.path("")).env("PATH", path).output().unwrap();
+    let said = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(output.status.success(), "{said}{}", stderr(&output));
+    assert!(said.contains("all as released") && said.contains("my-release:2"), "{said}");
+    assert_eq!(said.trim().lines().last(), Some("my-release@production leads to my-release:1, before to 2"));
+}
+
+/// A store whose process dies after a number of writes: nothing works from then on.
+#[derive(Debug)]
+struct Mortal {
+    inner: Arc<dyn ObjectStore>,
+    left: AtomicUsize,
+}
+
+impl Mortal {
+    fn write(&self) -> Result<()> {
+        let alive = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        alive.map(drop).map_err(|_| dead())
+    }
+
+    fn read(&self) -> Result<()> {
+        if self.left.load(Ordering::SeqCst) == 0 { Err(dead()) } else { Ok(()) }
+    }
+}
+
+/// An error that nobody tries again after.
+fn dead() -> Error {
+    Error::PermissionDenied { path: "anything".into(), source: "the process was killed".into() }
+}
+
+impl fmt::Display for Mortal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Mortal {
+    async fn put_opts(&self, location: &Key, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.write()?;
+        self.inner.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(&self, location: &Key, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.write()?;
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Key, options: GetOptions) -> Result<GetResult> {
+        self.read()?;
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Key, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.read()?;
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Key>>) -> BoxStream<'static, Result<Key>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Key>) -> Result<ListResult> {
+        self.read()?;
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Key, to: &Key, options: CopyOptions) -> Result<()> {
+        self.write()?;
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+/// A release of a small model that differs by its step.
+struct Candidate {
+    model: tempfile::TempDir,
+    record: Composition,
+}
+
+impl Candidate {
+    fn new(record: &Composition, value: f32) -> Self {
+        let model = tempfile::tempdir().unwrap();
+        let bytes = value.to_le_bytes();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &bytes).unwrap();
+        std::fs::write(model.path().join("model.safetensors"), safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+        std::fs::write(model.path().join("config.json"), "{}").unwrap();
+        let digest = Checkpoint::open(model.path()).unwrap().digest();
+        Self { model, record: Composition { digest, concepts: Vec::new(), ..record.clone() } }
+    }
+
+    /// What a run does when all is measured.
+    async fn publish(&self, store: &Store) -> std::result::Result<Published, Failure> {
+        let checkpoint = Checkpoint::open(self.model.path()).unwrap();
+        let (_, _, published) = release::write(store, &checkpoint, &Change::new(), Vec::new(), None, self.record.clone()).await?;
+        publish::advance(store, &published).await?;
+        publish::promote(store, &published, "production").await?;
+        Ok(published)
+    }
+}
+
+/// Whatever a reader is led to is whole; returns how many releases there are.
+async fn sound(store: &Store, address: &Address) -> usize {
+    let there = publish::published(store, "small").await.unwrap();
+    for one in there.values() {
+        let release = publish::open(store, one).await.unwrap();
+        for name in release.record.files.keys() {
+            release.file(name).await.unwrap();
+        }
+        let folder = Address::parse(&format!("{address}/{}", one.prefix())).unwrap();
+        // Credentials of a remote store are this test's alone.
+        if folder.as_local().is_some() {
+            assert_eq!(verify(&folder).await.unwrap().1, []);
+        }
+    }
+    for (channel, (_, last)) in publish::channels(store, "small").await.unwrap() {
+        assert!(there.contains_key(&last.number), "{channel} leads to {}", last.number);
+    }
+    there.len()
+}
+
+/// Publishes a second release beside a first, dying after every number of writes there is, and then a second time.
+async fn dies_at_every_step(inner: Arc<dyn ObjectStore>, address: &Address, record: &Composition) {
+    let whole = Store::over(Arc::clone(&inner), &address.to_string());
+    let first = Candidate::new(record, 0.0).publish(&whole).await.unwrap();
+    let mut steps = 0;
+    for writes in 1.. {
+        let candidate = Candidate::new(record, writes as f32);
+        let mortal = Store::over(Arc::new(Mortal { inner: Arc::clone(&inner), left: AtomicUsize::new(writes) }), "mortal");
+        let before = sound(&whole, address).await;
+        let died = candidate.publish(&mortal).await.is_err();
+        let after = sound(&whole, address).await;
+        assert!(after - before <= 1);
+        let published = candidate.publish(&whole).await.unwrap();
+        assert_eq!(sound(&whole, address).await, before + 1, "after {writes} writes");
+        assert_eq!(published.number, first.number + writes as u64);
+        for channel in [LATEST, "production"] {
+            let wanted: Wanted = format!("small@{channel}").parse().unwrap();
+            assert_eq!(publish::find(&whole, &wanted).await.unwrap(), published, "after {writes} writes");
+        }
+        // Nothing was left behind: the second try went on where the first one died.
+        assert_eq!(publish::leftovers(&whole, "small", i64::MAX).await.unwrap(), []);
+        steps = writes;
+        if !died {
+            break;
+        }
+        assert!(writes < 50, "a publish ends");
+    }
+    // Weights, configuration, edits, card, report; record, number, two channels.
+    assert!(steps >= 9, "{steps}");
+    // Dead for good before its record was written, it is nothing but what gc removes.
+    let candidate = Candidate::new(record, -1.0);
+    let mortal = Store::over(Arc::new(Mortal { inner, left: AtomicUsize::new(3) }), "mortal");
+    assert!(candidate.publish(&mortal).await.is_err());
+    let left = publish::leftovers(&whole, "small", i64::MAX).await.unwrap();
+    assert_eq!(left.len(), 1);
+    assert!(Place::stored(whole.clone(), left[0].folder.clone()).open().await.is_err());
+    for object in &left[0].objects {
+        whole.remove(object).await.unwrap();
+    }
+    assert_eq!(publish::leftovers(&whole, "small", i64::MAX).await.unwrap(), []);
+    sound(&whole, address).await;
+}
+
+fn record() -> Composition {
+    let job = SmallJob::summed();
+    let report = job.run("store");
+    serde_json::from_slice(&std::fs::read(Path::new(report["release"].as_str().unwrap()).join(RECORD)).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_publisher_that_dies_at_any_step_breaks_nothing() {
+    let record = record();
+    let folder = tempfile::tempdir().unwrap();
+    let local = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
+    dies_at_every_step(Arc::new(local), &Address::Local(folder.path().to_owned()), &record).await;
+    let server = S3Server::start();
+    dies_at_every_step(server.raw_bucket("releases"), &Address::parse("s3://releases").unwrap(), &record).await;
+}
+
+#[tokio::test]
+async fn of_many_publishers_each_gets_a_number_and_the_last_is_the_latest() {
+    let record = record();
+    let server = S3Server::start();
+    let store = server.bucket("releases");
+    let candidates: Vec<Candidate> = (0..6).map(|number| Candidate::new(&record, number as f32)).collect();
+    let published = futures::future::join_all(candidates.iter().map(|candidate| async {
+        let checkpoint = Checkpoint::open(candidate.model.path()).unwrap();
+        let change = Change::new();
+        let written = release::write(&store, &checkpoint, &change, Vec::new(), None, candidate.record.clone());
+        let (_, _, published) = written.await.unwrap();
+        publish::advance(&store, &published).await.unwrap();
+        published.number
+    }));
+    let mut numbers = published.await;
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3, 4, 5, 6]);
+    let wanted: Wanted = "small@latest".parse().unwrap();
+    assert_eq!(publish::find(&store, &wanted).await.unwrap().number, 6);
+    assert_eq!(sound(&store, &Address::parse("s3://releases").unwrap()).await, 6);
+}
