@@ -30,7 +30,7 @@ pub(super) fn sum(scope: Scope<'_>, model: &ModelRef, source: &MomentSource, sta
         MomentSource::Texts(texts) => (Tower::Text, texts.digest),
     };
     let seed = seed.as_bytes().iter().take(8).fold(0u64, |seed, &byte| seed << 8 | u64::from(byte));
-    let mut sum = MomentSum::new(model.clip.mlp_ends(tower), seed);
+    let mut sum = MomentSum::new(model.clip.mlp_ends(tower), seed, scope.micro_batch);
     match source {
         MomentSource::Images(shard) => {
             let pairs = stages.time("data", || data::load(scope, &model, shard))?;
