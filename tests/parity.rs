@@ -9,6 +9,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
 use lethe_shared::outcome::Tower;
+use lethe_worker::micro_batch::MicroBatch;
 use lethe_worker::model::clip::Input;
 use lethe_worker::model::weights::tensor_from_bytes;
 use lethe_worker::model::{Clip, ClipConfig, ParameterId, Parameters, Role, TokenBatch, Weights};
@@ -74,10 +75,10 @@ impl Golden {
         self.numbers["loss"][set].as_array().unwrap().len()
     }
 
-    fn gradient(&self, kind: Loss, set: &str) -> (GradientSum, BTreeMap<String, Tensor>) {
+    fn gradient(&self, kind: Loss, set: &str, micro_batch: MicroBatch) -> (GradientSum, BTreeMap<String, Tensor>) {
         let weights = self.parameters.weights();
         let all: Vec<ParameterId> = self.clip.architecture().ids().collect();
-        let mut sum = GradientSum::new(all);
+        let mut sum = GradientSum::new(all, micro_batch);
         for number in 0..self.batches(set) {
             let (pixels, texts) = self.batch(set, number);
             sum.add(kind, &self.clip, &weights, &pixels, &texts).unwrap();
@@ -135,15 +136,12 @@ fn embeddings_and_losses(name: &str) {
     }
 }
 
-fn gradients_and_ranking(name: &str) {
-    let golden = Golden::open(name);
-    let architecture = golden.clip.architecture();
-    let (_, forget) = golden.gradient(Loss::Forget, "forget");
-    let (_, retain) = golden.gradient(Loss::Retain, "retain");
-    for (set, gradients) in [("forget", &forget), ("retain", &retain)] {
+impl Golden {
+    /// Gradients against the reference's.
+    fn check_gradients(&self, set: &str, gradients: &BTreeMap<String, Tensor>) {
         for (layer, gradient) in gradients {
             // Key biases move every score of a query alike: their true gradient is zero, the reference holds rounding noise.
-            let expected = golden.expected(&format!("grad.{set}.{layer}"));
+            let expected = self.expected(&format!("grad.{set}.{layer}"));
             if expected.norm().double_value(&[]) < 1e-6 {
                 assert!(gradient.norm().double_value(&[]) < 1e-6, "{set} {layer}");
                 continue;
@@ -151,6 +149,48 @@ fn gradients_and_ranking(name: &str) {
             relatively_close(&format!("gradient {set} {layer}"), gradient, &expected.view(gradient.size().as_slice()), 1e-4);
         }
     }
+}
+
+/// What a device with less memory computes: the loss is still over the whole batch.
+fn micro_batches(name: &str) {
+    let golden = Golden::open(name);
+    for (kind, set) in [(Loss::Forget, "forget"), (Loss::Retain, "retain")] {
+        let (whole, _) = golden.gradient(kind, set, MicroBatch::WHOLE);
+        for most in [1, 3] {
+            // Nothing larger is ever tried.
+            let (sum, gradients) = golden.gradient(kind, set, MicroBatch::of(most).failing_above(most));
+            golden.check_gradients(set, &gradients);
+            assert_eq!(sum.weight(), whole.weight());
+            near(&format!("{set} loss"), sum.loss(), whole.loss(), 1e-6);
+        }
+    }
+    let (pixels, texts) = golden.batch("retain", 0);
+    let weights = golden.parameters.weights();
+    for input in [Input::Images(&pixels), Input::Texts(&texts)] {
+        let moments = |micro_batch: MicroBatch| {
+            let mut sum = MomentSum::new(golden.clip.mlp_ends(input.tower()), 5, micro_batch);
+            let halves: Vec<bool> = (0..input.items()).map(|item| item % 3 == 0).collect();
+            sum.add(&golden.clip, &weights, input, &halves).unwrap();
+            assert_eq!(sum.items(), halves.len() as u64);
+            sum.sums(&weights).unwrap()
+        };
+        let whole = moments(MicroBatch::WHOLE);
+        for most in [1, 3] {
+            for ((layer, ours), (_, expected)) in moments(MicroBatch::of(most).failing_above(most)).iter().zip(&whole) {
+                let name = &golden.clip.architecture().spec(*layer).name;
+                ours.iter().zip(expected).for_each(|(ours, expected)| relatively_close(name, ours, expected, 1e-5));
+            }
+        }
+    }
+}
+
+fn gradients_and_ranking(name: &str) {
+    let golden = Golden::open(name);
+    let architecture = golden.clip.architecture();
+    let (_, forget) = golden.gradient(Loss::Forget, "forget", MicroBatch::WHOLE);
+    let (_, retain) = golden.gradient(Loss::Retain, "retain", MicroBatch::WHOLE);
+    golden.check_gradients("forget", &forget);
+    golden.check_gradients("retain", &retain);
 
     let mut fronts: BTreeMap<&str, Vec<(String, Scores)>> = BTreeMap::new();
     for id in architecture.ids() {
@@ -267,7 +307,7 @@ fn moments(name: &str) {
     let layer = *golden.clip.mlp_ends(Tower::Text).last().unwrap();
     let items = texts.ids.size()[0] as usize;
     let sum = |halves: &[bool]| {
-        let mut sum = MomentSum::new(vec![layer], Draws::seeded(Digest::of(b"moments")));
+        let mut sum = MomentSum::new(vec![layer], Draws::seeded(Digest::of(b"moments")), MicroBatch::WHOLE);
         for _ in 0..20 {
             sum.add(&golden.clip, &weights, Input::Texts(&texts), halves).unwrap();
         }
@@ -303,4 +343,4 @@ macro_rules! for_each_model {
     };
 }
 
-for_each_model!(embeddings_and_losses, gradients_and_ranking, edits, prefixes, taps, moments);
+for_each_model!(embeddings_and_losses, gradients_and_ranking, micro_batches, edits, prefixes, taps, moments);

@@ -3,34 +3,49 @@
 use std::path::Path;
 use std::process::Command;
 
+use data_encoding::BASE64URL_NOPAD;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::processes::{Process, worker};
 use lethe_tests::{SmallJob, last_line, repository, stderr};
+use nkeys::KeyPair;
+use serde_json::{Value, json};
 
-/// The permission lists of a role as `docs/security.md` has them, as the server's configuration writes them.
-fn permissions(role: &str) -> String {
-    let text = std::fs::read_to_string(repository().join("docs/security.md")).unwrap();
-    let list = text.split(&format!("A {role} may\n\n```\n")).nth(1).unwrap().split("```").next().unwrap().to_owned();
-    let mut lines = Vec::new();
-    for line in list.lines() {
-        let mut line = line.split('#').next().unwrap().trim_end().to_owned();
-        while let Some(start) = line.find("LETHE_*") {
-            let from = line[..start].rfind('"').unwrap();
-            let to = from + 1 + line[from + 1..].find('"').unwrap() + 1;
-            let pattern = line[from..to].to_owned();
-            let each = ["JOBS", "DEAD", "LEDGER", "LEASES"].map(|stream| pattern.replace("LETHE_*", &format!("LETHE_{stream}")));
-            line.replace_range(from..to, &each.join(", "));
-        }
-        lines.push(line);
+/// What a role may do, as `docs/security.md` has it.
+struct Permissions {
+    publish: Vec<String>,
+    subscribe: Vec<String>,
+}
+
+impl Permissions {
+    fn of(role: &str) -> Self {
+        let text = std::fs::read_to_string(repository().join("docs/security.md")).unwrap();
+        let lists = text.split(&format!("A {role} may\n\n```\n")).nth(1).unwrap().split("```").next().unwrap().to_owned();
+        let list = |name: &str| {
+            let list = lists.split(&format!("{name} = [")).nth(1).unwrap().split(']').next().unwrap();
+            let quoted = list.lines().flat_map(|line| line.split('#').next().unwrap().split('"').skip(1).step_by(2).map(str::to_owned));
+            quoted.flat_map(each_stream).collect::<Vec<_>>()
+        };
+        let permissions = Self { publish: list("publish"), subscribe: list("subscribe") };
+        assert!(permissions.publish.len() > 5 && !permissions.subscribe.is_empty());
+        permissions
     }
-    lines.join("\n").replace("publish =", "publish:").replace("subscribe =", "subscribe:")
+
+    /// As the server's configuration writes them.
+    fn configured(&self) -> String {
+        format!("permissions: {{ publish: {:?}, subscribe: {:?} }}", self.publish, self.subscribe)
+    }
+}
+
+/// `LETHE_*` in the document stands for every stream.
+fn each_stream(subject: String) -> Vec<String> {
+    if !subject.contains("LETHE_*") {
+        return vec![subject];
+    }
+    ["JOBS", "DEAD", "LEDGER", "LEASES"].map(|stream| subject.replace("LETHE_*", &format!("LETHE_{stream}"))).to_vec()
 }
 
 fn accounts() -> String {
-    let user = |name: &str, role: &str| {
-        let password = format!("{name}-secret");
-        format!("{{ user: {name}, password: \"{password}\", permissions: {{ {} }} }}", permissions(role))
-    };
+    let user = |name: &str, role: &str| format!("{{ user: {name}, password: \"{name}-secret\", {} }}", Permissions::of(role).configured());
     format!("authorization {{ users: [ {}, {} ] }}", user("w", "worker"), user("c", "coordinator"))
 }
 
@@ -75,6 +90,133 @@ fn the_documented_permissions_suffice_on_the_oldest_server() {
 #[test]
 fn the_documented_permissions_suffice_on_a_current_server() {
     least_permissions(Version::Current);
+}
+
+/// A whole run in which worker and coordinator log in by a file each, and what becomes of another file.
+fn logs_in_by_files(server: &NatsServer, option: &str, files: [&Path; 2], wrong: &Path, secrets: &[String]) {
+    let job = SmallJob::new();
+    let store = job.path("store");
+    let mut command = worker(&server.url(), store.to_str().unwrap(), &job.path("cache"));
+    command.arg(option).arg(files[0]).env("LETHE_LOG", "trace");
+    let worker = Process::start(command, &job.path("worker.log"));
+    let mut command = run(&job, &server.url(), &store);
+    let output = command.arg(option).arg(files[1]).env("LETHE_LOG", "trace").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(last_line(&output)["status"], "complete");
+    assert!(!server.log().to_lowercase().contains("violation"), "{}", server.log());
+
+    std::fs::write(job.path("garbage"), "SUA no seed").unwrap();
+    let mut said = vec![stderr(&output), worker.said()];
+    for file in [wrong, &job.path("garbage"), &job.path("missing")] {
+        let output = run(&job, &server.url(), &job.path("other")).args(["--give-up", "1", option]).arg(file).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("check the credentials") || text.contains(file.to_str().unwrap()), "{text}");
+        assert!(!text.contains("SUA no"), "{text}");
+        said.push(text);
+    }
+    for text in said {
+        assert!(secrets.iter().all(|secret| !text.contains(secret)), "a secret is in {text}");
+    }
+}
+
+fn nkey_logins(version: Version) {
+    let [worker, coordinator, stranger] = [KeyPair::new_user(), KeyPair::new_user(), KeyPair::new_user()];
+    let user = |key: &KeyPair, role: &str| format!("{{ nkey: {}, {} }}", key.public_key(), Permissions::of(role).configured());
+    let users = format!("authorization {{ users: [ {}, {} ] }}", user(&worker, "worker"), user(&coordinator, "coordinator"));
+    let server = NatsServer::with(version, &users);
+    let folder = tempfile::tempdir().unwrap();
+    let seeds = [&worker, &coordinator, &stranger].map(|key| key.seed().unwrap());
+    let [worker, coordinator, stranger] = [0, 1, 2].map(|number| {
+        let path = folder.path().join(format!("{number}.nk"));
+        std::fs::write(&path, format!("{}\n", seeds[number])).unwrap();
+        path
+    });
+    logs_in_by_files(&server, "--nats-nkey", [&worker, &coordinator], &stranger, &seeds);
+}
+
+#[test]
+fn nkeys_on_the_oldest_server() {
+    nkey_logins(Version::Oldest);
+}
+
+#[test]
+fn nkeys_on_a_current_server() {
+    nkey_logins(Version::Current);
+}
+
+/// A JWT by `issuer` about `subject`.
+fn token(issuer: &KeyPair, subject: &str, name: &str, claims: Value) -> String {
+    let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
+    let claims = json!({ "jti": name, "iat": 1_700_000_000, "iss": issuer.public_key(), "sub": subject, "name": name, "nats": claims });
+    let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+    let signed = format!("{}.{}", encode(&header), encode(&claims));
+    let signature = BASE64URL_NOPAD.encode(&issuer.sign(signed.as_bytes()).unwrap());
+    format!("{signed}.{signature}")
+}
+
+/// An account without limits, with JetStream.
+fn account_claims() -> Value {
+    let limits = json!({
+        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
+        "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1
+    });
+    json!({ "type": "account", "version": 2, "limits": limits })
+}
+
+/// A user of an account as a credentials file, and what is secret in it.
+fn credentials(account: &KeyPair, role: &str) -> (String, [String; 2]) {
+    let user = KeyPair::new_user();
+    let Permissions { publish, subscribe } = Permissions::of(role);
+    let claims = json!({
+        "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1,
+        "pub": { "allow": publish }, "sub": { "allow": subscribe }
+    });
+    let (jwt, seed) = (token(account, &user.public_key(), role, claims), user.seed().unwrap());
+    let file = format!(
+        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    (file, [jwt, seed])
+}
+
+fn credentials_logins(version: Version) {
+    let (operator, system) = (KeyPair::new_operator(), KeyPair::new_account());
+    let [account, other] = [KeyPair::new_account(), KeyPair::new_account()];
+    let trusted = token(&operator, &operator.public_key(), "operator", json!({ "type": "operator", "version": 2 }));
+    let accounts = [(&system, "system"), (&account, "lethe")].map(|(account, name)| {
+        let claims = if name == "system" { json!({ "type": "account", "version": 2 }) } else { account_claims() };
+        format!("{}: {}", account.public_key(), token(&operator, &account.public_key(), name, claims))
+    });
+    let server = NatsServer::with(
+        version,
+        &format!(
+            "operator: {trusted}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{\n{}\n}}",
+            system.public_key(),
+            accounts.join("\n")
+        ),
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let (mut secrets, mut files) = (Vec::new(), Vec::new());
+    // The last one is of an account that the server does not know.
+    for (number, (account, role)) in [(&account, "worker"), (&account, "coordinator"), (&other, "worker")].into_iter().enumerate() {
+        let (file, secret) = credentials(account, role);
+        let path = folder.path().join(format!("{number}.creds"));
+        std::fs::write(&path, file).unwrap();
+        secrets.extend(secret);
+        files.push(path);
+    }
+    logs_in_by_files(&server, "--nats-creds", [&files[0], &files[1]], &files[2], &secrets);
+}
+
+#[test]
+fn credentials_files_on_the_oldest_server() {
+    credentials_logins(Version::Oldest);
+}
+
+#[test]
+fn credentials_files_on_a_current_server() {
+    credentials_logins(Version::Current);
 }
 
 /// A certificate authority, and a server's certificate for 127.0.0.1 by it, made by openssl.

@@ -1,6 +1,8 @@
 //! The long-lived coordinator: real processes on a real nats-server.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::fs::DirEntry;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -37,8 +39,13 @@ impl Site {
     }
 
     fn new() -> Self {
+        Self::on(Version::Oldest)
+    }
+
+    /// A server that asks for a password.
+    fn on(version: Version) -> Self {
         let users = format!("authorization {{ users: [ {{ user: lethe, password: \"{SECRET}\" }} ] }}");
-        Self { nats: NatsServer::with(Version::Oldest, &users), folder: tempfile::tempdir().unwrap() }
+        Self { nats: NatsServer::with(version, &users), folder: tempfile::tempdir().unwrap() }
     }
 
     /// With the password in it, as someone will write it: it must not be shown.
@@ -61,8 +68,12 @@ impl Site {
 
     /// `lethe serve` on a free port, with logs as JSON.
     fn serve(&self, log: &str) -> Process {
+        self.serve_with(log, &[])
+    }
+
+    fn serve_with(&self, log: &str, more: &[&str]) -> Process {
         let mut command = self.command("lethe");
-        command.args(["serve", "--http", "0", "--log-format", "json", "--store"]).arg(self.path("store"));
+        command.args(["serve", "--http", "0", "--log-format", "json", "--store"]).arg(self.path("store")).args(more);
         let mut process = Process::start(command, &self.path(log));
         wait_until("serve listens", 60, || {
             assert!(process.ended().is_none(), "{}", process.said());
@@ -113,8 +124,15 @@ impl Site {
     }
 
     fn outcomes(&self) -> usize {
-        let folders = std::fs::read_dir(self.path("store/outcomes")).into_iter().flatten().flatten();
-        folders.filter_map(|folder| std::fs::read_dir(folder.path()).ok()).flatten().flatten().count()
+        lethe_tests::outcomes(&self.path("store"))
+    }
+
+    /// How often the store says that a run was finished.
+    fn ends_of(&self, run: &str) -> usize {
+        let entries = std::fs::read_dir(self.path(&format!("store/runs/{run}/entries"))).unwrap();
+        let read =
+            |entry: std::io::Result<DirEntry>| -> Value { serde_json::from_slice(&std::fs::read(entry.unwrap().path()).unwrap()).unwrap() };
+        entries.map(read).filter(|entry| entry["exit_code"].is_number()).count()
     }
 }
 
@@ -179,7 +197,16 @@ fn check_json_log(process: &Process) {
 
 #[test]
 fn a_submitted_run_ends_as_lethe_run_does_and_a_second_time_computes_nothing() {
-    let (site, job) = (Site::new(), SmallJob::new());
+    submitted_twice(Version::Oldest);
+}
+
+#[test]
+fn a_submitted_run_ends_as_lethe_run_does_on_a_current_server_too() {
+    submitted_twice(Version::Current);
+}
+
+fn submitted_twice(version: Version) {
+    let (site, job) = (Site::on(version), SmallJob::new());
     let (mut serve, mut worker) = (site.serve("serve.log"), site.worker("worker.log"));
     let run = site.submit(&job);
     let (code, ended) = site.watch(&run);
@@ -273,6 +300,41 @@ fn a_killed_coordinator_goes_on_with_every_run() {
         assert_eq!((code, ended["state"].as_str()), (Some(0), Some("complete")), "{ended}");
         assert_eq!(ended["digest"], job.run("store")["digest"]);
     }
+}
+
+/// Two coordinators share the runs: each run is one coordinator's at a time, ends once and has one release, and when one is killed the
+/// other goes on with what was its.
+#[test]
+fn two_coordinators_share_the_runs_and_one_goes_on_alone() {
+    let (site, jobs) = (Site::on(Version::Current), [0, 1, 2, 3].map(|_| SmallJob::new()));
+    for (number, job) in jobs.iter().enumerate() {
+        job.replace("job.toml", "name = \"small\"", &format!("name = \"shared-{number}\""));
+        // Other jobs for every run, so that none finds all its work done.
+        job.replace("job.toml", "search_evaluations = 6", &format!("search_evaluations = {}", 5 + number));
+    }
+    // Together they cannot take all runs at once; no coordinator does everything.
+    let serve = |log: &str| site.serve_with(log, &["--runs", "1"]);
+    let mut coordinators = [serve("one.log"), serve("two.log")];
+    let runs = jobs.each_ref().map(|job| site.submit(job));
+    let coordinators_of_running = || {
+        let seen = site.ask(&["status"]);
+        let running = seen["runs"].as_array().unwrap().iter().filter(|run| run["state"] == "running");
+        running.map(|run| run["coordinator"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
+    };
+    wait_until("both coordinators work on a run", 60, || coordinators_of_running().len() == 2);
+    let _worker = site.worker("worker.log");
+    wait_until("something is done", 120, || site.outcomes() > 3);
+    coordinators[0].kill();
+
+    for (run, job) in runs.iter().zip(&jobs) {
+        let (code, ended) = site.watch(run);
+        assert_eq!((code, ended["state"].as_str()), (Some(0), Some("complete")), "{ended}");
+        assert_eq!(ended["digest"], job.run("store")["digest"]);
+        let releases = site.path("store/releases").join(ended["plan"].as_str().unwrap().rsplit_once('-').unwrap().0);
+        assert_eq!(std::fs::read_dir(releases).unwrap().count(), 1, "{run} has one release");
+        assert_eq!(site.ends_of(run), 1, "{run} ends once");
+    }
+    assert_eq!(stop(&mut coordinators[1]), Some(0));
 }
 
 #[test]

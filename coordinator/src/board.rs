@@ -122,9 +122,12 @@ impl Board {
                 phase.total += total;
                 phase.found += found;
                 phase.done += found;
-                phase.ended = None;
+                phase.ended = (phase.done >= phase.total).then(Instant::now);
             }
-            None => live.phases.push(Phase { name, total, found, done: found, began: Instant::now(), ended: None }),
+            None => {
+                let (began, ended) = (Instant::now(), (found >= total).then(Instant::now));
+                live.phases.push(Phase { name, total, found, done: found, began, ended });
+            }
         }
         drop(live);
         self.changed();

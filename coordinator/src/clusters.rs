@@ -32,9 +32,9 @@ pub fn clusters(interference: &Interference, least: f64) -> Vec<Vec<usize>> {
         let (mut members, mut next) = (Vec::new(), vec![first]);
         while let Some(member) = next.pop() {
             members.push(member);
-            for other in 0..n {
-                if !seen[other] && similarity(interference, member, other) >= least {
-                    seen[other] = true;
+            for (other, seen) in seen.iter_mut().enumerate() {
+                if !*seen && similarity(interference, member, other) >= least {
+                    *seen = true;
                     next.push(other);
                 }
             }

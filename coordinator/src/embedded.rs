@@ -14,9 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 
-/// Memory for activations that trials start from, bytes.
-const ACTIVATION_MEMORY: usize = 2 << 30;
-
 /// Workers of this process.
 #[derive(Debug)]
 pub struct Workers {
@@ -45,7 +42,7 @@ impl Workers {
         };
         let queue = Arc::new(MemoryQueue::new(Limits::default()));
         let cancel = CancellationToken::new();
-        let options = Options { worker: "embedded".to_owned(), device, cache: cache.to_owned(), activation_memory: ACTIVATION_MEMORY };
+        let options = Options::new("embedded".to_owned(), device, cache.to_owned());
         let service = Service::new(options, count, queue.clone(), store.clone());
         let task = tokio::spawn(service.run(cancel.clone(), cancel.clone()));
         Ok(Self { queue, device: format!("{device:?}").to_lowercase(), count, cancel, task })

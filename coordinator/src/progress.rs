@@ -1,15 +1,28 @@
 //! Progress on stderr: a bar on a terminal, plain lines elsewhere.
 
-use std::io::IsTerminal;
-use std::sync::Arc;
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
 use lethe_shared::job::Job;
 use lethe_shared::queue::{Event, Notice};
 use lethe_shared::telemetry::log::{self, say};
 
 use crate::board::Board;
+
+/// The bar that stands on the terminal; phases come one after the other.
+static BAR: Mutex<Option<WeakProgressBar>> = Mutex::new(None);
+
+/// Lines of the log go above the bar, not through it.
+fn print(lines: &str) -> std::io::Result<()> {
+    let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(WeakProgressBar::upgrade);
+    match bar.filter(|bar| !bar.is_finished()) {
+        Some(bar) => bar.println(lines),
+        None => writeln!(std::io::stderr(), "{lines}")?,
+    }
+    Ok(())
+}
 
 /// How often a plain line is written at most.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -47,9 +60,11 @@ pub enum Show {
 }
 
 impl Show {
-    /// Progress of a phase.
-    pub fn progress(&self, phase: &'static str) -> Progress {
+    /// Progress of a phase of so many jobs.
+    pub fn progress(&self, phase: &'static str, jobs: usize) -> Progress {
         match self {
+            // A single job is over before anyone could read its line; on a queue shared by several runs it may wait.
+            Self::Stderr if jobs < 2 => Progress::silent(),
             Self::Stderr => Progress::new(phase),
             Self::Board(board) => Progress::with(phase, Shown::Board(Arc::clone(board))),
             Self::Nobody => Progress::silent(),
@@ -67,6 +82,8 @@ impl Progress {
                 bar.set_style(style);
             }
             bar.set_prefix(phase);
+            *BAR.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.downgrade());
+            log::print_by(print);
             Shown::Bar(bar)
         } else {
             Shown::Lines

@@ -173,8 +173,7 @@ async fn serve(options: &Work, url: &str, device: Device, threads: usize, store:
     health.met("queue");
     info!(worker = %name, threads, ?device, server = %nats::without_secrets(url), store = store.name(), "ready");
     let cache = options.cache.clone().unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"));
-    let engine = Options { worker: name, device, cache, activation_memory: ACTIVATION_MEMORY };
-    let service = Service::new(engine, threads, Arc::new(queue.clone()), store);
+    let service = Service::new(Options::new(name, device, cache), threads, Arc::new(queue.clone()), store);
     let watch = tokio::spawn(watch_queue(queue.clone(), health));
     let served = service.run(drain, cancel).await;
     watch.abort();
@@ -192,9 +191,6 @@ async fn watch_queue(queue: JetStreamQueue, health: Health) {
 
 /// How often the queue is looked at.
 const LOOK: Duration = Duration::from_secs(10);
-
-/// Memory for activations that trials start from, bytes.
-const ACTIVATION_MEMORY: usize = 2 << 30;
 
 /// The first SIGTERM or Ctrl-C drains, and ends the grace time later; the second one ends it at once.
 async fn stop_on_signal(drain: CancellationToken, cancel: CancellationToken, grace: Duration) {

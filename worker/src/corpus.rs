@@ -12,10 +12,10 @@ use lethe_shared::outcome::Tower;
 use tch::{Kind, Tensor};
 
 use crate::handle::SharedTensor;
-use crate::model::clip::Input;
-use crate::model::{Clip, Error, ParameterId, TokenBatch, TowerState, Weights};
+use crate::micro_batch::MicroBatch;
+use crate::model::{Batch, Clip, Error, ParameterId, TowerState, Weights};
 
-/// Items per batch.
+/// Items per batch, where memory holds them.
 const BATCH: i64 = 256;
 
 /// Memory that kept activations may take, shared by every corpus of a process.
@@ -39,21 +39,6 @@ impl Budget {
     }
 }
 
-#[derive(Debug)]
-enum Batch {
-    Images(Tensor),
-    Texts(TokenBatch),
-}
-
-impl Batch {
-    fn input(&self) -> Input<'_> {
-        match self {
-            Self::Images(pixels) => Input::Images(pixels),
-            Self::Texts(texts) => Input::Texts(texts),
-        }
-    }
-}
-
 /// Handles on libtorch tensors may move between threads but not be shared; the lock hands out one clone at a time.
 #[derive(Debug)]
 struct Kept {
@@ -72,6 +57,7 @@ pub struct Corpus {
     rows: Option<SharedTensor>,
     items: usize,
     budget: Budget,
+    micro_batch: MicroBatch,
 }
 
 impl Corpus {
@@ -79,18 +65,19 @@ impl Corpus {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn images(pixels: &Tensor, budget: &Budget) -> Result<Self, Error> {
+    pub fn images(pixels: &Tensor, budget: &Budget, micro_batch: MicroBatch) -> Result<Self, Error> {
         let n = pixels.size()[0];
+        let batches = MicroBatch::of(micro_batch.at_most(BATCH)).cut(n);
         let batches =
-            cut(n).map(|(start, count)| Ok(Batch::Images(pixels.f_narrow(0, start, count)?))).collect::<Result<Vec<_>, Error>>()?;
-        Ok(Self::new(Tower::Vision, batches, None, n as usize, budget))
+            batches.map(|(start, count)| Ok(Batch::Images(pixels.f_narrow(0, start, count)?))).collect::<Result<Vec<_>, Error>>()?;
+        Ok(Self::new(Tower::Vision, batches, None, n as usize, budget, micro_batch))
     }
 
     /// Texts as token ids; batched by length, so that short ones do not pay for long ones.
     ///
     /// # Errors
     /// When a text does not fit the model.
-    pub fn texts(clip: &Clip, texts: &[Vec<u32>], device: tch::Device, budget: &Budget) -> Result<Self, Error> {
+    pub fn texts(clip: &Clip, texts: &[Vec<u32>], device: tch::Device, budget: &Budget, micro_batch: MicroBatch) -> Result<Self, Error> {
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| (texts[i].len(), i));
         let mut rows = vec![0i64; texts.len()];
@@ -99,16 +86,16 @@ impl Corpus {
         }
         let sorted: Vec<Vec<u32>> = order.iter().map(|&i| texts[i].clone()).collect();
         let batches = sorted
-            .chunks(BATCH as usize)
+            .chunks(micro_batch.at_most(BATCH) as usize)
             .map(|chunk| Ok(Batch::Texts(clip.token_batch(chunk, device)?)))
             .collect::<Result<Vec<_>, Error>>()?;
         let rows = Tensor::f_from_slice(&rows)?.f_to(device)?;
-        Ok(Self::new(Tower::Text, batches, Some(SharedTensor::new(rows)), texts.len(), budget))
+        Ok(Self::new(Tower::Text, batches, Some(SharedTensor::new(rows)), texts.len(), budget, micro_batch))
     }
 
-    fn new(tower: Tower, batches: Vec<Batch>, rows: Option<SharedTensor>, items: usize, budget: &Budget) -> Self {
+    fn new(tower: Tower, batches: Vec<Batch>, rows: Option<SharedTensor>, items: usize, budget: &Budget, micro_batch: MicroBatch) -> Self {
         let states = batches.iter().map(|_| BTreeMap::new()).collect();
-        Self { tower, kept: Mutex::new(Kept { batches, states, bytes: 0 }), rows, items, budget: budget.clone() }
+        Self { tower, kept: Mutex::new(Kept { batches, states, bytes: 0 }), rows, items, budget: budget.clone(), micro_batch }
     }
 
     /// The tower that embeds these items.
@@ -136,16 +123,13 @@ impl Corpus {
             None => Some(clip.block_count(self.tower)),
             Some(layer) => clip.first_block(layer),
         };
-        let count = self.locked(|kept| kept.batches.len());
-        let mut embedded = Vec::with_capacity(count);
-        for batch in 0..count {
+        self.embed_batches(clip, |number, batch| {
             let state = match block {
-                Some(block) => self.state(clip, original, batch, block)?,
-                None => clip.start(edited, self.batch(batch).input())?,
+                Some(block) => self.state(clip, original, number, batch, block)?,
+                None => clip.start(edited, batch.input())?,
             };
-            embedded.push(clip.finish(edited, self.tower, state)?);
-        }
-        self.in_order(clip, &embedded)
+            clip.finish(edited, self.tower, state)
+        })
     }
 
     /// Unit embeddings `[items, embedding]` under weights that may differ anywhere; keeps nothing.
@@ -153,28 +137,21 @@ impl Corpus {
     /// # Errors
     /// When libtorch refuses.
     pub fn embed_changed(&self, clip: &Clip, weights: &Weights) -> Result<Tensor, Error> {
-        let count = self.locked(|kept| kept.batches.len());
-        let mut embedded = Vec::with_capacity(count);
-        for batch in 0..count {
-            embedded.push(clip.embed(weights, self.batch(batch).input())?);
+        self.embed_batches(clip, |_, batch| clip.embed(weights, batch.input()))
+    }
+
+    /// One pass per batch; what they embed as one tensor in the items' order.
+    fn embed_batches(&self, clip: &Clip, embed: impl Fn(usize, &Batch) -> Result<Tensor, Error>) -> Result<Tensor, Error> {
+        // Handles of this call's own: other threads may need the same batches meanwhile.
+        let batches: Vec<Batch> = self.locked(|kept| kept.batches.iter().map(Batch::shallow_clone).collect());
+        let mut embedded = Vec::with_capacity(batches.len());
+        for (number, batch) in batches.iter().enumerate() {
+            embedded.push(self.micro_batch.pass(batch.input().items(), || embed(number, batch))?);
         }
-        self.in_order(clip, &embedded)
-    }
-
-    /// Another handle on one batch.
-    fn batch(&self, number: usize) -> Batch {
-        self.locked(|kept| match &kept.batches[number] {
-            Batch::Images(pixels) => Batch::Images(pixels.shallow_clone()),
-            Batch::Texts(texts) => Batch::Texts(TokenBatch { ids: texts.ids.shallow_clone(), pooled: texts.pooled.shallow_clone() }),
-        })
-    }
-
-    /// Embedded batches as one tensor in the items' order.
-    fn in_order(&self, clip: &Clip, embedded: &[Tensor]) -> Result<Tensor, Error> {
         if embedded.is_empty() {
             return Ok(Tensor::f_zeros([0, clip.config().embedding], (Kind::Float, tch::Device::Cpu))?);
         }
-        let embedded = Tensor::f_cat(embedded, 0)?;
+        let embedded = Tensor::f_cat(&embedded, 0)?;
         Ok(match &self.rows {
             None => embedded,
             Some(rows) => embedded.f_index_select(0, &rows.get())?,
@@ -182,22 +159,18 @@ impl Corpus {
     }
 
     /// The unedited input of `block`, from the nearest boundary that is kept; kept itself while memory lasts.
-    fn state(&self, clip: &Clip, original: &Weights, batch: usize, block: usize) -> Result<TowerState, Error> {
-        let nearest = self.locked(|kept| kept.states[batch].range(..=block).next_back().map(|(_, state)| state.shallow_clone()));
+    fn state(&self, clip: &Clip, original: &Weights, number: usize, batch: &Batch, block: usize) -> Result<TowerState, Error> {
+        let nearest = self.locked(|kept| kept.states[number].range(..=block).next_back().map(|(_, state)| state.shallow_clone()));
         let from = match nearest {
             Some(state) if state.block() == block => return Ok(state),
             Some(state) => state,
-            None => {
-                // Computed outside the lock: another worker thread may need another batch meanwhile.
-                let input = self.batch(batch);
-                clip.start(original, input.input())?
-            }
+            None => clip.start(original, batch.input())?,
         };
         let state = clip.advance(original, self.tower, &from, block)?;
         let bytes = state.bytes();
         if self.budget.take(bytes) {
             self.locked(|kept| {
-                if kept.states[batch].insert(block, state.shallow_clone()).is_some() {
+                if kept.states[number].insert(block, state.shallow_clone()).is_some() {
                     self.budget.give_back(bytes);
                 } else {
                     kept.bytes += bytes;
@@ -217,10 +190,6 @@ impl Drop for Corpus {
     fn drop(&mut self) {
         self.budget.give_back(self.locked(|kept| kept.bytes));
     }
-}
-
-fn cut(n: i64) -> impl Iterator<Item = (i64, i64)> {
-    (0..n).step_by(BATCH as usize).map(move |start| (start, BATCH.min(n - start)))
 }
 
 /// Embeddings of labels as a tensor of class indices.

@@ -7,6 +7,7 @@
 //! | [`engine`] | executes a job |
 //! | [`slug`] | the method: gradients, ranking, step search, choice |
 //! | [`corpus`], [`zero_shot`] | embedding the same items under edit after edit, and what they are taken for |
+//! | [`micro_batch`] | how much of a batch goes through a tower at a time |
 //! | [`model`] | CLIP on libtorch |
 //! | [`input`] | shards, images, texts |
 //! | [`command`] | the command line |
@@ -21,6 +22,7 @@ pub mod engine;
 pub mod handle;
 pub mod input;
 pub mod memory;
+pub mod micro_batch;
 pub mod model;
 pub mod service;
 pub mod slug;

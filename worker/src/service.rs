@@ -215,8 +215,8 @@ impl Slot {
             Ok((_, true)) => End::Found,
             Ok((_, false)) => End::Done,
             Err(Error::Input(_)) => End::Buried,
-            Err(Error::Transient(_)) if is_last => End::Buried,
-            Err(Error::Transient(_)) => End::Failed,
+            Err(Error::Transient(_) | Error::Memory { .. }) if is_last => End::Buried,
+            Err(Error::Transient(_) | Error::Memory { .. }) => End::Failed,
             Err(_) => End::Returned,
         });
         match result {
@@ -238,7 +238,8 @@ impl Slot {
                 warn!(job = %job.label(), %error, "cannot be done");
                 receipt.bury(&error).await?;
             }
-            Err(Error::Transient(error)) => {
+            Err(error @ (Error::Transient(_) | Error::Memory { .. })) => {
+                let error = error.to_string();
                 warn!(job = %job.label(), %error, attempt, "failed");
                 announce(Event::Failed { error: error.clone(), will_retry: !is_last }).await;
                 receipt.retry(backoff(attempt), &error).await?;

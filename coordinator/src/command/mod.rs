@@ -121,7 +121,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // A service has nothing but its log to tell what it does.
     let least = usize::from(matches!(cli.command, Command::Serve(_)));
-    let level = ["error", "info", "debug"][usize::from(cli.verbose).max(least).min(2)];
+    let level = ["warn", "info", "debug"][usize::from(cli.verbose).max(least).min(2)];
     log::start(cli.log_format, &format!("{level},object_store=warn,async_nats=warn"));
 
     let runtime = match tokio::runtime::Runtime::new() {

@@ -167,8 +167,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
 impl Run<'_> {
     async fn phase(&mut self, name: &'static str, jobs: &[Job]) -> Result<Vec<Ended>, Failure> {
         let began = Instant::now();
-        // A single job is over before anyone could read its progress.
-        let mut progress = if self.quiet || jobs.len() < 2 { Progress::silent() } else { self.dispatcher.show.progress(name) };
+        let mut progress = if self.quiet { Progress::silent() } else { self.dispatcher.show.progress(name, jobs.len()) };
         let (ended, found) = self.dispatcher.run(&self.plan.run, jobs, &mut progress).await?;
         self.found += found - jobs.iter().filter(|job| !self.seen.insert(job.id())).count().min(found);
         self.done += ended.len() - found;

@@ -2,12 +2,12 @@
 
 use std::sync::PoisonError;
 
-use lethe_shared::digest::Digest;
 use lethe_shared::queue::Cause;
 use lethe_shared::queue::nats::{JetStreamQueue, Letter};
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::ledger::{Entry, State};
+use super::ledger::Entry;
 use super::{Known, Shared, ledger};
 use crate::board::Seen;
 
@@ -17,30 +17,34 @@ const ENDED: usize = 200;
 const LETTERS: usize = 200;
 
 /// A run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct RunView {
     /// Its name.
     pub run: String,
-    /// Where it stands.
-    pub state: State,
-    /// When it was last submitted, seconds since 1970.
-    pub submitted: u64,
-    /// Since when it stands there, seconds since 1970.
-    pub since: u64,
-    /// The coordinator that wrote so.
-    pub coordinator: String,
-    /// What jobs, dead letters and the release call the run.
-    pub plan: Option<String>,
-    /// Its release.
-    pub release: Option<String>,
-    /// SHA-256 over the released checkpoint's tensors.
-    pub digest: Option<Digest>,
-    /// Why it failed, or what is missing.
-    pub problem: Option<String>,
-    /// What `lethe run` would have ended with.
-    pub exit_code: Option<u8>,
+    /// What became of it.
+    pub entry: Entry,
     /// What it is doing, where this coordinator does it.
     pub live: Option<Seen>,
+}
+
+/// The API's own words: the store's format is another matter, and changes at another pace.
+impl Serialize for RunView {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { run, entry, live } = self;
+        let mut view = serializer.serialize_struct("RunView", 11)?;
+        view.serialize_field("run", run)?;
+        view.serialize_field("state", &entry.state)?;
+        view.serialize_field("submitted", &entry.submitted)?;
+        view.serialize_field("since", &entry.at)?;
+        view.serialize_field("coordinator", &entry.coordinator)?;
+        view.serialize_field("plan", &entry.plan)?;
+        view.serialize_field("release", &entry.release)?;
+        view.serialize_field("digest", &entry.digest)?;
+        view.serialize_field("problem", &entry.problem)?;
+        view.serialize_field("exit_code", &entry.exit_code)?;
+        view.serialize_field("live", live)?;
+        view.end()
+    }
 }
 
 /// All runs.
@@ -101,20 +105,7 @@ impl From<Letter> for LetterView {
 
 impl RunView {
     fn new(run: &str, known: &Known) -> Self {
-        let entry: Entry = known.entry.clone();
-        Self {
-            run: run.to_owned(),
-            state: entry.state,
-            submitted: entry.submitted,
-            since: entry.at,
-            coordinator: entry.coordinator,
-            plan: entry.plan,
-            release: entry.release,
-            digest: entry.digest,
-            problem: entry.problem,
-            exit_code: entry.exit_code,
-            live: known.is_active.then(|| known.board.seen()),
-        }
+        Self { run: run.to_owned(), entry: known.entry.clone(), live: known.is_active.then(|| known.board.seen()) }
     }
 }
 
@@ -128,8 +119,9 @@ impl Shared {
     /// All runs, of those that have ended the newest.
     pub(super) fn overview(&self) -> Overview {
         let mut runs: Vec<RunView> = self.runs().iter().map(|(run, known)| RunView::new(run, known)).collect();
-        runs.sort_by(|a, b| a.state.is_end().cmp(&b.state.is_end()).then_with(|| (b.submitted, &a.run).cmp(&(a.submitted, &b.run))));
-        let going = runs.iter().take_while(|run| !run.state.is_end()).count();
+        let has_ended = |view: &RunView| view.entry.state.is_end();
+        runs.sort_by(|a, b| has_ended(a).cmp(&has_ended(b)).then_with(|| (b.entry.submitted, &a.run).cmp(&(a.entry.submitted, &b.run))));
+        let going = runs.iter().take_while(|run| !has_ended(run)).count();
         runs.truncate(going + ENDED);
         Overview { coordinator: self.options.name.clone(), version: env!("CARGO_PKG_VERSION"), now: ledger::now(), runs }
     }

@@ -45,10 +45,38 @@ pub fn start(format: Format, default: &str) {
         return;
     }
     let filter = EnvFilter::try_from_env("LETHE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Lines).with_ansi(std::io::stderr().is_terminal());
     match format {
         Format::Human => logs.init(),
         Format::Json => logs.json().flatten_event(true).with_current_span(false).with_span_list(true).init(),
+    }
+}
+
+/// Writes whole lines, without the last one's end.
+pub type Print = fn(&str) -> std::io::Result<()>;
+
+static PRINT: OnceLock<Print> = OnceLock::new();
+
+/// Has every line on stderr written by whoever draws there, above the drawing. A second call changes nothing.
+pub fn print_by(print: Print) {
+    let _ = PRINT.set(print);
+}
+
+/// stderr, where each write is one or more whole lines.
+#[derive(Debug)]
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, lines: &[u8]) -> std::io::Result<usize> {
+        match PRINT.get() {
+            Some(print) => print(String::from_utf8_lossy(lines).trim_end_matches('\n'))?,
+            None => std::io::stderr().lock().write_all(lines)?,
+        }
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
     }
 }
 
@@ -59,13 +87,13 @@ pub fn format() -> Format {
 
 /// Says something that a person should read whatever the log level: a line on stderr, as a JSON object where logs are JSON.
 pub fn say(level: &'static str, text: &str) {
-    let mut stderr = std::io::stderr().lock();
-    // A reader that has gone away is no reason to stop.
-    let _ = match (format(), level) {
-        (Format::Json, _) => writeln!(stderr, "{}", serde_json::json!({ "level": level.to_uppercase(), "message": text })),
-        (Format::Human, "info") => writeln!(stderr, "{text}"),
-        (Format::Human, _) => writeln!(stderr, "{level}: {text}"),
+    let line = match (format(), level) {
+        (Format::Json, _) => format!("{}\n", serde_json::json!({ "level": level.to_uppercase(), "message": text })),
+        (Format::Human, "info") => format!("{text}\n"),
+        (Format::Human, _) => format!("{level}: {text}\n"),
     };
+    // A reader that has gone away is no reason to stop.
+    let _ = Lines.write_all(line.as_bytes());
 }
 
 #[cfg(test)]

@@ -1,56 +1,23 @@
 //! One concept: its gradient, the ranking of every candidate layer, the search on each front layer, the choice.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use lethe_shared::edit;
 use lethe_shared::job::{ConceptTask, ModelRef, ShardRef};
-use lethe_shared::outcome::{Accuracy, Chosen, ConceptResult, RankedLayer, Tower};
+use lethe_shared::outcome::{Chosen, ConceptResult, RankedLayer, Tower};
 use tch::{Kind, Tensor};
 
 use super::data;
-use super::evaluate::Classes;
+use super::ground::{Forget, Judges};
 use super::model::Model;
 use super::moments::Matrices;
 use super::retain::RetainGradient;
 use super::{Error, Scope, Stages};
-use crate::corpus::{self, Corpus};
-use crate::handle::SharedTensor;
 use crate::model::weights::tensor_to_bytes;
 use crate::model::{ParameterId, Weights};
 use crate::slug::gradient::{GradientSum, Loss};
 use crate::slug::ranking::{Scores, pareto_front};
-use crate::slug::search::{FrontLayer, Ground, Subject, choose, search_layer};
-use crate::zero_shot;
-
-/// The validation images, and as the unedited model embeds them.
-#[derive(Debug)]
-pub(super) struct Validation {
-    pub(super) corpus: Corpus,
-    pub(super) embedded: SharedTensor,
-    pub(super) labels: Vec<u32>,
-}
-
-impl Validation {
-    pub(super) fn of(
-        scope: Scope<'_>,
-        model: &Model,
-        reference: &ModelRef,
-        classes: &Classes,
-        shards: &[ShardRef],
-    ) -> Result<Arc<Self>, Error> {
-        let key = (reference.weights, shards.iter().map(|shard| shard.digest).collect());
-        scope.engine.validations.get(key, || {
-            let pairs = data::load_all(scope, model, shards)?;
-            let labels = data::classes_of(&pairs.captions, &classes.texts)?;
-            let corpus = Corpus::images(&pairs.pixels, scope.budget())?;
-            let _guard = tch::no_grad_guard();
-            let weights = model.parameters.weights();
-            let embedded = SharedTensor::new(corpus.embed(&model.clip, &weights, &weights, None)?);
-            Ok(Self { corpus, embedded, labels })
-        })
-    }
-}
+use crate::slug::search::{FrontLayer, choose, search_layer};
 
 /// A candidate layer with what its ranking needs.
 pub(super) struct Candidate {
@@ -92,11 +59,7 @@ fn efficiency(folds: &Matrices, layer: &str, gradient: &Tensor) -> Result<Option
 /// Finds the edit of one concept.
 pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTask, stages: &mut Stages) -> Result<ConceptResult, Error> {
     let model = stages.time("model", || Model::of(scope, reference))?;
-    let classes = stages.time("classes", || Classes::of(scope, &model, reference, &task.classes))?;
-    if task.class as usize >= classes.texts.names.len() {
-        return Err(Error::Input(format!("class {} is not in the class list", task.class)));
-    }
-    let validation = stages.time("validation", || Validation::of(scope, &model, reference, &classes, &task.validation))?;
+    let judges = Judges::of(scope, &model, reference, &task.classes, task.class, &task.validation, stages)?;
     let retain = stages.time("retain gradient", || RetainGradient::of(scope, &task.retain_gradient))?;
     let weights = model.parameters.weights();
 
@@ -107,23 +70,8 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
     let _guard = tch::no_grad_guard();
     let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, None))?;
 
-    let images = Corpus::images(&pixels, scope.budget())?;
-    let embedded = images.embed(&model.clip, &weights, &weights, None)?;
-    let labels = corpus::labels(&vec![task.class; images.len()], scope.device())?;
-    let class_embeddings = classes.embedded.get();
-    let before: Accuracy = zero_shot::accuracy(&zero_shot::ranks(&embedded, &class_embeddings, &labels)?);
-
-    let validation_images = validation.embedded.get();
-    let ground = Ground {
-        clip: &model.clip,
-        parameters: &model.parameters,
-        class_texts: &classes.corpus,
-        classes: &class_embeddings,
-        validation: &validation.corpus,
-        validation_images: &validation_images,
-        validation_labels: &validation.labels,
-    };
-    let subject = Subject { class: task.class, images: &images, embedded: &embedded };
+    let forget_images = Forget::of(scope, &model, &judges, task.class, &pixels)?;
+    let (ground, subject) = (judges.ground(&model), forget_images.subject());
     let (mut trials, mut answers) = (Vec::new(), Vec::new());
     for candidate in candidates.iter().filter(|candidate| candidate.pareto) {
         scope.check()?;
@@ -147,7 +95,7 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
     };
     let ranking = candidates.into_iter().map(Candidate::ranked).collect();
     let answers = answers.into_iter().map(|answer| answer.summary).collect();
-    Ok(ConceptResult { pairs, forget_loss: forget.loss(), before, ranking, search: trials, answers, chosen })
+    Ok(ConceptResult { pairs, forget_loss: forget.loss(), before: forget_images.before, ranking, search: trials, answers, chosen })
 }
 
 /// The forget gradient at some layers over consecutive batches of each shard; also the images of all of them, and their
@@ -160,7 +108,7 @@ pub(super) fn forget_gradient(
     forget: &[ShardRef],
     batch_size: u32,
 ) -> Result<(GradientSum, Tensor, u64), Error> {
-    let mut sum = GradientSum::new(layers);
+    let mut sum = GradientSum::new(layers, scope.micro_batch);
     let mut pixels = Vec::new();
     let mut count = 0;
     let batch = batch_size as usize;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use lethe_shared::job::{ClassTexts, ShardRef};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::model::Model;
 use super::{Error, Scope};
@@ -12,7 +12,7 @@ use crate::input;
 /// The pairs of one shard.
 #[derive(Debug)]
 pub(super) struct Pairs {
-    /// Preprocessed images `[n, 3, s, s]`, float32.
+    /// Preprocessed images `[n, 3, s, s]`, float32, on the host.
     pub(super) pixels: Tensor,
     /// Their texts.
     pub(super) captions: Vec<String>,
@@ -27,7 +27,7 @@ pub(super) fn load(scope: Scope<'_>, model: &Model, shard: &ShardRef) -> Result<
     if n == 0 {
         return Err(Error::Input(format!("{}: holds no pair", shard.address)));
     }
-    let pixels = Tensor::f_from_slice(&loaded.pixels)?.f_view([n, 3, side, side])?.f_to(scope.device())?;
+    let pixels = Tensor::f_from_slice(&loaded.pixels)?.f_view([n, 3, side, side])?;
     Ok(Pairs { pixels, captions: loaded.captions })
 }
 
@@ -42,7 +42,7 @@ pub(super) fn load_all(scope: Scope<'_>, model: &Model, shards: &[ShardRef]) -> 
     }
     let side = model.preprocessor.side() as i64;
     let pixels = match pixels.len() {
-        0 => Tensor::f_zeros([0, 3, side, side], (Kind::Float, scope.device()))?,
+        0 => Tensor::f_zeros([0, 3, side, side], (Kind::Float, Device::Cpu))?,
         _ => Tensor::f_cat(&pixels, 0)?,
     };
     Ok(Pairs { pixels, captions })

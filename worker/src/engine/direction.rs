@@ -7,18 +7,16 @@ use lethe_shared::job::{DirectionTask, ModelRef, SurveyTask};
 use lethe_shared::outcome::{Chosen, DirectionResult, SurveyResult};
 use tch::{Kind, Tensor};
 
-use super::concept::{Candidate, Validation, forget_gradient, rank};
-use super::evaluate::Classes;
+use super::concept::{Candidate, forget_gradient, rank};
+use super::ground::{Forget, Judges};
 use super::model::Model;
 use super::moments::Matrices;
 use super::retain::RetainGradient;
 use super::{Error, Scope, Stages};
-use crate::corpus::{self, Corpus};
 use crate::model::weights::tensor_to_bytes;
 use crate::model::{Architecture, ParameterId};
 use crate::slug::factors::Factors;
-use crate::slug::search::{Ground, Subject, search_direction};
-use crate::zero_shot;
+use crate::slug::search::search_direction;
 
 /// Scores every candidate layer of one concept.
 pub(super) fn survey(scope: Scope<'_>, reference: &ModelRef, task: &SurveyTask, stages: &mut Stages) -> Result<SurveyResult, Error> {
@@ -38,11 +36,7 @@ pub(super) fn survey(scope: Scope<'_>, reference: &ModelRef, task: &SurveyTask, 
 /// Finds the direction of one concept on its layer, and the smallest step along it that forgets.
 pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask, stages: &mut Stages) -> Result<DirectionResult, Error> {
     let model = stages.time("model", || Model::of(scope, reference))?;
-    let classes = stages.time("classes", || Classes::of(scope, &model, reference, &task.classes))?;
-    if task.class as usize >= classes.texts.names.len() {
-        return Err(Error::Input(format!("class {} is not in the class list", task.class)));
-    }
-    let validation = stages.time("validation", || Validation::of(scope, &model, reference, &classes, &task.validation))?;
+    let judges = Judges::of(scope, &model, reference, &task.classes, task.class, &task.validation, stages)?;
     let inverses = stages.time("moments", || Matrices::of(scope, &task.inverses))?;
     let weights = model.parameters.weights();
     let architecture = model.clip.architecture();
@@ -62,25 +56,11 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
     let down = factored[position].down.f_to_kind(Kind::Double)?.f_matmul(&inverse.f_to_kind(Kind::Double)?)?;
     let direction = Factors { up: factored[position].up.shallow_clone(), down: down.f_to_kind(Kind::Float)?, residual: 0.0 };
 
-    let images = Corpus::images(&pixels, scope.budget())?;
-    let embedded = images.embed(&model.clip, &weights, &weights, None)?;
-    let labels = corpus::labels(&vec![task.class; images.len()], scope.device())?;
-    let class_embeddings = classes.embedded.get();
-    let before = zero_shot::accuracy(&zero_shot::ranks(&embedded, &class_embeddings, &labels)?);
-    let validation_images = validation.embedded.get();
-    let ground = Ground {
-        clip: &model.clip,
-        parameters: &model.parameters,
-        class_texts: &classes.corpus,
-        classes: &class_embeddings,
-        validation: &validation.corpus,
-        validation_images: &validation_images,
-        validation_labels: &validation.labels,
-    };
-    let subject = Subject { class: task.class, images: &images, embedded: &embedded };
+    let forget_images = Forget::of(scope, &model, &judges, task.class, &pixels)?;
+    let (ground, subject) = (judges.ground(&model), forget_images.subject());
     let own_text = stages.time("classes", || {
-        let prompt = classes.texts.prompts().nth(task.class as usize).unwrap_or_default();
-        Ok(Corpus::texts(&model.clip, &model.encode(&[prompt])?, scope.device(), scope.budget())?)
+        let prompt = judges.classes.texts.prompts().nth(task.class as usize).unwrap_or_default();
+        scope.texts(&model, &[prompt])
     })?;
     let wide = direction.product()?.f_to_kind(Kind::Float)?;
     scope.check()?;
@@ -96,7 +76,7 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
     let named: Vec<(&String, &Factors)> = task.layers.iter().zip(&factored).collect();
     let gradients = stages.time("store", || scope.put(encode(&named)?))?;
     Ok(DirectionResult {
-        before,
+        before: forget_images.before,
         search,
         chosen,
         gradients,

@@ -28,11 +28,11 @@ pub(super) struct Classes {
 
 impl Classes {
     pub(super) fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &ArtifactRef) -> Result<Arc<Self>, Error> {
-        scope.engine.classes.get((reference.weights, classes.digest), || {
+        scope.engine.classes.get((reference.weights, classes.digest, scope.micro_batch), || {
             let texts: ClassTexts = serde_json::from_slice(&scope.get(classes)?)
                 .map_err(|error| Error::Input(format!("the class list is damaged: {error}")))?;
             let prompts: Vec<String> = texts.prompts().collect();
-            let corpus = Corpus::texts(&model.clip, &model.encode(&prompts)?, scope.device(), scope.budget())?;
+            let corpus = scope.texts(model, &prompts)?;
             let _guard = tch::no_grad_guard();
             let weights = model.parameters.weights();
             let embedded = SharedTensor::new(corpus.embed(&model.clip, &weights, &weights, None)?);
@@ -61,7 +61,7 @@ pub(super) fn evaluate(
             Some(composed) if composed.sees_otherwise => {
                 let pairs = stages.time("data", || data::load_all(scope, &model, &item.shards))?;
                 let weights = composed.weights(&model);
-                let corpus = Corpus::images(&pairs.pixels, scope.budget())?;
+                let corpus = scope.images(&pairs.pixels)?;
                 (stages.time("images", || Ok(corpus.embed_changed(&model.clip, &weights)?))?, pairs.captions)
             }
             // What changes texts alone leaves images as they were: they are embedded once per process.
@@ -135,7 +135,7 @@ impl EmbeddedImages {
             return Ok((there.0.get(), there.1.clone()));
         }
         let pairs = data::load_all(scope, model, shards)?;
-        let images = Corpus::images(&pairs.pixels, scope.budget())?.embed_changed(&model.clip, &model.parameters.weights())?;
+        let images = scope.images(&pairs.pixels)?.embed_changed(&model.clip, &model.parameters.weights())?;
         let mut kept = locked();
         if kept.values().map(|there| there.1.len()).sum::<usize>() + pairs.captions.len() > KEPT_IMAGES {
             kept.clear();

@@ -4,11 +4,14 @@
 //! what every concept's search looks at. Each job runs on one thread from start to end, with one libtorch thread, so
 //! that a result does not depend on how many there are.
 //!
+//! Where a device's memory does not hold a pass, the job is done again in passes half as large, and so is every later one.
+//!
 //! | file | what |
 //! |---|---|
 //! | `model.rs` | a model with its tokeniser and preprocessing, checked against the job's digests |
 //! | `data.rs` | shards as tensors |
 //! | `retain.rs` | the retain gradient: shard sums, and their mean |
+//! | `ground.rs` | what a concept's trials look at |
 //! | `concept.rs` | one concept: gradient, ranking, search, choice |
 //! | `moments.rs` | second moments of layer inputs over what must stay |
 //! | `direction.rs` | one concept on corrected directions: scores of its layers, then direction and step |
@@ -19,6 +22,7 @@ mod concept;
 mod data;
 mod direction;
 mod evaluate;
+mod ground;
 mod interference;
 mod model;
 mod moments;
@@ -26,6 +30,7 @@ mod retain;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -35,11 +40,13 @@ use lethe_shared::digest::Digest;
 use lethe_shared::job::{ALGORITHM_VERSION, ArtifactRef, Job, Task};
 use lethe_shared::outcome::{Execution, Outcome, TaskResult};
 use lethe_shared::store::{self, Store};
-use tch::Device;
+use tch::{Device, Tensor};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
-use crate::corpus::Budget;
+use crate::corpus::{Budget, Corpus};
+use crate::micro_batch::{MicroBatch, is_out_of_memory};
 use crate::{input, memory};
 
 /// Why a job has no outcome.
@@ -58,6 +65,14 @@ pub enum Error {
     /// Something that an earlier job made is damaged or gone; the coordinator has it made again.
     #[error("{0}")]
     Damaged(String),
+    /// The device's memory does not hold a pass over this many items. [`Engine::execute`] does the job again in smaller ones.
+    #[error("{problem}")]
+    Memory {
+        /// Items of the pass.
+        items: i64,
+        /// libtorch's words.
+        problem: String,
+    },
     /// The process is stopping.
     #[error("cancelled")]
     Cancelled,
@@ -79,6 +94,7 @@ impl From<crate::model::Error> for Error {
     fn from(error: crate::model::Error) -> Self {
         match error {
             crate::model::Error::Torch(error) => error.into(),
+            crate::model::Error::Memory { items, .. } => Self::Memory { items, problem: error.to_string() },
             other => Self::Input(other.to_string()),
         }
     }
@@ -86,21 +102,13 @@ impl From<crate::model::Error> for Error {
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
-        Self::of_libtorch(&error.to_string())
+        // Memory is this machine's affair, another may have more of it; anything else comes of the job.
+        if is_out_of_memory(&error) { Self::Transient(format!("libtorch: {error}")) } else { Self::Input(format!("libtorch: {error}")) }
     }
 }
 
-impl Error {
-    /// Memory is this machine's affair, another may have more of it; anything else comes of the job.
-    fn of_libtorch(text: &str) -> Self {
-        // libtorch has no code for it; these are its CUDA and CPU allocators' words.
-        if ["out of memory", "can't allocate memory", "not enough memory"].iter().any(|words| text.contains(words)) {
-            Self::Transient(format!("libtorch: {text}"))
-        } else {
-            Self::Input(format!("libtorch: {text}"))
-        }
-    }
-}
+/// Memory for activations that trials start from unless something else is asked for, bytes.
+const ACTIVATION_MEMORY: usize = 2 << 30;
 
 /// How an engine runs.
 #[derive(Debug, Clone)]
@@ -113,6 +121,15 @@ pub struct Options {
     pub cache: PathBuf,
     /// Memory for activations that trials start from, bytes.
     pub activation_memory: usize,
+    /// How batches are cut from the start; less when memory turns out short.
+    pub micro_batch: MicroBatch,
+}
+
+impl Options {
+    /// What fits most machines: batches whole, 2 GiB of activations.
+    pub fn new(worker: String, device: Device, cache: PathBuf) -> Self {
+        Self { worker, device, cache, activation_memory: ACTIVATION_MEMORY, micro_batch: MicroBatch::WHOLE }
+    }
 }
 
 /// Executes jobs; share it between threads.
@@ -122,9 +139,11 @@ pub struct Engine {
     store: Store,
     runtime: Handle,
     budget: Budget,
+    /// The most items of a pass, as learnt so far.
+    most: AtomicI64,
     models: Cache<(Digest, Digest), model::Model>,
-    classes: Cache<(Digest, Digest), evaluate::Classes>,
-    validations: Cache<(Digest, Vec<Digest>), concept::Validation>,
+    classes: Cache<(Digest, Digest, MicroBatch), evaluate::Classes>,
+    validations: Cache<(Digest, Vec<Digest>, MicroBatch), ground::Validation>,
     retain_gradients: Cache<ArtifactRef, retain::RetainGradient>,
     matrices: Cache<Vec<ArtifactRef>, moments::Matrices>,
     composed: Cache<(Digest, Digest, Digest), evaluate::Composed>,
@@ -140,6 +159,7 @@ impl Engine {
             store,
             runtime,
             budget,
+            most: AtomicI64::new(i64::MAX),
             models: Cache::default(),
             classes: Cache::default(),
             validations: Cache::default(),
@@ -153,17 +173,44 @@ impl Engine {
     /// Does a job on the calling thread, which must not be one of the runtime's. Its outcome is not yet stored.
     ///
     /// # Errors
-    /// [`Error::Input`] when doing it again would fail again, [`Error::Transient`] otherwise.
+    /// [`Error::Input`] when doing it again would fail again, [`Error::Foreign`], [`Error::Damaged`] and [`Error::Cancelled`] as
+    /// they say, [`Error::Transient`] otherwise.
     pub fn execute(&self, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Error> {
+        let began = Instant::now();
+        // Begun anew, so that a result depends on one size of passes and not on when memory ran out.
+        loop {
+            let micro_batch = self.options.micro_batch.and_at_most(self.most.load(Ordering::Relaxed));
+            match self.attempt(job, Scope { engine: self, cancel, micro_batch }, began) {
+                Err(Error::Memory { items, problem }) if items > 1 => {
+                    let most = items / 2;
+                    self.most.fetch_min(most, Ordering::Relaxed);
+                    self.give_up_memory();
+                    warn!(job = %job.label(), items, most, error = %problem, "the device's memory is short: smaller passes from here on");
+                }
+                Err(Error::Memory { problem, .. }) => {
+                    return Err(Error::Transient(format!(
+                        "the device's memory does not hold a single item's pass through this model; free some of it, or use a larger device: {problem}"
+                    )));
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Lets go of everything that holds activations.
+    fn give_up_memory(&self) {
+        self.classes.clear();
+        self.validations.clear();
+    }
+
+    fn attempt(&self, job: &Job, scope: Scope<'_>, began: Instant) -> Result<Outcome, Error> {
         if job.algorithm != ALGORITHM_VERSION {
             return Err(Error::Foreign(format!(
                 "the job was planned for algorithm version {}, this worker computes version {ALGORITHM_VERSION}; run the same release of lethe and lethe-worker",
                 job.algorithm
             )));
         }
-        let began = Instant::now();
         let mut stages = Stages::default();
-        let scope = Scope { engine: self, cancel };
         let result = match &job.task {
             Task::RetainGradient { shard, batch_size } => {
                 TaskResult::RetainGradient(retain::sum(scope, &job.model, shard, *batch_size, &mut stages)?)
@@ -195,6 +242,7 @@ impl Engine {
 struct Scope<'a> {
     engine: &'a Engine,
     cancel: &'a CancellationToken,
+    micro_batch: MicroBatch,
 }
 
 impl Scope<'_> {
@@ -202,8 +250,14 @@ impl Scope<'_> {
         self.engine.options.device
     }
 
-    fn budget(&self) -> &Budget {
-        &self.engine.budget
+    /// Images to embed again and again.
+    fn images(&self, pixels: &Tensor) -> Result<Corpus, Error> {
+        Ok(Corpus::images(pixels, &self.engine.budget, self.micro_batch)?)
+    }
+
+    /// Texts to embed again and again.
+    fn texts(&self, model: &model::Model, texts: &[String]) -> Result<Corpus, Error> {
+        Ok(Corpus::texts(&model.clip, &model.encode(texts)?, self.device(), &self.engine.budget, self.micro_batch)?)
     }
 
     /// Ends the job here when the process is stopping.
@@ -263,6 +317,11 @@ impl<K, V> Default for Cache<K, V> {
 }
 
 impl<K: PartialEq, V> Cache<K, V> {
+    /// Forgets everything; who has a value keeps it.
+    fn clear(&self) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn get(&self, key: K, make: impl FnOnce() -> Result<V, Error>) -> Result<Arc<V>, Error> {
         let slot = {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -296,6 +355,8 @@ impl<K: PartialEq, V> Cache<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use lethe_shared::job::{ModelRef, ShardRef};
+
     use super::*;
 
     #[test]
@@ -315,6 +376,66 @@ mod tests {
         get(3);
         assert_eq!((get(1), made.get()), (10, 3));
         assert_eq!((get(2), made.get()), (20, 4));
+    }
+
+    /// An engine on the demo's model whose passes fail above so many items, and a job for it: the retain gradient over a
+    /// shard of 12 pairs.
+    struct Scarce {
+        engine: Engine,
+        job: Job,
+        runtime: tokio::runtime::Runtime,
+        _cache: tempfile::TempDir,
+    }
+
+    impl Scarce {
+        fn new(fits: i64, batch_size: u32) -> Self {
+            let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../jobs/emoji");
+            let address = |name: &str| Address::resolve(name, Some(&demo)).unwrap();
+            let bytes = std::fs::read(demo.join("forget/rocket.tar")).unwrap();
+            let shard = ShardRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64, pairs: 0, address: address("forget/rocket.tar") };
+            let checkpoint = lethe_shared::checkpoint::Checkpoint::open(&demo.join("model")).unwrap();
+            let model =
+                ModelRef { weights: checkpoint.digest(), settings: checkpoint.settings_digest().unwrap(), address: address("model") };
+            let task = Task::RetainGradient { shard, batch_size };
+            let job = Job { run: "r".into(), algorithm: ALGORITHM_VERSION, model, task };
+            let (runtime, cache) = (tokio::runtime::Runtime::new().unwrap(), tempfile::tempdir().unwrap());
+            let mut options = Options::new("test".into(), Device::Cpu, cache.path().to_owned());
+            options.micro_batch = MicroBatch::WHOLE.failing_above(fits);
+            let engine = Engine::new(options, Store::in_memory(), runtime.handle().clone());
+            Self { engine, job, runtime, _cache: cache }
+        }
+
+        /// Sum of the losses, and every value of the summed gradient.
+        fn gradient(&self) -> (f64, Vec<f32>) {
+            let outcome = self.engine.execute(&self.job, &CancellationToken::new()).unwrap();
+            let TaskResult::RetainGradient(result) = outcome.result else { panic!("another kind of result") };
+            let bytes = self.runtime.block_on(self.engine.store.get_artifact(&result.sum)).unwrap();
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let values = file.tensors().into_iter().flat_map(|(_, view)| view.data().to_vec()).collect::<Vec<u8>>();
+            (result.loss_sum, values.chunks_exact(4).map(|v| f32::from_le_bytes(v.try_into().unwrap())).collect())
+        }
+    }
+
+    #[test]
+    fn an_engine_without_memory_halves_its_passes_and_remembers() {
+        let (loss, whole) = Scarce::new(i64::MAX, 8).gradient();
+        let scarce = Scarce::new(3, 8);
+        let (again, ours) = scarce.gradient();
+        assert_eq!(scarce.engine.most.load(Ordering::Relaxed), 2);
+        assert!((again - loss).abs() < 1e-5 * loss, "{again}, expected {loss}");
+        let length = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+        let off = length(&mut ours.iter().zip(&whole).map(|(a, b)| a - b)) / length(&mut whole.iter().copied());
+        assert!(whole.len() == ours.len() && off < 1e-5, "{off:e}");
+        // The same size of passes gives the same bits, whether memory ran out on the way or it was known before.
+        assert_eq!(scarce.gradient().1, ours);
+        assert_eq!(scarce.engine.most.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_single_item_that_does_not_fit_is_another_machines_to_do() {
+        let scarce = Scarce::new(0, 8);
+        let error = scarce.engine.execute(&scarce.job, &CancellationToken::new()).unwrap_err();
+        assert!(matches!(&error, Error::Transient(text) if text.contains("a single item's pass")), "{error}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(super) fn sum(scope: Scope<'_>, model: &ModelRef, source: &MomentSource, sta
         MomentSource::Images(shard) => (Tower::Vision, shard.digest),
         MomentSource::Texts(texts) => (Tower::Text, texts.digest),
     };
-    let mut sum = MomentSum::new(model.clip.mlp_ends(tower), Draws::seeded(seed));
+    let mut sum = MomentSum::new(model.clip.mlp_ends(tower), Draws::seeded(seed), scope.micro_batch);
     match source {
         MomentSource::Images(shard) => {
             let pairs = stages.time("data", || data::load(scope, &model, shard))?;

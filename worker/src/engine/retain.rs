@@ -59,7 +59,7 @@ pub(super) fn sum(
     let model = stages.time("model", || Model::of(scope, model))?;
     let pairs = stages.time("data", || data::load(scope, &model, shard))?;
     let weights = model.parameters.weights();
-    let mut sum = GradientSum::new(model.clip.architecture().candidates(true));
+    let mut sum = GradientSum::new(model.clip.architecture().candidates(true), scope.micro_batch);
     let batch = batch_size as usize;
     for (number, captions) in pairs.captions.chunks_exact(batch).enumerate() {
         scope.check()?;

@@ -77,7 +77,7 @@ impl TowerState {
 /// What a tower embeds.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
-    /// Preprocessed images `[n, 3, image_size, image_size]`, float32.
+    /// Preprocessed images `[n, 3, image_size, image_size]`, float32, on the model's device or on the host.
     Images(&'a Tensor),
     /// Texts.
     Texts(&'a TokenBatch),
@@ -89,6 +89,53 @@ impl Input<'_> {
         match self {
             Self::Images(_) => Tower::Vision,
             Self::Texts(_) => Tower::Text,
+        }
+    }
+
+    /// Number of items.
+    pub fn items(&self) -> i64 {
+        match self {
+            Self::Images(pixels) => pixels.size()[0],
+            Self::Texts(texts) => texts.ids.size()[0],
+        }
+    }
+
+    /// The items `start .. start + length`.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn narrow(&self, start: i64, length: i64) -> Result<Batch, Error> {
+        Ok(match self {
+            Self::Images(pixels) => Batch::Images(pixels.f_narrow(0, start, length)?),
+            Self::Texts(texts) => Batch::Texts(texts.narrow(start, length)?),
+        })
+    }
+}
+
+/// An [`Input`] that is owned.
+#[derive(Debug)]
+pub enum Batch {
+    /// Preprocessed images `[n, 3, image_size, image_size]`, float32.
+    Images(Tensor),
+    /// Texts.
+    Texts(TokenBatch),
+}
+
+impl Batch {
+    /// What a tower takes.
+    pub fn input(&self) -> Input<'_> {
+        match self {
+            Self::Images(pixels) => Input::Images(pixels),
+            Self::Texts(texts) => Input::Texts(texts),
+        }
+    }
+
+    /// Another handle on the same memory.
+    #[must_use]
+    pub fn shallow_clone(&self) -> Self {
+        match self {
+            Self::Images(pixels) => Self::Images(pixels.shallow_clone()),
+            Self::Texts(texts) => Self::Texts(TokenBatch { ids: texts.ids.shallow_clone(), pooled: texts.pooled.shallow_clone() }),
         }
     }
 }
@@ -184,8 +231,10 @@ impl Clip {
         match input {
             Input::Images(pixels) => {
                 let tower = &self.architecture.vision;
-                let patches = pixels.f_conv2d(
-                    weights.get(tower.patch),
+                let patch = weights.get(tower.patch);
+                // A whole shard of pixels may be more than the device holds; what passes is not.
+                let patches = pixels.f_to(patch.device())?.f_conv2d(
+                    patch,
                     None::<&Tensor>,
                     [self.config.patch_size, self.config.patch_size],
                     [0, 0],

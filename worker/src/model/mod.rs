@@ -18,7 +18,7 @@ pub mod config;
 pub mod weights;
 
 pub use architecture::{Architecture, ParameterId, Role, Stage};
-pub use clip::{Clip, TokenBatch, TowerState};
+pub use clip::{Batch, Clip, TokenBatch, TowerState};
 pub use config::ClipConfig;
 pub use weights::{Parameters, Tapped, Weights};
 
@@ -40,6 +40,14 @@ pub enum Error {
         /// Name in the checkpoint.
         tensor: String,
         /// What is wrong.
+        problem: String,
+    },
+    /// The device's memory does not hold a pass over this many items; one over fewer may fit.
+    #[error("libtorch: {problem}")]
+    Memory {
+        /// Items of the pass.
+        items: i64,
+        /// libtorch's words.
         problem: String,
     },
     /// libtorch refused an operation.

@@ -2,10 +2,15 @@
 //!
 //! Each batch starts from nothing; what is kept is a sum in float64 in batch order, so that the result does not
 //! depend on who computed which batch.
+//!
+//! A batch that one pass does not hold is embedded in micro-batches without a graph; the loss is taken over all of its
+//! embeddings, and the loss's gradient with respect to each of them is carried back through the towers micro-batch by
+//! micro-batch (gradient caching, arXiv 2101.06983). That is the same loss and, but for the order of sums, the same gradient.
 
 use tch::{Kind, Tensor};
 
 use super::loss;
+use crate::micro_batch::MicroBatch;
 use crate::model::clip::Input;
 use crate::model::{Clip, Error, ParameterId, TokenBatch, Weights};
 
@@ -18,6 +23,24 @@ pub enum Loss {
     Retain,
 }
 
+impl Loss {
+    /// The loss over unit embeddings `[n, d]`; a scalar tensor.
+    fn over(self, images: &Tensor, texts: &Tensor, clip: &Clip, weights: &Weights) -> Result<Tensor, Error> {
+        match self {
+            Self::Forget => loss::forget(images, texts),
+            Self::Retain => loss::retain(images, texts, &clip.scale(weights)?),
+        }
+    }
+
+    /// What a batch of `pairs` counts.
+    fn weight(self, pairs: i64) -> f64 {
+        match self {
+            Self::Forget => pairs as f64,
+            Self::Retain => 1.0,
+        }
+    }
+}
+
 /// A sum of batch gradients.
 #[derive(Debug)]
 pub struct GradientSum {
@@ -25,32 +48,65 @@ pub struct GradientSum {
     sums: Vec<Option<Tensor>>,
     weight: f64,
     loss: f64,
+    micro_batch: MicroBatch,
 }
 
 impl GradientSum {
     /// An empty sum over these layers.
-    pub fn new(layers: Vec<ParameterId>) -> Self {
+    pub fn new(layers: Vec<ParameterId>, micro_batch: MicroBatch) -> Self {
         let sums = layers.iter().map(|_| None).collect();
-        Self { layers, sums, weight: 0.0, loss: 0.0 }
+        Self { layers, sums, weight: 0.0, loss: 0.0, micro_batch }
     }
 
-    /// Adds the gradient of one batch of pairs: `pixels` `[n, 3, s, s]` and the texts in the same order.
+    /// Adds the gradient of one batch of pairs: `pixels` `[n, 3, s, s]` and the texts in the same order. After an error the
+    /// sum is of no use.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when the loss or a gradient is not finite; otherwise when libtorch refuses.
+    /// [`Error::Tensor`] when the loss is not finite, [`Error::Memory`] when a micro-batch is too large for the device;
+    /// otherwise when libtorch refuses.
     pub fn add(&mut self, kind: Loss, clip: &Clip, weights: &Weights, pixels: &Tensor, texts: &TokenBatch) -> Result<(), Error> {
+        let pairs = pixels.size()[0];
+        let weight = kind.weight(pairs);
         let (graph, leaves) = weights.with_leaves(&self.layers)?;
-        let images = clip.embed(&graph, Input::Images(pixels))?;
-        let texts = clip.embed(&graph, Input::Texts(texts))?;
-        let (loss, weight) = match kind {
-            Loss::Forget => (loss::forget(&images, &texts)?, pixels.size()[0] as f64),
-            Loss::Retain => (loss::retain(&images, &texts, &clip.scale(&graph)?)?, 1.0),
+        let (images, texts) = (Input::Images(pixels), Input::Texts(texts));
+        let micro_batch = self.micro_batch;
+        let value = if micro_batch.at_most(pairs) == pairs {
+            micro_batch.pass(pairs, || {
+                let loss = kind.over(&clip.embed(&graph, images)?, &clip.embed(&graph, texts)?, clip, &graph)?;
+                let value = finite(&loss)?;
+                self.take(Tensor::f_run_backward(&[&loss], &leaves, false, false)?, weight)?;
+                Ok(value)
+            })?
+        } else {
+            let embedded = [embed_apart(clip, weights, images, micro_batch)?, embed_apart(clip, weights, texts, micro_batch)?];
+            let loss = kind.over(&embedded[0], &embedded[1], clip, &graph)?;
+            let value = finite(&loss)?;
+            let wanted: Vec<&Tensor> = embedded.iter().chain(&leaves).collect();
+            let mut gradients = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
+            // What does not go through an embedding: the factor on cosines, where it is among the layers.
+            self.take(gradients.split_off(embedded.len()), weight)?;
+            for (input, pull) in [images, texts].into_iter().zip(&gradients) {
+                for (start, count) in micro_batch.cut(pairs) {
+                    micro_batch.pass(count, || {
+                        let embedded = clip.embed(&graph, input.narrow(start, count)?.input())?;
+                        // None of the layers may be in this tower.
+                        if embedded.requires_grad() {
+                            let pulled = embedded.f_mul(&pull.f_narrow(0, start, count)?)?.f_sum(Kind::Float)?;
+                            self.take(Tensor::f_run_backward(&[&pulled], &leaves, false, false)?, weight)?;
+                        }
+                        Ok(())
+                    })?;
+                }
+            }
+            value
         };
-        let value = loss.f_double_value(&[])?;
-        if !value.is_finite() {
-            return Err(Error::Tensor { tensor: "loss".into(), problem: format!("is {value}; weights or pixels are out of range") });
-        }
-        let gradients = Tensor::f_run_backward(&[&loss], &leaves, false, false)?;
+        self.weight += weight;
+        self.loss += weight * value;
+        Ok(())
+    }
+
+    /// Adds gradients of the layers, weighed, in float64.
+    fn take(&mut self, gradients: Vec<Tensor>, weight: f64) -> Result<(), Error> {
         for (sum, gradient) in self.sums.iter_mut().zip(gradients) {
             // A layer that this batch does not reach has gradient zero.
             if !gradient.defined() {
@@ -62,8 +118,6 @@ impl GradientSum {
                 Some(sum) => drop(sum.f_add_(&scaled)?),
             }
         }
-        self.weight += weight;
-        self.loss += weight * value;
         Ok(())
     }
 
@@ -103,5 +157,24 @@ impl GradientSum {
             result.push((layer, tensor));
         }
         Ok(result)
+    }
+}
+
+/// Unit embeddings of a whole batch, cut loose from the weights, as leaves of a graph of their own.
+fn embed_apart(clip: &Clip, weights: &Weights, input: Input<'_>, micro_batch: MicroBatch) -> Result<Tensor, Error> {
+    let embedded = {
+        let _guard = tch::no_grad_guard();
+        let pass = |(start, count)| micro_batch.pass(count, || clip.embed(weights, input.narrow(start, count)?.input()));
+        Tensor::f_cat(&micro_batch.cut(input.items()).map(pass).collect::<Result<Vec<_>, Error>>()?, 0)?
+    };
+    Ok(embedded.f_set_requires_grad(true)?)
+}
+
+fn finite(loss: &Tensor) -> Result<f64, Error> {
+    let value = loss.f_double_value(&[])?;
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(Error::Tensor { tensor: "loss".into(), problem: format!("is {value}; weights or pixels are out of range") })
     }
 }

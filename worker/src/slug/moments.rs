@@ -9,11 +9,12 @@
 use lethe_shared::draws::Draws;
 use tch::{Kind, Tensor};
 
+use crate::micro_batch::MicroBatch;
 use crate::model::clip::Input;
-use crate::model::{Clip, Error, ParameterId, Tapped, Weights};
+use crate::model::{Batch, Clip, Error, ParameterId, Tapped, Weights};
 
 /// Random directions of the embedding per item.
-const PROBES: u64 = 2;
+const PROBES: usize = 2;
 
 /// Sums of second moments by layer, of two halves of the items.
 #[derive(Debug)]
@@ -22,30 +23,46 @@ pub struct MomentSum {
     sums: Vec<[Option<Tensor>; 2]>,
     draws: Draws,
     items: u64,
+    micro_batch: MicroBatch,
 }
 
 impl MomentSum {
     /// An empty sum over these layers, all of one tower; `draws` are what random directions come from.
-    pub fn new(layers: Vec<ParameterId>, draws: Draws) -> Self {
+    pub fn new(layers: Vec<ParameterId>, draws: Draws, micro_batch: MicroBatch) -> Self {
         let sums = layers.iter().map(|_| [None, None]).collect();
-        Self { layers, sums, draws, items: 0 }
+        Self { layers, sums, draws, items: 0, micro_batch }
     }
 
     /// Adds a batch; `halves[i]` says which half item i belongs to.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when a moment is not finite; otherwise when libtorch refuses.
+    /// [`Error::Tensor`] when a moment is not finite, [`Error::Memory`] when a micro-batch is too large for the device;
+    /// otherwise when libtorch refuses.
     pub fn add(&mut self, clip: &Clip, weights: &Weights, input: Input<'_>, halves: &[bool]) -> Result<(), Error> {
+        // Drawn for the whole batch, so that an item's directions do not depend on how the batch is cut.
+        let probes =
+            (0..PROBES).map(|_| directions(&mut self.draws, input.items(), clip.config().embedding)).collect::<Result<Vec<_>, _>>()?;
+        let micro_batch = self.micro_batch;
+        for (start, count) in micro_batch.cut(input.items()) {
+            micro_batch.pass(count, || {
+                let probes = probes.iter().map(|probe| probe.f_narrow(0, start, count)).collect::<Result<Vec<_>, _>>()?;
+                self.add_piece(clip, weights, &input.narrow(start, count)?, &probes, &halves[start as usize..(start + count) as usize])
+            })?;
+        }
+        self.items += halves.len() as u64;
+        Ok(())
+    }
+
+    fn add_piece(&mut self, clip: &Clip, weights: &Weights, batch: &Batch, probes: &[Tensor], halves: &[bool]) -> Result<(), Error> {
         let graph = weights.with_taps(&self.layers)?;
-        let embedded = clip.embed(&graph, input)?;
+        let embedded = clip.embed(&graph, batch.input())?;
         let tapped = graph.tapped();
         let outputs: Vec<&Tensor> = tapped.iter().map(|tap| &tap.output).collect();
         // Mean of ‖δ_t‖² over the probes, per layer `[items, …, 1]`.
         let mut sensitivities: Vec<Option<Tensor>> = tapped.iter().map(|_| None).collect();
-        for probe in 1..=PROBES {
-            let directions = directions(&mut self.draws, embedded.size()[0], embedded.size()[1])?.f_to(embedded.device())?;
-            let seen = embedded.f_mul(&directions)?.f_sum(Kind::Float)?;
-            let gradients = Tensor::f_run_backward(&[&seen], &outputs, probe < PROBES, false)?;
+        for (number, directions) in (1..).zip(probes) {
+            let seen = embedded.f_mul(&directions.f_to(embedded.device())?)?.f_sum(Kind::Float)?;
+            let gradients = Tensor::f_run_backward(&[&seen], &outputs, number < probes.len(), false)?;
             for (sensitivity, gradient) in sensitivities.iter_mut().zip(&gradients) {
                 let square = gradient.f_square()?.f_sum_dim_intlist([-1].as_slice(), true, Kind::Float)?.f_div_scalar(PROBES as f64)?;
                 match sensitivity {
@@ -60,7 +77,6 @@ impl MomentSum {
                 self.add_layer(tap, &sensitivity, halves)?;
             }
         }
-        self.items += halves.len() as u64;
         Ok(())
     }
 

@@ -20,6 +20,8 @@ const when = (unix) => new Date(1000 * unix).toLocaleString();
 
 const table = (heads, rows) => {
   const node = make("table");
+  const around = make("div", null, "wide");
+  around.append(node);
   const head = node.createTHead().insertRow();
   heads.forEach((text) => head.append(make("th", text)));
   const body = node.createTBody();
@@ -27,7 +29,7 @@ const table = (heads, rows) => {
     const row = body.insertRow();
     cells.forEach((cell) => row.append(cell instanceof Node ? wrap(cell) : make("td", cell)));
   });
-  return node;
+  return around;
 };
 
 const wrap = (node) => { const cell = make("td"); cell.append(node); return cell; };
@@ -50,7 +52,8 @@ const drawRun = (run, now) => {
   const node = make("article");
   const title = make("h3");
   title.append(make("span", run.run), make("span", run.state, `state ${run.state}`));
-  title.append(make("span", `${run.state} for ${span(Math.max(0, now - run.since))}, submitted ${when(run.submitted)}`, "quiet"));
+  const since = span(Math.max(0, now - run.since));
+  title.append(make("span", `${run.exit_code === null ? `for ${since}` : `${since} ago`}, submitted ${when(run.submitted)}`, "quiet"));
   node.append(title);
   if (run.problem) node.append(make("p", run.problem, "problem"));
   if (run.live) {
@@ -76,7 +79,8 @@ const draw = (all) => {
   const runs = all.runs.map((run) => drawRun(run, all.now));
   document.getElementById("runs").replaceChildren(...(runs.length ? runs : [make("p", "none yet", "quiet")]));
   const letters = all.dead_letters.slice().reverse().map((letter) => [
-    letter.job ?? letter.letter, letter.run ?? "", letter.cause, letter.attempts, letter.error, letter.worker, when(letter.time),
+    letter.job ?? letter.letter, letter.run ?? "", letter.cause, letter.attempts, make("p", letter.error, "problem"), letter.worker,
+    when(letter.time),
   ]);
   document.getElementById("dead").replaceChildren(letters.length
     ? table(["job", "run", "cause", "attempts", "error", "buried by", "when"], letters) : make("p", "none", "quiet"));

@@ -99,47 +99,31 @@ async fn ensure_stream(context: &Context, wanted: Config) -> Result<(), Error> {
         return Ok(());
     }
     warn!(stream = %name, differences = differences.join(", "), "a stream had changed and is changed back");
-    let Config { subjects, max_bytes, max_messages_per_subject, max_age, max_message_size, duplicate_window, .. } = wanted;
-    let Config { discard, allow_direct, num_replicas, .. } = wanted;
-    let mended = Config {
-        subjects,
-        max_bytes,
-        max_messages_per_subject,
-        max_age,
-        max_message_size,
-        duplicate_window,
-        discard,
-        allow_direct,
-        num_replicas,
-        ..found
-    };
+    let mended = mended(wanted, found);
     context.update_stream(mended).await.map(drop).map_err(|error| failed(error.to_string()))
 }
 
-/// What differs, of what we ask for.
-fn drift(wanted: &Config, found: &Config) -> Vec<String> {
-    let mut differences = Vec::new();
-    let mut compare = |what: &str, wanted: String, found: String| {
-        if wanted != found {
-            differences.push(format!("{what} is {found}, should be {wanted}"));
+/// The settings that are ours; what else a stream has is its administrator's.
+macro_rules! ours {
+    ($($field:ident),+) => {
+        /// What differs, of what we ask for.
+        fn drift(wanted: &Config, found: &Config) -> Vec<String> {
+            let mut differences = Vec::new();
+            $(
+                if wanted.$field != found.$field {
+                    differences.push(format!("{} is {:?}, should be {:?}", stringify!($field), found.$field, wanted.$field));
+                }
+            )+
+            differences
+        }
+
+        /// What is found, with our settings as they are wanted.
+        fn mended(wanted: Config, found: Config) -> Config {
+            Config { $($field: wanted.$field,)+ ..found }
         }
     };
-    macro_rules! compare {
-        ($($field:ident),+) => { $( compare(stringify!($field), format!("{:?}", wanted.$field), format!("{:?}", found.$field)); )+ };
-    }
-    compare!(
-        subjects,
-        max_bytes,
-        max_messages_per_subject,
-        max_age,
-        max_message_size,
-        duplicate_window,
-        discard,
-        allow_direct,
-        num_replicas
-    );
-    differences
 }
+ours!(subjects, max_bytes, max_messages_per_subject, max_age, max_message_size, duplicate_window, discard, allow_direct, num_replicas);
 
 async fn ensure_consumer(context: &Context, limits: &Limits) -> Result<(), Error> {
     let failed = |error: &dyn std::fmt::Display| Error::Unavailable(format!("consumer {}: {error}", names::CONSUMER));
