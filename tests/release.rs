@@ -92,7 +92,7 @@ fn a_flipped_bit_is_found_in_every_file() {
     // A record that tells another story, in a copy whose folder is not named after it.
     let copy = job.path("copy");
     std::fs::create_dir(&copy).unwrap();
-    for name in names {
+    for name in &names {
         std::fs::copy(folder.join(name), copy.join(name)).unwrap();
     }
     let copied = copy.to_str().unwrap();
