@@ -92,7 +92,9 @@ fn a_flipped_bit_is_found_in_every_file() {
     // A record that tells another story, in a copy whose folder is not named after it.
     let copy = job.path("copy");
     std::fs::create_dir(&copy).unwrap();
-    names.iter().for_each(|name| drop(std::fs::copy(folder.join(name), copy.join(name)).unwrap()));
+    for name in &names {
+        std::fs::copy(folder.join(name), copy.join(name)).unwrap();
+    }
     let copied = copy.to_str().unwrap();
     ends(0, &["verify", copied]);
     let record = std::fs::read_to_string(copy.join(RECORD)).unwrap();
