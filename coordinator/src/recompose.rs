@@ -320,10 +320,6 @@ impl Amended {
             for name in checkpoint.companions().map_err(|error| error.to_string())? {
                 let digest =
                     std::fs::File::open(folder.join(&name)).and_then(Digest::of_reader).map_err(|error| format!("{name}: {error}"))?;
-                // The release's own files stand in place of the base's.
-                if release::OWN.contains(&name.as_str()) {
-                    continue;
-                }
                 if files.get(&name).map(|file| file.digest) != Some(digest) {
                     other = Some(name);
                     break;

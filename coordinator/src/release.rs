@@ -45,8 +45,6 @@ pub const CONCEPTS: &str = "concepts";
 const CARD: &str = "README.md";
 /// The report's name in a release.
 const REPORT: &str = "report.html";
-/// Files that every release writes for itself; the base's of these names are left behind.
-pub const OWN: [&str; 5] = [RECORD, EDITS, INTERFERENCE, CARD, REPORT];
 
 /// A tensor of an edit's direction: the whole of it under the concept's id, or one of its factors, `ID.up` and `ID.down`.
 #[derive(Debug)]

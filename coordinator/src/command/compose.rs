@@ -66,13 +66,13 @@ fn addition(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
-    let parent = Release::open(&here(&options.release)?).await?;
+    let parent = Release::open(&here("RELEASE", &options.release)?).await?;
     let mut request = Request { remove: options.remove.clone(), strength: options.strength.clone(), ..Request::default() };
     for (release, id) in &options.add {
-        request.add.push((Release::open(&here(release)?).await?, id.clone()));
+        request.add.push((Release::open(&here("--add", release)?).await?, id.clone()));
     }
     let store = match &options.store {
-        Some(text) => Some(here(text)?),
+        Some(text) => Some(here("--store", text)?),
         None if parent.stored => None,
         None => {
             return Err(Failure::input(format!("{} is in no store of Lethe's; --store says where the new release goes", parent.address())));
@@ -85,7 +85,7 @@ pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
         print(&if options.json { serde_json::to_string(&preview).map_err(Failure::input)? } else { table(&preview) })?;
         return Ok(exit::DONE);
     }
-    let base: Option<Address> = options.base.as_deref().map(here).transpose()?;
+    let base: Option<Address> = options.base.as_deref().map(|text| here("--base", text)).transpose()?;
     let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
     let target = store.map_or(Ok(target), |address| Store::open(&address))?;
     let (release, record, published) = amended.write(&target, &checkpoint).await?;

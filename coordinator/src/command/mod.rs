@@ -92,7 +92,7 @@ impl Common {
     fn store(&self, manifest: &Manifest) -> Result<Address, Failure> {
         match &self.store {
             None => Ok(manifest.address("release.uri", &manifest.release.uri)?),
-            Some(text) => here(text),
+            Some(text) => here("--store", text),
         }
     }
 
@@ -101,10 +101,10 @@ impl Common {
     }
 }
 
-/// An address on the command line, relative to the working folder.
-fn here(text: &str) -> Result<Address, Failure> {
+/// An address on the command line, relative to the working folder; `what` is it in messages.
+fn here(what: &str, text: &str) -> Result<Address, Failure> {
     let folder = std::env::current_dir().map_err(|error| Failure::input(format!("working folder: {error}")))?;
-    Address::resolve(text, Some(&folder)).map_err(Failure::input)
+    Address::resolve(text, Some(&folder)).map_err(|error| Failure::input(format!("{what}: {error}")))
 }
 
 /// Where downloads go: as given, or the user's cache folder.

@@ -85,7 +85,7 @@ struct Listed {
 }
 
 pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
-    let address = here(&options.store)?;
+    let address = here("--store", &options.store)?;
     // Opening a store makes its folder.
     if address.as_local().is_some_and(|path| !path.is_dir()) {
         return Err(Failure::input(format!("{address} is no store; --store says where releases are")));

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use lethe_shared::address::Address;
 use lethe_shared::exit;
 use lethe_shared::manifest::Gates;
 use lethe_shared::queue::nats::{JetStreamQueue, Options, Role, without_secrets};
@@ -14,7 +13,7 @@ use lethe_shared::telemetry::http::{ListenOn, Server};
 use lethe_shared::telemetry::log::say;
 use tokio_util::sync::CancellationToken;
 
-use super::cache;
+use super::{cache, here};
 use crate::failure::Failure;
 use crate::lease::name_of_this_process;
 use crate::patience::Patience;
@@ -45,8 +44,7 @@ pub(super) struct Serve {
 }
 
 pub(super) async fn main(options: &Serve, cancel: CancellationToken) -> Result<u8, Failure> {
-    let here = std::env::current_dir().map_err(|error| Failure::input(format!("working folder: {error}")))?;
-    let address = Address::resolve(&options.store, Some(&here)).map_err(|error| Failure::input(format!("--store: {error}")))?;
+    let address = here("--store", &options.store)?;
     let gates = options.gates.as_deref().map(Gates::read).transpose()?;
     let health = Health::waiting_for(&["queue", "store", "runs"]);
     let name = name_of_this_process();

@@ -44,13 +44,13 @@ struct Verified {
 }
 
 pub(super) async fn main(options: &Verify) -> Result<u8, Failure> {
-    let address = here(&options.release)?;
+    let address = here("RELEASE", &options.release)?;
     let (release, mut problems) = verify(&address).await?;
     let (record, files) = release.as_ref().map_or((None, 0), |release| (Some(release.digest), release.record.files.len()));
     if let Some(release) = release.filter(|_| options.recompute && problems.is_empty()) {
         let digest = release.record.digest;
         let amended = amend(release, Request::default()).await?;
-        let base = options.base.as_deref().map(here).transpose()?;
+        let base = options.base.as_deref().map(|text| here("--base", text)).transpose()?;
         let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
         let found = amended.digest(&checkpoint)?;
         if found != digest {

@@ -1,7 +1,5 @@
 //! A release that is there: its record, and its files checked against it.
 
-use std::path::Path;
-
 use bytes::Bytes;
 use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
@@ -237,7 +235,7 @@ fn place(address: &Address) -> Result<(Address, String, bool), Failure> {
         }
     };
     let root = if root.is_empty() { "/" } else { root };
-    Ok((Address::resolve(root, Some(Path::new("/"))).map_err(|_| wrong())?, prefix, stored))
+    Ok((Address::parse(root).map_err(|_| wrong())?, prefix, stored))
 }
 
 #[cfg(test)]
