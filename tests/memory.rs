@@ -24,15 +24,15 @@ fn run_on_a_device_for(items: i64, job: &SmallJob) -> Output {
     let store = job.path("scarce");
     let runtime = Runtime::new().unwrap();
     let cancel = CancellationToken::new();
-    let working = runtime.block_on(async {
+    let service = runtime.block_on(async {
         let connection = nats::Options { give_up: 20, ..nats::Options::default() };
         let queue = JetStreamQueue::connect(&server.url(), Role::Worker, "test", &connection).await.unwrap();
         let mut options = Options::new("test".to_owned(), Device::Cpu, job.path("cache"));
         options.micro_batch = MicroBatch::WHOLE.failing_above(items);
         let at = Address::resolve(store.to_str().unwrap(), None).unwrap();
-        let service = Service::new(options, 1, Arc::new(queue), Store::open(&at).unwrap());
-        tokio::spawn(service.run(cancel.clone(), cancel.clone()))
+        Service::new(options, 1, Arc::new(queue), Store::open(&at).unwrap())
     });
+    let working = runtime.spawn(service.run(cancel.clone(), cancel.clone()));
     let output = job.command("run", &["--store", store.to_str().unwrap(), "--nats", &server.url()]).output().unwrap();
     cancel.cancel();
     runtime.block_on(working).unwrap().unwrap();

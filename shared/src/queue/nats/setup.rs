@@ -30,6 +30,8 @@ fn streams(limits: &Limits, replicas: usize) -> [Config; 4] {
         // Enough for jobs of any size, and for a hostile message no more than for a job.
         max_message_size: (MIB + MIB / 16) as i32,
         duplicate_window: DUPLICATES,
+        // No limit, as servers write it.
+        max_messages_per_subject: -1,
         ..Config::default()
     };
     let jobs = Config {
