@@ -56,7 +56,12 @@ fn gives_the_same_edits(job: &SmallJob) {
         for (ours, theirs) in values {
             assert!((ours - theirs).abs() <= 1e-3 * theirs.abs(), "{}: {ours}, expected {theirs}", expected.id);
         }
-        assert_eq!((ours.before, ours.composed.map(|c| c.accuracy())), (expected.before, expected.composed.map(|c| c.accuracy())), "{}", expected.id);
+        assert_eq!(
+            (ours.before, ours.composed.map(|c| c.accuracy())),
+            (expected.before, expected.composed.map(|c| c.accuracy())),
+            "{}",
+            expected.id
+        );
     }
     assert_eq!(ours.utility.test.unwrap().after, expected.utility.test.unwrap().after);
 }
