@@ -241,7 +241,7 @@ second=$(digest "$work"/store/releases/*/*/composition.json)
 
 step "systemd"
 # What was found done is no test of a worker: concepts are searched anew.
-printf '\n[method]\nsearch_evaluations = 3\n' >> "$demo/small.toml"
+printf '\n[method]\nsearch_evaluations = 11\n' >> "$demo/small.toml"
 mkdir -p "$work/etc"
 check "keys" deploy/nats/setup.sh "$work/keys" 127.0.0.1
 cp "$work"/keys/{ca.pem,coordinator.nk,worker.nk} "$work/etc/"
