@@ -330,8 +330,11 @@ fn two_coordinators_share_the_runs_and_one_goes_on_alone() {
         let (code, ended) = site.watch(run);
         assert_eq!((code, ended["state"].as_str()), (Some(0), Some("complete")), "{ended}");
         assert_eq!(ended["digest"], job.run("store")["digest"]);
-        let releases = site.path("store/releases").join(ended["plan"].as_str().unwrap().rsplit_once('-').unwrap().0);
-        assert_eq!(std::fs::read_dir(releases).unwrap().count(), 1, "{run} has one release");
+        let name = ended["plan"].as_str().unwrap().rsplit_once('-').unwrap().0;
+        let store = site.path("store");
+        let listing = ["release", "list", name, "--json", "--store", store.to_str().unwrap()];
+        let listed = Command::new(binary("lethe")).args(listing).output().unwrap();
+        assert_eq!(last_line(&listed)["releases"].as_array().map(Vec::len), Some(1), "{run} has one release");
         assert_eq!(site.ends_of(run), 1, "{run} ends once");
     }
     assert_eq!(stop(&mut coordinators[1]), Some(0));
