@@ -190,28 +190,29 @@ fn cost(page: &mut String, record: &Composition) {
 }
 
 fn concepts(page: &mut String, record: &Composition) {
-    *page += "<h2>Removed concepts</h2>\n<div class=\"wide\"><table><tr><th>concept</th><th>group</th><th>tower</th><th>layer</th><th class=n>λ</th><th class=n>λ/R</th>\
-              <th class=n>strength</th><th class=n>FA@5 before</th><th class=n>alone</th><th class=n>composed</th><th class=n>cost, points</th></tr>\n";
+    // What became of a concept first: a layer's name is long, and pushes what follows out of sight.
+    *page += "<h2>Removed concepts</h2>\n<div class=\"wide\"><table><tr><th>concept</th><th>group</th><th class=n>FA@5 before</th><th class=n>alone</th><th class=n>composed</th>\
+              <th class=n>cost, points</th><th class=n>strength</th><th>tower</th><th>layer</th><th class=n>λ</th><th class=n>λ/R</th></tr>\n";
     for c in &record.concepts {
         let mark = |value: f64| if value == 0.0 { "good" } else { "bad" };
         let cost =
             c.before.utility.zip(c.alone.utility).map(|(before, after)| format!("{:.2}", 100.0 * (before - after))).unwrap_or_default();
         let _ = writeln!(
             page,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td><code>{}</code></td><td class=n>{:.4}</td><td class=n>{:.3}</td><td class=n>{}</td>\
-             <td class=n>{}</td><td class=\"n {}\">{}</td><td class=\"n {}\">{}</td><td class=n>{cost}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td class=n>{}</td><td class=\"n {}\">{}</td><td class=\"n {}\">{}</td><td class=n>{cost}</td>\
+             <td class=n>{}</td><td>{}</td><td><code>{}</code></td><td class=n>{:.4}</td><td class=n>{:.3}</td></tr>",
             escape(&c.name),
             escape(c.group.as_deref().unwrap_or("")),
-            c.tower.name(),
-            escape(&c.layer),
-            c.step,
-            c.relative_step,
-            c.strength,
             percent(c.before.fa5),
             mark(c.alone.fa5),
             percent(c.alone.fa5),
             c.composed.map_or("", |composed| mark(composed.fa5)),
             c.composed.map(|composed| percent(composed.fa5)).unwrap_or_default(),
+            c.strength,
+            c.tower.name(),
+            escape(&c.layer),
+            c.step,
+            c.relative_step,
         );
     }
     *page += "</table></div>\n";
