@@ -1,15 +1,15 @@
 //! The whole path in one process: what a run leaves behind, and that nothing can change it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::outcome::Tower;
-use lethe_shared::record::Composition;
-use lethe_tests::{CONCEPTS, SmallJob, demo, last_line, outcomes, stderr};
+use lethe_shared::record::{Composition, Merge};
+use lethe_tests::{CONCEPTS, SmallJob, binary, demo, last_line, outcomes, stderr};
 use serde_json::Value;
 
 fn release(report: &Value) -> PathBuf {
@@ -51,6 +51,33 @@ fn summed_edits_make_a_release_that_is_complete_and_honest() {
         let smallest = answer.map(|trial| trial.step).fold(f64::INFINITY, f64::min);
         assert_eq!(concept.step, smallest, "the answer is the smallest step that forgot");
     }
+}
+
+#[test]
+fn every_method_s_release_follows_from_its_record() {
+    let job = SmallJob::summed();
+    let mut digests = BTreeMap::new();
+    let mut before = "sum";
+    for (method, merge) in [
+        ("sum", Merge::Sum),
+        ("mean", Merge::Mean),
+        ("ties", Merge::Ties { density: 0.2 }),
+        ("dare", Merge::Dare { drop: 0.9 }),
+        ("null-space", Merge::Sum),
+    ] {
+        job.replace("job.toml", &format!("method = \"{before}\""), &format!("method = \"{method}\""));
+        before = method;
+        let report = job.run("store");
+        let record = record(&report);
+        assert_eq!((record.method.as_str(), record.merge), (method, merge));
+        assert!(record.concepts.iter().all(|concept| concept.target.is_some() == (method == "null-space")), "{method}");
+        let verified = Command::new(binary("lethe")).args(["verify", "--recompute", release(&report).to_str().unwrap()]).output().unwrap();
+        assert_eq!(verified.status.code(), Some(0), "{method}: {}", stderr(&verified));
+        digests.insert(method, record.digest);
+    }
+    // Where every edit has a layer of its own a mean is a sum; nothing else is.
+    digests.remove("mean");
+    assert_eq!(digests.values().map(ToString::to_string).collect::<BTreeSet<_>>().len(), digests.len());
 }
 
 /// The report of the job's only run.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use lethe_shared::checkpoint::{Checkpoint, Error as CheckpointError};
+use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::edit::{self, Direction, Edit};
 use lethe_shared::record::Merge;
 use safetensors::tensor::TensorView;
@@ -34,10 +34,7 @@ pub fn compose(
     let mut change = Change::new();
     for (layer, mut edits) in by_layer {
         edits.sort_by(|a, b| a.concept.cmp(&b.concept));
-        let info = checkpoint
-            .tensors()
-            .get(layer)
-            .ok_or_else(|| CheckpointError::Tensor { tensor: layer.to_owned(), problem: "is not in the checkpoint".to_owned() })?;
+        let info = checkpoint.tensor(layer)?;
         let dtype = info.dtype;
         let base = edit::widen(layer, checkpoint.bytes(layer)?, dtype)?;
         // The sum of changes first: rounding against the far larger weights happens once.
@@ -57,8 +54,7 @@ pub fn compose(
 pub fn sizes(checkpoint: &Checkpoint, change: &Change) -> Result<BTreeMap<String, f64>, Failure> {
     let mut sizes = BTreeMap::new();
     for (layer, bytes) in change {
-        let dtype = checkpoint.tensors().get(layer).map(|info| info.dtype);
-        let dtype = dtype.ok_or_else(|| Failure::input(format!("tensor `{layer}` is not in the checkpoint")))?;
+        let dtype = checkpoint.tensor(layer)?.dtype;
         let (before, after) = (edit::widen(layer, checkpoint.bytes(layer)?, dtype)?, edit::widen(layer, bytes, dtype)?);
         let moved: f64 = before.iter().zip(&after).map(|(before, after)| (after - before).powi(2)).sum();
         let whole: f64 = before.iter().map(|value| value.powi(2)).sum();
@@ -74,7 +70,7 @@ pub fn sizes(checkpoint: &Checkpoint, change: &Change) -> Result<BTreeMap<String
 pub fn encode(checkpoint: &Checkpoint, change: &Change) -> Result<Vec<u8>, Failure> {
     let mut views = BTreeMap::new();
     for (layer, bytes) in change {
-        let info = checkpoint.tensors().get(layer).ok_or_else(|| Failure::input(format!("tensor `{layer}` is not in the checkpoint")))?;
+        let info = checkpoint.tensor(layer)?;
         let view = TensorView::new(info.dtype, info.shape.clone(), bytes).map_err(|error| Failure::input(format!("`{layer}`: {error}")))?;
         views.insert(layer.clone(), view);
     }

@@ -370,8 +370,7 @@ impl Amended {
         let (mut concepts, mut tensors) = (Vec::new(), Vec::new());
         for (edit, by_others) in edits.iter().zip(recipe.by_others()) {
             let member = &self.concepts[&edit.concept];
-            let layer = checkpoint.tensors().get(&edit.layer);
-            let shape = &layer.ok_or_else(|| Failure::input(format!("the base model has no layer `{}`", edit.layer)))?.shape;
+            let shape = &checkpoint.tensor(&edit.layer)?.shape;
             tensors.extend(DirectionTensor::of(&edit.concept, shape, self.direction(&edit.concept, shape)?));
             concepts.push(ConceptRecord { strength: edit.strength, dose: edit.dose, by_others, composed: None, ..member.record.clone() });
             // What this release refers to is in its own store.

@@ -183,7 +183,10 @@ mod tests {
 
     use super::*;
     use crate::address::Address;
-    use crate::job::{ArtifactRef, ConceptTask, EvaluateItem, JobId, Label, MethodSettings, ModelRef, RetainPart, ShardRef, Task};
+    use crate::job::{
+        ArtifactRef, ConceptTask, Correction, EvaluateItem, JobId, Label, MethodSettings, ModelRef, MomentsPart, MomentsReduceTask,
+        RetainPart, ShardRef, Task,
+    };
     use crate::manifest::Stop;
     use crate::queue::{Cause, Event};
 
@@ -337,6 +340,22 @@ mod tests {
         assert!(bytes.len() > MAX_BODY * 9 / 10);
         assert_eq!(decode_job(&bytes).unwrap(), large);
         assert!(matches!(encode_job(&job(parts(40_000))), Err(Error::TooLarge(_))));
+    }
+
+    #[test]
+    fn counts_that_cannot_be_added_up_are_refused() {
+        let part = |items| MomentsPart { sum: artifact(1), items };
+        let moments = |first, correction| {
+            let (paired, unlabelled) = (vec![part(first), part(1)], vec![part(2)]);
+            job(Task::MomentsReduce(MomentsReduceTask { paired, unlabelled, unlabelled_weight: 0.5, correction }))
+        };
+        for correction in [Correction::Ridge(0.001), Correction::NullSpace(0.01)] {
+            let good = moments(3, correction);
+            assert_eq!(decode_job(&encode_job(&good).unwrap()).unwrap(), good);
+            assert!(matches!(decode_job(&encode_job(&moments(u64::MAX, correction)).unwrap()), Err(Error::Invalid(_))));
+        }
+        let batches = Task::RetainReduce { parts: vec![RetainPart { sum: artifact(1), batches: u64::MAX, loss_sum: 0.5 }] };
+        assert!(matches!(decode_job(&encode_job(&job(batches)).unwrap()), Err(Error::Invalid(_))));
     }
 
     #[test]

@@ -187,6 +187,8 @@ pub fn read_direction(file: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Re
     match (file.tensor(name), file.tensor(&up_name), file.tensor(&down_name)) {
         (Ok(view), ..) if view.shape().iter().product::<usize>() == shape.iter().product::<usize>() => Ok(Direction::Dense(read(&view)?)),
         (Err(_), Ok(up), Ok(down)) => match (up.shape(), down.shape(), shape) {
+            // A layer without values bounds no rank.
+            ([0, _], ..) | (_, [_, 0], _) => Err(wrong("is of a layer without values".to_owned())),
             ([outputs, rank], [other, inputs], [rows, columns]) if rank == other && outputs == rows && inputs == columns => {
                 Ok(Direction::Factored { up: read(&up)?, down: read(&down)?, rank: *rank })
             }
@@ -259,6 +261,14 @@ mod tests {
         assert_eq!(values, [2.0, 1.5, 1.0, 0.5, 0.75, 1.0]);
         for shape in [&[3usize, 2][..], &[6], &[2, 2]] {
             assert!(decode_direction("l", shape, &file).is_err());
+        }
+        // Nothing of nothing: no bytes, and any rank.
+        for (outputs, inputs) in [(0usize, 0usize), (0, 2), (2, 0)] {
+            let rank = if outputs + inputs == 0 { usize::MAX } else { 1 };
+            let (up, down) = (vec![0; 4 * outputs.saturating_mul(rank)], vec![0; 4 * inputs.saturating_mul(rank)]);
+            let tensors = [("l.up", [outputs, rank], up), ("l.down", [rank, inputs], down)];
+            let file = encode_tensors(tensors.iter().map(|(name, shape, bytes)| (*name, &shape[..], bytes.as_slice()))).unwrap();
+            assert!(decode_direction("l", &[outputs, inputs], &file).is_err(), "{outputs} {inputs}");
         }
     }
 

@@ -130,7 +130,7 @@ pub async fn published(store: &Store, name: &str) -> Result<BTreeMap<u64, Publis
 
 /// Numbers of the JSON documents directly in a folder.
 async fn numbers(store: &Store, folder: &str) -> Result<BTreeSet<u64>, Failure> {
-    let number = |key: &String| key.strip_prefix(folder)?.strip_prefix('/')?.strip_suffix(".json")?.parse().ok();
+    let number = |key: &String| store::document_number(key.strip_prefix(folder)?.strip_prefix('/')?);
     Ok(store.list(folder).await?.iter().filter_map(number).collect())
 }
 

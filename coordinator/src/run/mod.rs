@@ -137,7 +137,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let tensors = found
         .iter()
         .map(|found| {
-            let info = &plan.checkpoint.tensors()[&found.chosen.answer.layer];
+            let info = plan.checkpoint.tensor(&found.chosen.answer.layer)?;
             let id = &found.planned.concept.id;
             Ok(DirectionTensor::of(id, &info.shape, edit::decode_direction(&found.chosen.answer.layer, &info.shape, &directions[id])?))
         })

@@ -247,7 +247,7 @@ impl Ledger {
 /// Run and number that a key names.
 fn number_of(key: &str) -> Option<(&str, u64)> {
     let (run, file) = key.strip_prefix("runs/")?.split_once("/entries/")?;
-    Some((run, file.strip_suffix(".json")?.parse().ok()?))
+    Some((run, store::document_number(file)?))
 }
 
 #[cfg(test)]

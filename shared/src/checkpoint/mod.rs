@@ -103,13 +103,20 @@ impl Checkpoint {
         self.tensors.values().map(|info| info.range.len() as u64).sum()
     }
 
+    /// A tensor's type and shape.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when there is none of this name.
+    pub fn tensor(&self, name: &str) -> Result<&TensorInfo, Error> {
+        self.tensors.get(name).ok_or_else(|| Error::Tensor { tensor: name.to_owned(), problem: "is not in the checkpoint".to_owned() })
+    }
+
     /// A tensor's bytes as stored, little-endian.
     ///
     /// # Errors
     /// [`Error::Tensor`] when there is none of this name.
     pub fn bytes(&self, tensor: &str) -> Result<&[u8], Error> {
-        let missing = || Error::Tensor { tensor: tensor.to_owned(), problem: "is not in the checkpoint".to_owned() };
-        let info = self.tensors.get(tensor).ok_or_else(missing)?;
+        let info = self.tensor(tensor)?;
         Ok(&self.files[info.file].map[info.range.clone()])
     }
 

@@ -58,7 +58,7 @@ impl Checkpoint {
     pub fn write_changed(&self, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<Vec<String>, Error> {
         for (tensor, bytes) in changed {
             let wrong = |problem: String| Error::Tensor { tensor: tensor.clone(), problem };
-            let info = self.tensors.get(tensor).ok_or_else(|| wrong("is not in the checkpoint".into()))?;
+            let info = self.tensor(tensor)?;
             if info.range.len() != bytes.len() {
                 return Err(wrong(format!("has {} bytes, the change has {}", info.range.len(), bytes.len())));
             }

@@ -275,8 +275,8 @@ impl TryFrom<JobV1> for Job {
                 Task::RetainGradient { shard: shard.try_into()?, batch_size }
             }
             TaskV1::RetainReduce { parts } => {
-                let part = |p: PartV1| RetainPart { sum: p.sum.into(), batches: p.batches, loss_sum: p.loss_sum };
-                Task::RetainReduce { parts: parts.into_iter().map(part).collect() }
+                let part = |p: PartV1| Ok(RetainPart { sum: p.sum.into(), batches: count(p.batches)?, loss_sum: p.loss_sum });
+                Task::RetainReduce { parts: parts.into_iter().map(part).collect::<Result<_, Error>>()? }
             }
             TaskV1::Concept(task) => Task::Concept(Box::new(task.try_into()?)),
             TaskV1::Evaluate { change, items, classes } => {
@@ -397,6 +397,11 @@ impl TryFrom<MethodV1> for MethodSettings {
     }
 }
 
+/// Parts of a sum: all that one message holds can be added up.
+fn count(value: u64) -> Result<u64, Error> {
+    if value <= 1 << 48 { Ok(value) } else { Err(Error::Invalid(format!("a count of {value} is out of range"))) }
+}
+
 fn at_least_one(value: u32, what: &str) -> Result<(), Error> {
     if value == 0 { Err(Error::Invalid(format!("{what} is 0"))) } else { Ok(()) }
 }
@@ -498,6 +503,8 @@ fn moments_reduce(
     if !(unlabelled_weight.is_finite() && unlabelled_weight >= 0.0 && amount.is_finite() && amount > 0.0) {
         return Err(Error::Invalid(format!("weight {unlabelled_weight} or {correction:?} is out of range")));
     }
-    let parts = |parts: Vec<MomentsV1>| parts.into_iter().map(|p| MomentsPart { sum: p.sum.into(), items: p.items }).collect();
-    Ok(Task::MomentsReduce(MomentsReduceTask { paired: parts(paired), unlabelled: parts(unlabelled), unlabelled_weight, correction }))
+    let parts = |parts: Vec<MomentsV1>| -> Result<Vec<MomentsPart>, Error> {
+        parts.into_iter().map(|p| Ok(MomentsPart { sum: p.sum.into(), items: count(p.items)? })).collect()
+    };
+    Ok(Task::MomentsReduce(MomentsReduceTask { paired: parts(paired)?, unlabelled: parts(unlabelled)?, unlabelled_weight, correction }))
 }

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Store, json};
+use super::{Error, Store, document_number, json};
 
 /// A coordinator's claim to a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Store {
 
     async fn latest_claim(&self, run: &str) -> Result<u64, Error> {
         let keys = self.list(&prefix(run)).await?;
-        let number = |key: &String| key.rsplit('/').next()?.strip_suffix(".json")?.parse::<u64>().ok();
+        let number = |key: &String| document_number(key.rsplit('/').next()?);
         Ok(keys.iter().filter_map(number).max().unwrap_or(0))
     }
 }
@@ -72,5 +72,8 @@ mod tests {
         assert_eq!((first.number, numbers), (1, vec![2, 3, 4]));
         assert!(!store.holds(&first).await.unwrap());
         assert_eq!(store.claim("another", "a").await.unwrap().number, 1);
+        // Whoever put this there has claimed nothing.
+        store.put(&format!("runs/r/claims/{}.json", u64::MAX), bytes::Bytes::from_static(b"{}")).await.unwrap();
+        assert_eq!(store.claim("r", "e").await.unwrap().number, 5);
     }
 }

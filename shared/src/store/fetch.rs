@@ -117,7 +117,7 @@ async fn check(path: &Path, digest: Digest, bytes: u64) -> Result<(), Error> {
         let size = file.metadata()?.len();
         Ok((if size == bytes { Some(Digest::of_reader(file)?) } else { None }, size))
     })
-    .await
+    .await?
     .map_err(|error| Error::from_io(&path.display().to_string(), error))?;
     if found == (Some(digest), bytes) { Ok(()) } else { Err(changed(&path.display().to_string())) }
 }
@@ -187,7 +187,7 @@ pub async fn expand(pattern: &Address) -> Result<Vec<Address>, Error> {
             let read = move || -> std::io::Result<Vec<String>> {
                 std::fs::read_dir(&owned)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
             };
-            blocking(read).await.map_err(|error| Error::from_io(folder, error))?
+            blocking(read).await?.map_err(|error| Error::from_io(folder, error))?
         }
         Address::Remote(_) => {
             let store = Store::open(&Address::parse(folder).map_err(|error| wrong(&error.to_string()))?)?;

@@ -59,7 +59,7 @@ impl Store {
         let key = object.key();
         let Some(bytes) = self.get(&key).await? else { return Ok(Found::Nothing) };
         let sound = match object {
-            Damaged::Artifact(digest) => blocking(move || Digest::of(&bytes)).await == digest,
+            Damaged::Artifact(digest) => blocking(move || Digest::of(&bytes)).await? == digest,
             Damaged::Outcome(job) => self.get_outcome(job).await.is_ok(),
         };
         if sound { Ok(Found::Sound) } else { self.put_aside(object).await.map(Found::PutAside) }

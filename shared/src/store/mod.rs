@@ -126,7 +126,7 @@ impl Store {
     /// When the store cannot be written.
     pub async fn put_artifact(&self, bytes: Bytes) -> Result<ArtifactRef, Error> {
         let hashed = bytes.clone();
-        let digest = blocking(move || Digest::of(&hashed)).await;
+        let digest = blocking(move || Digest::of(&hashed)).await?;
         let artifact = ArtifactRef { digest, bytes: bytes.len() as u64 };
         let key = artifact_key(&artifact);
         if self.size(&key).await? != Some(artifact.bytes) {
@@ -149,7 +149,7 @@ impl Store {
         }
         let bytes = self.get_pieces(&key, artifact.bytes).await?;
         let hashed = bytes.clone();
-        if blocking(move || Digest::of(&hashed)).await == artifact.digest {
+        if blocking(move || Digest::of(&hashed)).await? == artifact.digest {
             Ok(bytes)
         } else {
             Err(corrupt("has other bytes than when it was written"))
@@ -415,6 +415,12 @@ fn json<T: Serialize>(value: &T) -> Bytes {
     bytes.into()
 }
 
+/// The number of a document that is called `<number>.json`. What no counting reaches is none of ours: nothing that lies in a store can
+/// take the last number there is.
+pub fn document_number(name: &str) -> Option<u64> {
+    name.strip_suffix(".json")?.parse().ok().filter(|&number| number <= u64::from(u32::MAX))
+}
+
 /// The key of an artifact.
 pub fn artifact_key(artifact: &ArtifactRef) -> String {
     let hex = artifact.digest.to_string();
@@ -443,8 +449,12 @@ where
 }
 
 /// Runs work that takes the CPU where it does not hold up IO.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("hashing does not panic, and the runtime outlives the call")
+///
+/// # Errors
+/// [`Error::Unavailable`] when it is not done: the process is stopping.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let undone = |error: tokio::task::JoinError| Error::Unavailable { object: "this process".to_owned(), cause: error.to_string() };
+    tokio::task::spawn_blocking(work).await.map_err(undone)
 }
 
 #[cfg(test)]

@@ -217,3 +217,18 @@ impl Matrices {
         self.0.get(name).map(SharedTensor::get)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_null_space_is_where_what_stays_hardly_reaches() {
+        let diagonal = |values: [f64; 4]| Tensor::from_slice(&values).diag(0);
+        let moment = diagonal([100.0, 1.0, 0.5, 0.001]);
+        for (energy, kept) in [(0.015, [0.0, 1.0, 1.0, 1.0]), (0.001, [0.0, 0.0, 0.0, 1.0]), (1e-9, [0.0, 0.0, 0.0, 1.0])] {
+            let off = (null_space(&moment, energy).unwrap() - diagonal(kept)).abs().max();
+            assert!(off.double_value(&[]) < 1e-12, "{energy}");
+        }
+    }
+}
