@@ -178,7 +178,10 @@ fn micro_batches(name: &str) {
         for most in [1, 3] {
             for ((layer, ours), (_, expected)) in moments(MicroBatch::of(most).failing_above(most)).iter().zip(&whole) {
                 let name = &golden.clip.architecture().spec(*layer).name;
-                ours.iter().zip(expected).for_each(|(ours, expected)| relatively_close(name, ours, expected, 1e-5));
+                for (ours, expected) in ours.iter().zip(expected) {
+                    relatively_close(name, &ours.inputs, &expected.inputs, 1e-5);
+                    relatively_close(name, &ours.outputs, &expected.outputs, 1e-5);
+                }
             }
         }
     }
@@ -313,26 +316,48 @@ fn moments(name: &str) {
         }
         assert_eq!(sum.items(), 20 * items as u64);
         let (_, [first, second]) = sum.sums(&weights).unwrap().pop().unwrap();
-        (first / 20.0, second / 20.0)
+        ((first.inputs / 20.0, first.outputs / 20.0), (second.inputs / 20.0, second.outputs / 20.0))
     };
-    let (moment, nothing) = sum(&vec![false; items]);
-    assert_eq!(nothing.abs().max().double_value(&[]), 0.0);
+    let largest = |t: &Tensor| t.abs().max().double_value(&[]);
+    let ((moment, outputs), nothing) = sum(&vec![false; items]);
+    assert_eq!((largest(&nothing.0), largest(&nothing.1)), (0.0, 0.0));
     let (first, second) = sum(&(0..items).map(|item| item % 2 == 1).collect::<Vec<_>>());
-    close("halves", &(first + second), &moment, 1e-3 * moment.abs().max().double_value(&[]));
+    close("halves", &(first.0 + second.0), &moment, 1e-3 * largest(&moment));
+    close("halves of outputs", &(first.1 + second.1), &outputs, 1e-3 * largest(&outputs));
 
     let _guard = tch::no_grad_guard();
     tch::manual_seed(3);
     let original = golden.clip.embed(&weights, Input::Texts(&texts)).unwrap();
     let (mut predicted, mut happened) = (0.0, 0.0);
-    let (outputs, width) = (weights.get(layer).size()[0] as f64, original.size()[1] as f64);
+    let shape = weights.get(layer).size();
+    let moved = |change: &Tensor| {
+        let edited = golden.clip.embed(&weights.with(layer, weights.get(layer) + change), Input::Texts(&texts)).unwrap();
+        (edited - &original).square().sum(Kind::Double).double_value(&[]) / original.size()[1] as f64
+    };
     for _ in 0..200 {
         let change = Tensor::randn_like(weights.get(layer)) * 1e-3;
-        let edited = golden.clip.embed(&weights.with(layer, weights.get(layer) + &change), Input::Texts(&texts)).unwrap();
-        happened += (edited - &original).square().sum(Kind::Double).double_value(&[]) / width;
-        predicted += (change.matmul(&moment) * &change).sum(Kind::Double).double_value(&[]) / outputs;
+        happened += moved(&change);
+        predicted += (change.matmul(&moment) * &change).sum(Kind::Double).double_value(&[]) / shape[0] as f64;
     }
     let ratio = happened / predicted;
     assert!((0.8..1.25).contains(&ratio), "{ratio}");
+
+    // The outputs' factor tells which outputs matter: a change of the one that matters most moves as much as it says (as if inputs
+    // and gradients had nothing to do with each other), a change of the one that matters least next to nothing.
+    let (values, vectors) = (&outputs / outputs.trace()).linalg_eigh("L");
+    let along = |output: i64| {
+        let (mut predicted, mut happened) = (0.0, 0.0);
+        for _ in 0..50 {
+            let inputs = Tensor::randn([1, shape[1]], (Kind::Float, Device::Cpu)) * 1e-3;
+            let energy = (inputs.matmul(&moment) * &inputs).sum(Kind::Double).double_value(&[]);
+            predicted += values.double_value(&[output]) * energy;
+            happened += moved(&vectors.narrow(1, output, 1).matmul(&inputs));
+        }
+        (predicted, happened)
+    };
+    let ((predicted, most), (_, least)) = (along(shape[0] - 1), along(0));
+    assert!((0.5..2.0).contains(&(most / predicted)), "{most} instead of {predicted}");
+    assert!(least < 0.01 * most, "{least} against {most}");
 }
 
 macro_rules! for_each_model {

@@ -135,6 +135,15 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// What is asked of a concept in the composed model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Aim {
+    /// Share of its forget images that may still be found.
+    pub tolerance: f64,
+    /// How many ranks count as found.
+    pub top: u64,
+}
+
 /// How a concept fares in the composed model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Seen {
@@ -151,13 +160,12 @@ const LESS: f64 = 0.95;
 /// Ranks beyond the deciding one that are margin enough.
 const MARGIN: u64 = 3;
 
-/// What is wanted next, after seeing the composed model: more of what still shows, less of what is gone by far. `top` is how
-/// many ranks count as found.
-pub fn adjust(wanted: &mut [f64], seen: &[Seen], tolerance: f64, top: u64) {
-    for (wanted, seen) in wanted.iter_mut().zip(seen) {
-        if seen.share > tolerance {
+/// What is wanted next, after seeing the composed model: more of what still shows, less of what is gone by far.
+pub fn adjust(wanted: &mut [f64], seen: &[Seen], aims: &[Aim]) {
+    for ((wanted, seen), aim) in wanted.iter_mut().zip(seen).zip(aims) {
+        if seen.share > aim.tolerance {
             *wanted *= MORE;
-        } else if seen.best >= top + MARGIN {
+        } else if seen.best >= aim.top + MARGIN {
             *wanted *= LESS;
         }
     }
@@ -210,10 +218,11 @@ mod tests {
 
     #[test]
     fn what_shows_gets_more_and_what_is_far_gone_less() {
-        let mut wanted = [1.0; 3];
-        let seen = [Seen { share: 0.5, best: 0 }, Seen { share: 0.0, best: 6 }, Seen { share: 0.0, best: 40 }];
-        adjust(&mut wanted, &seen, 0.0, 5);
-        assert_eq!(wanted, [MORE, 1.0, LESS]);
+        let mut wanted = [1.0; 5];
+        let seen = [(0.5, 0), (0.0, 6), (0.0, 40), (0.5, 0), (0.0, 6)].map(|(share, best)| Seen { share, best });
+        let aims = [(0.0, 5), (0.0, 5), (0.0, 5), (0.6, 5), (0.0, 1)].map(|(tolerance, top)| Aim { tolerance, top });
+        adjust(&mut wanted, &seen, &aims);
+        assert_eq!(wanted, [MORE, 1.0, LESS, 1.0, LESS]);
     }
 
     proptest! {

@@ -1,8 +1,8 @@
 //! The jobs of a run, phase by phase. Pure: from a plan and earlier outcomes to jobs.
 
 use lethe_shared::job::{
-    ALGORITHM_VERSION, ArtifactRef, ConceptTask, Correction, DirectionTask, EvaluateItem, InterferencePart, Job, Label, MomentSource,
-    MomentsPart, MomentsReduceTask, RetainPart, SurveyTask, Task,
+    ALGORITHM_VERSION, ArtifactRef, ConceptTask, Correction, DirectionTask, EvaluateItem, InterferencePart, Job, Label, MethodSettings,
+    MomentSource, MomentsPart, MomentsReduceTask, RetainPart, SurveyTask, Task,
 };
 use lethe_shared::manifest::{CompositionMethod, Towers};
 use lethe_shared::outcome::GradientSumResult;
@@ -61,7 +61,7 @@ pub fn moments_reduce(plan: &Plan, paired: Vec<MomentsPart>, unlabelled: Vec<Mom
     let composition = &plan.manifest.composition;
     let correction = match composition.method {
         CompositionMethod::NullSpace => Correction::NullSpace(composition.null_energy),
-        _ => Correction::Ridge(composition.ridge),
+        _ => Correction::Ridge { inputs: composition.ridge, outputs: composition.output_ridge },
     };
     let unlabelled_weight = composition.unlabelled_weight;
     job(plan, Task::MomentsReduce(MomentsReduceTask { paired, unlabelled, unlabelled_weight, correction }))
@@ -77,6 +77,11 @@ pub fn surveys(plan: &Plan, retain_gradient: ArtifactRef, folds: &[ArtifactRef])
         method: plan.settings.clone(),
     };
     plan.concepts.iter().map(|planned| job(plan, Task::Survey(Box::new(task(planned))))).collect()
+}
+
+/// The settings by which one concept's edit is searched.
+fn settings(plan: &Plan, planned: &PlannedConcept) -> MethodSettings {
+    MethodSettings { stop: planned.stop, ..plan.settings.clone() }
 }
 
 /// The direction job of one concept on its layer; `layers` are all that the run uses.
@@ -99,7 +104,7 @@ pub fn direction(
             classes,
             layer: layer.to_owned(),
             layers: layers.to_vec(),
-            method: plan.settings.clone(),
+            method: settings(plan, planned),
         })),
     )
 }
@@ -118,7 +123,7 @@ pub fn concepts(plan: &Plan, retain_gradient: ArtifactRef, classes: ArtifactRef)
         validation: plan.validation.clone(),
         retain_gradient,
         classes,
-        method: plan.settings.clone(),
+        method: settings(plan, planned),
     };
     plan.concepts.iter().map(|planned| job(plan, Task::Concept(Box::new(task(planned))))).collect()
 }

@@ -10,7 +10,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::job::{ALGORITHM_VERSION, ClassTexts, MethodSettings, ModelRef, ShardRef};
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
-use lethe_shared::manifest::{Classes, Error, Gates, Manifest, Required};
+use lethe_shared::manifest::{Classes, Error, Gates, Manifest, Required, Stop};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::shard::{self, Captions};
 use lethe_shared::{store, texts};
@@ -67,6 +67,10 @@ pub struct PlannedConcept {
     pub concept: Concept,
     /// Its shards.
     pub forget: Vec<ShardRef>,
+    /// When it counts as forgotten.
+    pub stop: Stop,
+    /// Share of its forget images that may still be found in the composed model.
+    pub tolerance: f64,
 }
 
 impl PlannedConcept {
@@ -103,7 +107,7 @@ impl Plan {
         let (test, _) = shards(&manifest, "data.test", &manifest.data.test, labels, cache).await?;
         let mut warnings = retain_warnings(&retain, &manifest)?;
         check_policy(&manifest, &concepts)?;
-        let concepts = find_forget_shards(concepts, cache).await?;
+        let concepts = find_forget_shards(concepts, &manifest, cache).await?;
         if validation.is_empty() {
             warnings.push("without validation shards, ties between layers go to the smaller change".to_owned());
         }
@@ -140,7 +144,10 @@ impl Plan {
         let concepts: Vec<_> = self
             .concepts
             .iter()
-            .map(|c| (&c.concept.id, &c.concept.name, &c.concept.class, c.concept.strength, &c.concept.group, digests(&c.forget)))
+            .map(|c| {
+                let concept = &c.concept;
+                ((&concept.id, &concept.name, &concept.class, &concept.group), concept.strength, (c.stop, c.tolerance), digests(&c.forget))
+            })
             .collect();
         Digest::of_json(&(
             ALGORITHM_VERSION,
@@ -251,6 +258,7 @@ async fn read_concepts(manifest: &Manifest, classes: &Classes, cache: &Path) -> 
     };
     let mut concepts = concepts::check(rows, &file, &folder, classes)
         .map_err(|problems| Failure::BadInput(problems.iter().map(Error::to_string).collect()))?;
+    concepts::strengthen(&mut concepts, &manifest.concepts.groups, &manifest.file.display().to_string())?;
     concepts.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(concepts)
 }
@@ -391,7 +399,7 @@ fn check_policy(manifest: &Manifest, concepts: &[Concept]) -> Result<(), Failure
     unknown.map_or(Ok(()), |id| Err(Failure::input(Error::new(place(), format!("`{id}` is no concept of this manifest")))))
 }
 
-async fn find_forget_shards(concepts: Vec<Concept>, cache: &Path) -> Result<Vec<PlannedConcept>, Failure> {
+async fn find_forget_shards(concepts: Vec<Concept>, manifest: &Manifest, cache: &Path) -> Result<Vec<PlannedConcept>, Failure> {
     let found: Vec<Result<PlannedConcept, Failure>> = futures::stream::iter(concepts.into_iter().map(|concept| async move {
         let place = format!("{}: concept `{}`", concept.place, concept.id);
         let mut forget = Vec::new();
@@ -400,7 +408,9 @@ async fn find_forget_shards(concepts: Vec<Concept>, cache: &Path) -> Result<Vec<
                 forget.push(inspect(place.clone(), address, Wanted::Any, cache).await?.0);
             }
         }
-        Ok(PlannedConcept { concept, forget })
+        let stop = concept.stop.unwrap_or(manifest.method.stop);
+        let tolerance = concept.tolerance.unwrap_or(manifest.composition.tolerance);
+        Ok(PlannedConcept { concept, forget, stop, tolerance })
     }))
     .buffered(AT_ONCE)
     .collect()

@@ -349,7 +349,7 @@ mod tests {
             let (paired, unlabelled) = (vec![part(first), part(1)], vec![part(2)]);
             job(Task::MomentsReduce(MomentsReduceTask { paired, unlabelled, unlabelled_weight: 0.5, correction }))
         };
-        for correction in [Correction::Ridge(0.001), Correction::NullSpace(0.01)] {
+        for correction in [Correction::Ridge { inputs: 0.001, outputs: 0.1 }, Correction::NullSpace(0.01)] {
             let good = moments(3, correction);
             assert_eq!(decode_job(&encode_job(&good).unwrap()).unwrap(), good);
             assert!(matches!(decode_job(&encode_job(&moments(u64::MAX, correction)).unwrap()), Err(Error::Invalid(_))));

@@ -10,7 +10,7 @@ use crate::digest::{Digest, NotADigest};
 use crate::manifest::Stop;
 
 /// Version of the algorithm: part of every job's id, raised whenever the same job would give another result.
-pub const ALGORITHM_VERSION: u32 = 3;
+pub const ALGORITHM_VERSION: u32 = 4;
 
 /// The name of a job: the digest of everything that determines its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -198,8 +198,8 @@ impl MomentSource {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MomentsPart {
-    /// A safetensors file with two float32 matrices per layer `NAME`, of one half of the items and of the other:
-    /// `NAME.0` and `NAME.1`.
+    /// A safetensors file with four float32 matrices per layer `NAME`: `NAME.inputs.0` and `NAME.outputs.0` of one half of the
+    /// items, `NAME.inputs.1` and `NAME.outputs.1` of the other.
     pub sum: ArtifactRef,
     /// Texts or images in it.
     pub items: u64,
@@ -219,15 +219,20 @@ pub struct MomentsReduceTask {
     pub correction: Correction,
 }
 
-/// What a gradient is multiplied by, so that a step along it leaves alone what must stay. C are the second moments, scaled to a mean
-/// diagonal of 1.
+/// What a gradient is multiplied by, so that a step along it leaves alone what must stay. C are the second moments of a layer's inputs,
+/// M those of the gradients at its outputs, both scaled to a mean diagonal of 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Correction {
-    /// (C + ρI)⁻¹, with ridge ρ.
-    Ridge(f64),
-    /// The projection onto the eigenvectors of C with the smallest eigenvalues, as many as together hold at most this share of its
-    /// trace (AlphaEdit, arXiv 2410.02355).
+    /// D = (M + ρ_M I)⁻¹ g (C + ρI)⁻¹.
+    Ridge {
+        /// ρ.
+        inputs: f64,
+        /// ρ_M.
+        outputs: f64,
+    },
+    /// D = g P, with P the projection onto the eigenvectors of C with the smallest eigenvalues, as many as together hold at most this
+    /// share of its trace (AlphaEdit, arXiv 2410.02355).
     NullSpace(f64),
 }
 
@@ -370,13 +375,7 @@ enum Identity<'a> {
         paired: Vec<(Digest, u64)>,
         unlabelled: Vec<(Digest, u64)>,
         unlabelled_weight: f64,
-        ridge: f64,
-    },
-    MomentsNullSpace {
-        paired: Vec<(Digest, u64)>,
-        unlabelled: Vec<(Digest, u64)>,
-        unlabelled_weight: f64,
-        energy: f64,
+        correction: Correction,
     },
     Survey {
         forget: Vec<Digest>,
@@ -435,13 +434,12 @@ impl Job {
                 classes: classes.digest,
             },
             Task::Moments(source) => Identity::Moments { source: source.digest() },
-            Task::MomentsReduce(task) => {
-                let (paired, unlabelled, unlabelled_weight) = (parts(&task.paired), parts(&task.unlabelled), task.unlabelled_weight);
-                match task.correction {
-                    Correction::Ridge(ridge) => Identity::MomentsReduce { paired, unlabelled, unlabelled_weight, ridge },
-                    Correction::NullSpace(energy) => Identity::MomentsNullSpace { paired, unlabelled, unlabelled_weight, energy },
-                }
-            }
+            Task::MomentsReduce(task) => Identity::MomentsReduce {
+                paired: parts(&task.paired),
+                unlabelled: parts(&task.unlabelled),
+                unlabelled_weight: task.unlabelled_weight,
+                correction: task.correction,
+            },
             Task::Survey(task) => Identity::Survey {
                 forget: digests(&task.forget),
                 retain_gradient: task.retain_gradient.digest,

@@ -83,10 +83,12 @@ pub enum TaskResult {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MomentsResult {
-    /// For each layer, by its name, (C + ρI)⁻¹ `[inputs, inputs]`, float32.
+    /// For each layer `NAME`, float32: `NAME.inputs` `[inputs, inputs]` stands to the right of a gradient to be corrected, and
+    /// `NAME.outputs` `[outputs, outputs]`, where the correction has one, to its left.
     pub inverse: ArtifactRef,
-    /// For each layer `NAME`: `NAME.inverse` is (C₀ + ρI)⁻¹ of one half of the data, `NAME.moment` is C₁ of the other half
-    /// of the retain set, so that a direction can be judged on what did not shape it.
+    /// For each layer `NAME`: the same two of one half of the data, as `NAME.inputs.inverse` and `NAME.outputs.inverse`, and the
+    /// moments of the other half of the retain set, as `NAME.inputs.moment` and `NAME.outputs.moment`, so that a direction can be
+    /// judged on what did not shape it.
     pub folds: ArtifactRef,
     /// Texts or images of the retain set in it.
     pub paired: u64,
@@ -224,7 +226,7 @@ pub struct RankedLayer {
     pub cosine: f64,
     /// Whether it is on its tower's Pareto front.
     pub pareto: bool,
-    /// η = ⟨g, D⟩ / √tr(D C₁ Dᵀ) with D = g (C₀ + ρI)⁻¹: forgetting gained per change of what must stay and did not
+    /// η = ⟨g, D⟩ / √tr(M₁ D C₁ Dᵀ) with D corrected by C₀ and M₀: forgetting gained per change of what must stay and did not
     /// shape the direction; where second moments are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub efficiency: Option<f64>,

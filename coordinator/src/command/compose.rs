@@ -1,5 +1,6 @@
 //! `lethe compose`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -22,6 +23,9 @@ pub(super) struct Compose {
     /// Remove a concept at another strength: 1 as found, 0 not at all. May be given for several concepts.
     #[arg(long, value_name = "ID=A", value_parser = strength)]
     strength: Vec<(String, f64)>,
+    /// Remove every concept of a group at this strength, but for those that --strength names.
+    #[arg(long, value_name = "GROUP=A", value_parser = strength)]
+    group_strength: Vec<(String, f64)>,
     /// Leave a concept out.
     #[arg(long, value_name = "ID")]
     remove: Vec<String>,
@@ -68,6 +72,9 @@ fn addition(text: &str) -> Result<(String, String), String> {
 pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
     let parent = Release::open(&here("RELEASE", &options.release)?).await?;
     let mut request = Request { remove: options.remove.clone(), strength: options.strength.clone(), ..Request::default() };
+    for (group, strength) in &options.group_strength {
+        request.strength.extend(of_group(&parent, group, *strength, &request)?);
+    }
     for (release, id) in &options.add {
         request.add.push((Release::open(&here("--add", release)?).await?, id.clone()));
     }
@@ -100,6 +107,19 @@ pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
         ))?;
     }
     Ok(exit::DONE)
+}
+
+/// The strengths of a group's concepts that nothing else is said about.
+fn of_group(parent: &Release, group: &str, strength: f64, request: &Request) -> Result<Vec<(String, f64)>, Failure> {
+    let members = parent.record.concepts.iter().filter(|concept| concept.group.as_deref() == Some(group));
+    let ids: Vec<&String> = members.map(|concept| &concept.id).collect();
+    if ids.is_empty() {
+        let known: BTreeSet<&str> = parent.record.concepts.iter().filter_map(|concept| concept.group.as_deref()).collect();
+        let known = Vec::from_iter(known).join(", ");
+        return Err(Failure::input(format!("{} removes no concept of group `{group}`; its groups: {known}", parent.address())));
+    }
+    let named = |id: &String| request.remove.contains(id) || request.strength.iter().any(|(named, _)| named == id);
+    Ok(ids.into_iter().filter(|id| !named(id)).map(|id| (id.clone(), strength)).collect())
 }
 
 fn table(preview: &Preview) -> String {

@@ -13,7 +13,7 @@ use lethe_shared::record::Missing;
 use safetensors::SafeTensors;
 
 use super::{Directions, Edits, Found, HeldOut, Run, concept_results, fetch_directions, mismatch, unsolved};
-use crate::dosing::{Seen, adjust};
+use crate::dosing::{Aim, Seen, adjust};
 use crate::failure::Failure;
 use crate::plan::PlannedConcept;
 use crate::recipe::Recipe;
@@ -143,10 +143,14 @@ async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure>
     }
     let files = fetch_directions(plan, run.dispatcher, found).await?;
     let mut wanted: Vec<f64> = recipe.parts().iter().filter_map(|part| part.target).collect();
-    let (tolerance, top) = match plan.settings.stop {
-        Stop::Fa1 => (plan.manifest.composition.tolerance, 1),
-        Stop::Fa5 => (plan.manifest.composition.tolerance, 5),
+    let aim = |found: &Found<'_>| {
+        let top = match found.planned.stop {
+            Stop::Fa1 => 1,
+            Stop::Fa5 => 5,
+        };
+        Aim { tolerance: found.planned.tolerance, top }
     };
+    let aims: Vec<Aim> = found.iter().map(aim).collect();
     let mut best: Option<(usize, f64, Vec<f64>)> = None;
     for round in 0..=rounds {
         recipe = recipe.with_targets(&wanted);
@@ -154,7 +158,7 @@ async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure>
         let seen = look(run, found, &edits, &files).await?;
         // Only what is applied as found is expected to be gone.
         let judged = |i: usize| found[i].planned.concept.strength == 1.0;
-        let showing = (0..found.len()).filter(|&i| judged(i) && seen[i].share > tolerance).count();
+        let showing = (0..found.len()).filter(|&i| judged(i) && seen[i].share > aims[i].tolerance).count();
         let steps: Vec<f64> = edits.iter().map(Edit::factor).collect();
         let cost = recipe.interference().map_or(0.0, |interference| interference.predicted_cost(&steps));
         if best.as_ref().is_none_or(|(least, cheapest, _)| showing < *least || (showing == *least && cost < *cheapest)) {
@@ -162,7 +166,7 @@ async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure>
         }
         tracing::info!(round, showing, cost, "doses");
         let before = wanted.clone();
-        adjust(&mut wanted, &seen, tolerance, top);
+        adjust(&mut wanted, &seen, &aims);
         for i in (0..found.len()).filter(|&i| !judged(i)) {
             wanted[i] = before[i];
         }
@@ -207,13 +211,12 @@ async fn look(run: &mut Run<'_>, found: &[Found<'_>], edits: &[Edit], files: &Di
         hits.extend(result.items);
         best.extend(result.best);
     }
-    let stop = run.plan.settings.stop;
     let empty = Hits::default();
     let seen = |found: &Found<'_>| {
         let item = jobs::forget_item(&found.planned.concept.id);
         let hits = hits.get(&item).unwrap_or(&empty);
         let own = |class: u32| class == found.planned.concept.class_index;
-        let share = match stop {
+        let share = match found.planned.stop {
             Stop::Fa1 => hits.mean_top1(own),
             Stop::Fa5 => hits.mean_top5(own),
         };

@@ -243,8 +243,10 @@ impl Run<'_> {
     }
 
     fn summarise(&self, record: &Composition) -> Summary {
-        let stop = self.plan.settings.stop;
-        let forgotten = |measured: &Measured| is_forgotten(measured.accuracy(), stop);
+        let stops: BTreeMap<&str, Stop> = self.plan.concepts.iter().map(|planned| (planned.concept.id.as_str(), planned.stop)).collect();
+        let forgotten = |concept: &ConceptRecord, measured: &Measured| {
+            is_forgotten(measured.accuracy(), stops.get(concept.id.as_str()).copied().unwrap_or(self.plan.settings.stop))
+        };
         let mut drops: Vec<(String, f64)> =
             record.concepts.iter().filter_map(|c| Some((c.id.clone(), 100.0 * (c.before.utility? - c.alone.utility?)))).collect();
         let utility_drop_alone = Spread::of(drops.iter().map(|(_, drop)| *drop).collect());
@@ -259,8 +261,12 @@ impl Run<'_> {
         Summary {
             concepts: self.plan.concepts.len(),
             edited: record.concepts.len(),
-            forgotten_alone: record.concepts.iter().filter(|c| forgotten(&c.alone)).count(),
-            forgotten_composed: record.concepts.iter().filter(|c| c.composed.as_ref().is_some_and(forgotten)).count(),
+            forgotten_alone: record.concepts.iter().filter(|c| forgotten(c, &c.alone)).count(),
+            forgotten_composed: record
+                .concepts
+                .iter()
+                .filter(|c| c.composed.as_ref().is_some_and(|measured| forgotten(c, measured)))
+                .count(),
             missing: record.missing.clone(),
             utility_drop_alone,
             costliest: drops,

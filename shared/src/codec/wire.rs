@@ -83,6 +83,13 @@ enum TaskV1 {
     Direction(DirectionV1),
     Interference { concepts: Vec<InterferenceV1> },
     MomentsNullSpace { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, energy: f64 },
+    MomentsCorrection { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, correction: CorrectionV1 },
+}
+
+#[derive(Serialize, Deserialize)]
+enum CorrectionV1 {
+    Ridge { inputs: f64, outputs: f64 },
+    NullSpace(f64),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -222,10 +229,11 @@ impl From<&Job> for JobV1 {
             Task::MomentsReduce(task) => {
                 let parts = |parts: &[MomentsPart]| parts.iter().map(|p| MomentsV1 { sum: p.sum.into(), items: p.items }).collect();
                 let (paired, unlabelled, unlabelled_weight) = (parts(&task.paired), parts(&task.unlabelled), task.unlabelled_weight);
-                match task.correction {
-                    Correction::Ridge(ridge) => TaskV1::MomentsReduce { paired, unlabelled, unlabelled_weight, ridge },
-                    Correction::NullSpace(energy) => TaskV1::MomentsNullSpace { paired, unlabelled, unlabelled_weight, energy },
-                }
+                let correction = match task.correction {
+                    Correction::Ridge { inputs, outputs } => CorrectionV1::Ridge { inputs, outputs },
+                    Correction::NullSpace(energy) => CorrectionV1::NullSpace(energy),
+                };
+                TaskV1::MomentsCorrection { paired, unlabelled, unlabelled_weight, correction }
             }
             Task::Survey(task) => TaskV1::Survey {
                 concept: task.concept.clone(),
@@ -292,11 +300,15 @@ impl TryFrom<JobV1> for Job {
                 SourceV1::Images(shard) => MomentSource::Images(shard.try_into()?),
                 SourceV1::Texts(texts) => MomentSource::Texts(texts.into()),
             }),
-            TaskV1::MomentsReduce { paired, unlabelled, unlabelled_weight, ridge } => {
-                moments_reduce(paired, unlabelled, unlabelled_weight, Correction::Ridge(ridge))?
+            TaskV1::MomentsReduce { .. } | TaskV1::MomentsNullSpace { .. } => {
+                return Err(Error::Invalid("an older release planned this job; run the same release of lethe and lethe-worker".into()));
             }
-            TaskV1::MomentsNullSpace { paired, unlabelled, unlabelled_weight, energy } => {
-                moments_reduce(paired, unlabelled, unlabelled_weight, Correction::NullSpace(energy))?
+            TaskV1::MomentsCorrection { paired, unlabelled, unlabelled_weight, correction } => {
+                let correction = match correction {
+                    CorrectionV1::Ridge { inputs, outputs } => Correction::Ridge { inputs, outputs },
+                    CorrectionV1::NullSpace(energy) => Correction::NullSpace(energy),
+                };
+                moments_reduce(paired, unlabelled, unlabelled_weight, correction)?
             }
             TaskV1::Survey { concept, forget, retain_gradient, folds, method } => Task::Survey(Box::new(SurveyTask {
                 concept,
@@ -499,8 +511,12 @@ fn moments_reduce(
     unlabelled_weight: f64,
     correction: Correction,
 ) -> Result<Task, Error> {
-    let (Correction::Ridge(amount) | Correction::NullSpace(amount)) = correction;
-    if !(unlabelled_weight.is_finite() && unlabelled_weight >= 0.0 && amount.is_finite() && amount > 0.0) {
+    let positive = |value: f64| value.is_finite() && value > 0.0;
+    let sensible = match correction {
+        Correction::Ridge { inputs, outputs } => positive(inputs) && positive(outputs),
+        Correction::NullSpace(energy) => positive(energy),
+    };
+    if !(unlabelled_weight.is_finite() && unlabelled_weight >= 0.0 && sensible) {
         return Err(Error::Invalid(format!("weight {unlabelled_weight} or {correction:?} is out of range")));
     }
     let parts = |parts: Vec<MomentsV1>| -> Result<Vec<MomentsPart>, Error> {

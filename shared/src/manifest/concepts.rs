@@ -1,12 +1,12 @@
 //! Concepts: a CSV table, JSON lines, or a list in the manifest, all with the same fields.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::read::{at_line, is_id};
-use super::{Classes, Error, Manifest};
+use super::{Classes, Error, Manifest, Stop};
 use crate::address::Address;
 
 /// Largest table, bytes.
@@ -34,9 +34,15 @@ pub struct Row {
     /// How strongly it is removed: 1 as found, 0 not at all.
     #[serde(default)]
     pub strength: Option<f64>,
-    /// For reports.
+    /// For reports, and for a strength of its own (`concepts.groups`).
     #[serde(default)]
     pub group: Option<String>,
+    /// When it counts as forgotten; `method.stop` unless given.
+    #[serde(default)]
+    pub stop: Option<Stop>,
+    /// Share of its forget images that may still be found; `composition.tolerance` unless given.
+    #[serde(default)]
+    pub tolerance: Option<f64>,
 }
 
 /// A checked concept.
@@ -52,10 +58,14 @@ pub struct Concept {
     pub class_index: u32,
     /// Its shards; wildcards in the last part allowed.
     pub forget: Vec<Address>,
-    /// Strength α.
+    /// Strength α, its group's in it.
     pub strength: f64,
     /// For reports.
     pub group: Option<String>,
+    /// When it counts as forgotten, where not as all others.
+    pub stop: Option<Stop>,
+    /// Share of its forget images that may still be found, where not as of all others.
+    pub tolerance: Option<f64>,
     /// Where it stands, for messages.
     pub place: String,
 }
@@ -97,7 +107,7 @@ fn parse_csv(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
             return Err(at_line(name, Some(1), &format!("column `{required}` is missing")));
         }
     }
-    let known = ["id", "name", "class", "forget", "strength", "group"];
+    let known = ["id", "name", "class", "forget", "strength", "group", "stop", "tolerance"];
     if let Some(column) = header.iter().find(|column| !known.contains(column)) {
         return Err(at_line(name, Some(1), &format!("unknown column `{column}`, expected {}", known.join(", "))));
     }
@@ -123,6 +133,25 @@ fn parse_lines(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
 
 fn bound(count: usize, name: &str) -> Result<(), Error> {
     if count > MAX_CONCEPTS { Err(Error::new(name, "more than 100,000 concepts")) } else { Ok(()) }
+}
+
+/// Multiplies each concept's strength with its group's.
+///
+/// # Errors
+/// [`Error`] when a group has no concept, or a strength is out of range.
+pub fn strengthen(concepts: &mut [Concept], groups: &BTreeMap<String, f64>, file: &str) -> Result<(), Error> {
+    for (group, strength) in groups {
+        let wrong = |problem: String| Error::new(format!("{file}: concepts.groups"), problem);
+        if !(0.0..=MAX_STRENGTH).contains(strength) {
+            return Err(wrong(format!("strength of group `{group}` is {strength}, expected 0 to {MAX_STRENGTH}")));
+        }
+        let mut members = concepts.iter_mut().filter(|concept| concept.group.as_deref() == Some(group)).peekable();
+        if members.peek().is_none() {
+            return Err(wrong(format!("no concept is of group `{group}`")));
+        }
+        members.for_each(|concept| concept.strength = (concept.strength * strength).min(MAX_STRENGTH));
+    }
+    Ok(())
 }
 
 impl Manifest {
@@ -186,6 +215,9 @@ fn check_row(row: &Row, file: &str, line: usize, folder: &Address, classes: &Cla
     if !(0.0..=MAX_STRENGTH).contains(&strength) {
         return Err(wrong(format!("concept `{id}`: strength is {strength}, expected 0 to {MAX_STRENGTH}")));
     }
+    if let Some(tolerance) = row.tolerance.filter(|tolerance| !(0.0..1.0).contains(tolerance)) {
+        return Err(wrong(format!("concept `{id}`: tolerance is {tolerance}, expected at least 0 and below 1")));
+    }
     let mut forget = Vec::new();
     for part in row.forget.split(';').map(str::trim).filter(|part| !part.is_empty()) {
         let address = resolve(part, folder).map_err(|problem| wrong(format!("concept `{id}`: forget: {problem}")))?;
@@ -203,6 +235,8 @@ fn check_row(row: &Row, file: &str, line: usize, folder: &Address, classes: &Cla
         forget,
         strength,
         group,
+        stop: row.stop,
+        tolerance: row.tolerance,
         place: format!("{file}:{line}"),
     })
 }
@@ -262,6 +296,8 @@ mod tests {
             ("id,name,class,forget\na,x,cat,x.tar\nb,y,cat,y.tar", "t.csv:3: concept `b` has class `cat`, which concept `a`"),
             ("id,name,forget,strength\na,cat,x.tar,-1", "t.csv:2: concept `a`: strength is -1"),
             ("id,name,forget,strength\na,cat,x.tar,strong", "t.csv:2: "),
+            ("id,name,forget,stop\na,cat,x.tar,fa2", "t.csv:2: "),
+            ("id,name,forget,tolerance\na,cat,x.tar,1", "t.csv:2: concept `a`: tolerance is 1"),
             ("id,name,forget\n../a,cat,x.tar", "t.csv:2: id `../a`"),
             ("id,name,forget\na,cat,", "t.csv:2: concept `a` has no forget shard"),
             ("id,name,forget\na,cat,ftp://x", "t.csv:2: concept `a`: forget: `ftp://x` is not an address"),
@@ -279,6 +315,21 @@ mod tests {
                 .contains("unknown field `colour`")
         );
         assert!(read("x", "t.txt").unwrap_err().contains("ends in .csv or .jsonl"));
+    }
+
+    #[test]
+    fn a_group_has_a_strength_and_a_concept_an_aim_of_its_own() {
+        let table = "id,name,forget,strength,group,stop,tolerance\na,cat,x.tar,0.5,pets,fa1,0.2\nb,dog,y.tar,,pets,,\nc,rocket,z.tar,,,,";
+        let mut concepts = read(table, "t.csv").unwrap();
+        let aims: Vec<_> = concepts.iter().map(|concept| (concept.stop, concept.tolerance)).collect();
+        assert_eq!(aims, [(Some(Stop::Fa1), Some(0.2)), (None, None), (None, None)]);
+        let groups = |name: &str, strength| BTreeMap::from([(name.to_owned(), strength)]);
+        strengthen(&mut concepts, &groups("pets", 0.5), "m.toml").unwrap();
+        assert_eq!(concepts.iter().map(|concept| concept.strength).collect::<Vec<_>>(), [0.25, 0.5, 1.0]);
+        for (name, strength, says) in [("pet", 1.0, "no concept is of group `pet`"), ("pets", -1.0, "strength of group `pets` is -1")] {
+            let error = strengthen(&mut concepts, &groups(name, strength), "m.toml").unwrap_err().to_string();
+            assert!(error.starts_with("m.toml: concepts.groups: ") && error.contains(says), "{error}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod concepts;
 mod gates;
 mod read;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -122,12 +123,15 @@ fn default_template() -> String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConceptsSection {
-    /// CSV or JSONL file with the columns `id`, `name`, `class`, `forget`, `strength`, `group`.
+    /// CSV or JSONL file with the columns `id`, `name`, `class`, `forget`, `strength`, `group`, `stop`, `tolerance`.
     #[serde(default)]
     pub table: Option<String>,
     /// The same fields in the manifest itself.
     #[serde(default)]
     pub list: Vec<concepts::Row>,
+    /// Strengths of groups, multiplied with each concept's own.
+    #[serde(default)]
+    pub groups: BTreeMap<String, f64>,
 }
 
 /// Which forget accuracy has to reach 0.
@@ -181,7 +185,8 @@ impl From<&MethodSection> for MethodSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CompositionMethod {
-    /// Steps along D = g (C + ρI)⁻¹, where C are second moments of what must stay, with doses solved together.
+    /// Steps along D = (M + ρ_M I)⁻¹ g (C + ρI)⁻¹, where C and M are second moments of what must stay, of a layer's inputs and of the
+    /// gradients at its outputs, with doses solved together.
     #[default]
     Preconditioned,
     /// Steps along g P, where P projects onto what the second moments of what must stay hardly reach (AlphaEdit,
@@ -243,6 +248,9 @@ pub struct CompositionSection {
     pub layers: u32,
     /// `preconditioned`: ridge ρ on the second moments, as a share of their mean diagonal: higher keeps steps shorter and protects less.
     pub ridge: f64,
+    /// `preconditioned`: ridge ρ_M on the second moments of gradients at a layer's outputs, as a share of their mean diagonal: lower
+    /// turns edits more towards outputs that what must stay is insensitive to; 1000 and more leaves outputs as they are.
+    pub output_ridge: f64,
     /// `null-space`: share of the second moments' trace that what edits may use holds at most.
     pub null_energy: f64,
     /// `ties`: share of each edit's values that is kept.
@@ -266,6 +274,7 @@ impl Default for CompositionSection {
             towers: Towers::default(),
             layers: 1,
             ridge: 0.0003,
+            output_ridge: 0.3,
             null_energy: 0.01,
             density: 0.2,
             drop: 0.9,

@@ -90,6 +90,9 @@ impl Manifest {
         if !(composition.ridge >= 1e-6 && composition.ridge <= 1e3) {
             return wrong("composition.ridge", format!("is {}, expected 0.000001 to 1000", composition.ridge));
         }
+        if !(composition.output_ridge >= 1e-4 && composition.output_ridge <= 1e6) {
+            return wrong("composition.output_ridge", format!("is {}, expected 0.0001 to 1000000", composition.output_ridge));
+        }
         if !(composition.null_energy > 0.0 && composition.null_energy < 1.0) {
             return wrong("composition.null_energy", format!("is {}, expected above 0 and below 1", composition.null_energy));
         }

@@ -46,13 +46,17 @@ impl Candidate {
 
 /// η of a layer, judged on the half of the retain set that did not shape the direction; `None` without moments.
 fn efficiency(folds: &Matrices, layer: &str, gradient: &Tensor) -> Result<Option<f64>, Error> {
-    let (Some(inverse), Some(moment)) = (folds.get(&format!("{layer}.inverse")), folds.get(&format!("{layer}.moment"))) else {
-        return Ok(None);
-    };
-    let direction = gradient.f_matmul(&inverse)?;
+    let of = |side: &str| Some((folds.get(&format!("{layer}.{side}.inverse"))?, folds.get(&format!("{layer}.{side}.moment"))?));
+    let Some((inverse, moment)) = of("inputs") else { return Ok(None) };
+    let mut direction = gradient.f_matmul(&inverse)?;
+    let mut moving = direction.f_matmul(&moment)?;
+    if let Some((inverse, moment)) = of("outputs") {
+        direction = inverse.f_matmul(&direction)?;
+        moving = moment.f_matmul(&inverse)?.f_matmul(&moving)?;
+    }
     let value = |t: Tensor| -> Result<f64, Error> { Ok(t.f_sum(Kind::Double)?.f_double_value(&[])?) };
     let gained = value(gradient.f_mul(&direction)?)?;
-    let moved = value(direction.f_matmul(&moment)?.f_mul(&direction)?)?;
+    let moved = value(moving.f_mul(&direction)?)?;
     Ok(Some(if moved > 0.0 { gained / moved.sqrt() } else { 0.0 }))
 }
 

@@ -51,10 +51,7 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
     let gradients = forget.mean(&weights)?;
     let _guard = tch::no_grad_guard();
     let factored = stages.time("factors", || gradients.iter().map(|(_, g)| Ok(Factors::of(g)?)).collect::<Result<Vec<_>, Error>>())?;
-    let inverse = inverses.get(&task.layer).ok_or_else(|| Error::Input(format!("there are no moments of layer `{}`", task.layer)))?;
-    // D = g (C + ρI)⁻¹ has the rank of g: only the factor on the side of the inputs changes.
-    let down = factored[position].down.f_to_kind(Kind::Double)?.f_matmul(&inverse.f_to_kind(Kind::Double)?)?;
-    let direction = Factors { up: factored[position].up.shallow_clone(), down: down.f_to_kind(Kind::Float)?, residual: 0.0 };
+    let direction = corrected(&factored[position], &inverses, &task.layer)?;
 
     let forget_images = Forget::of(scope, &model, &judges, task.class, &pixels)?;
     let (ground, subject) = (judges.ground(&model), forget_images.subject());
@@ -83,6 +80,19 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
         rank: factored.iter().map(|f| f.rank() as u32).max().unwrap_or(0),
         residual: factored.iter().map(|f| f.residual).fold(0.0, f64::max),
     })
+}
+
+/// D = (M + ρ_M I)⁻¹ g (C + ρI)⁻¹, which has the rank of g: each side changes its own factor.
+fn corrected(gradient: &Factors, inverses: &Matrices, layer: &str) -> Result<Factors, Error> {
+    let wide = |t: &Tensor| t.f_to_kind(Kind::Double);
+    let inputs =
+        inverses.get(&format!("{layer}.inputs")).ok_or_else(|| Error::Input(format!("there are no moments of layer `{layer}`")))?;
+    let down = wide(&gradient.down)?.f_matmul(&wide(&inputs)?)?.f_to_kind(Kind::Float)?;
+    let up = match inverses.get(&format!("{layer}.outputs")) {
+        Some(outputs) => wide(&outputs)?.f_matmul(&wide(&gradient.up)?)?.f_to_kind(Kind::Float)?,
+        None => gradient.up.shallow_clone(),
+    };
+    Ok(Factors { up, down, residual: 0.0 })
 }
 
 fn layer(architecture: &Architecture, name: &str) -> Result<ParameterId, Error> {

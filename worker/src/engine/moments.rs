@@ -54,8 +54,9 @@ pub(super) fn sum(scope: Scope<'_>, model: &ModelRef, source: &MomentSource, sta
     let mut file = Vec::new();
     for (layer, halves) in sum.sums(&weights)? {
         let name = &model.clip.architecture().spec(layer).name;
-        for (half, tensor) in halves.iter().enumerate() {
-            file.push((format!("{name}.{half}"), tensor.shallow_clone()));
+        for (half, moments) in halves.iter().enumerate() {
+            file.push((format!("{name}.inputs.{half}"), moments.inputs.shallow_clone()));
+            file.push((format!("{name}.outputs.{half}"), moments.outputs.shallow_clone()));
         }
     }
     let artifact = stages.time("store", || put(scope, &file))?;
@@ -93,35 +94,32 @@ pub(super) fn reduce(scope: Scope<'_>, task: &MomentsReduceTask, stages: &mut St
     let files = |parts: &[MomentsPart]| parts.iter().map(|part| scope.get(&part.sum)).collect::<Result<Vec<_>, _>>();
     let (paired, unlabelled) = stages.time("store", || Ok((files(&task.paired)?, files(&task.unlabelled)?)))?;
     let first = paired.first().ok_or_else(|| Error::Input("there is no retain shard to take moments from".into()))?;
-    let mut layers: Vec<String> = parse(first)?.names().iter().filter_map(|name| name.strip_suffix(".0").map(str::to_owned)).collect();
+    let names = parse(first)?;
+    let mut layers: Vec<&str> = names.names().into_iter().filter_map(|name| name.strip_suffix(".inputs.0")).collect();
     layers.sort_unstable();
     let count = |parts: &[MomentsPart]| parts.iter().map(|part| part.items).sum::<u64>();
     let (mut inverses, mut folds) = (Vec::new(), Vec::new());
     for layer in layers {
         scope.check()?;
-        let half = |files: &[Bytes], half: usize| total(files, &format!("{layer}.{half}"));
-        let (p0, p1) = (half(&paired, 0)?, half(&paired, 1)?);
-        let (p0, p1) = match (p0, p1) {
-            (Some(p0), Some(p1)) => (p0, p1),
-            _ => return Err(Error::Input(format!("the moments lack layer `{layer}`"))),
-        };
-        let (u0, u1) = (half(&unlabelled, 0)?, half(&unlabelled, 1)?);
-        stages.time("invert", || {
-            let all = |a: &Tensor, b: &Option<Tensor>| -> Result<Tensor, Error> {
-                Ok(match b {
-                    Some(b) => a.f_add(b)?,
-                    None => a.shallow_clone(),
-                })
+        for side in Side::BOTH {
+            let name = format!("{layer}.{}", side.name());
+            let moments = SideMoments::of(&paired, &unlabelled, &name)?;
+            // Per item, so that efficiencies of layers and towers compare; M is a matter of proportions.
+            let judged = match side {
+                Side::Inputs => moments.paired[1].f_div_scalar(count(&task.paired).max(1) as f64)?,
+                Side::Outputs => scaled(&moments.paired[1])?,
             };
-            let whole = u0.as_ref().map(|u0| all(u0, &u1)).transpose()?;
-            let inverse = corrected(&p0.f_add(&p1)?, whole.as_ref(), task)?;
-            inverses.push((layer.clone(), inverse));
-            folds.push((format!("{layer}.inverse"), corrected(&p0, u0.as_ref(), task)?));
-            // Per item, so that efficiencies of layers and towers compare.
-            let judged = p1.f_div_scalar(count(&task.paired).max(1) as f64)?.f_to_kind(Kind::Float)?;
-            folds.push((format!("{layer}.moment"), judged));
-            Ok(())
-        })?;
+            let Some(correct) = side.correction(task.correction) else { continue };
+            stages.time("invert", || {
+                let weight = task.unlabelled_weight;
+                let whole = moments.unlabelled.as_ref().map(|[first, second]| first.f_add(second)).transpose()?;
+                inverses.push((name.clone(), correct.of(&mix(&moments.paired[0].f_add(&moments.paired[1])?, whole.as_ref(), weight)?)?));
+                let fold = mix(&moments.paired[0], moments.unlabelled.as_ref().map(|[first, _]| first), weight)?;
+                folds.push((format!("{name}.inverse"), correct.of(&fold)?));
+                folds.push((format!("{name}.moment"), judged.f_to_kind(Kind::Float)?));
+                Ok(())
+            })?;
+        }
     }
     stages.time("store", || {
         Ok(MomentsResult {
@@ -131,6 +129,54 @@ pub(super) fn reduce(scope: Scope<'_>, task: &MomentsReduceTask, stages: &mut St
             unlabelled: count(&task.unlabelled),
         })
     })
+}
+
+/// The two sides of a layer.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Inputs,
+    Outputs,
+}
+
+impl Side {
+    const BOTH: [Self; 2] = [Self::Inputs, Self::Outputs];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Inputs => "inputs",
+            Self::Outputs => "outputs",
+        }
+    }
+
+    /// What is made of this side's moments, where a correction makes something of them.
+    fn correction(self, correction: Correction) -> Option<Corrected> {
+        match (self, correction) {
+            (Self::Inputs, Correction::Ridge { inputs: ridge, .. }) | (Self::Outputs, Correction::Ridge { outputs: ridge, .. }) => {
+                Some(Corrected::Inverse { ridge })
+            }
+            (Self::Inputs, Correction::NullSpace(energy)) => Some(Corrected::NullSpace { energy }),
+            (Self::Outputs, Correction::NullSpace(_)) => None,
+        }
+    }
+}
+
+/// The moments of one side of a layer, float64, of two halves of the data each.
+struct SideMoments {
+    paired: [Tensor; 2],
+    unlabelled: Option<[Tensor; 2]>,
+}
+
+impl SideMoments {
+    fn of(paired: &[Bytes], unlabelled: &[Bytes], name: &str) -> Result<Self, Error> {
+        let halves = |files: &[Bytes]| -> Result<Option<[Tensor; 2]>, Error> {
+            Ok(match (total(files, &format!("{name}.0"))?, total(files, &format!("{name}.1"))?) {
+                (Some(first), Some(second)) => Some([first, second]),
+                _ => None,
+            })
+        };
+        let paired = halves(paired)?.ok_or_else(|| Error::Input(format!("the moments lack `{name}`")))?;
+        Ok(Self { paired, unlabelled: halves(unlabelled)? })
+    }
 }
 
 fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, Error> {
@@ -154,24 +200,40 @@ fn total(files: &[Bytes], name: &str) -> Result<Option<Tensor>, Error> {
     Ok(total)
 }
 
-/// What directions are multiplied by: (C + ρI)⁻¹ or a projection, see [`Correction`], with C = (P + w·U) / (1 + w), both scaled to a
-/// mean diagonal of 1. Float32.
-fn corrected(paired: &Tensor, unlabelled: Option<&Tensor>, task: &MomentsReduceTask) -> Result<Tensor, Error> {
-    let side = paired.size()[0];
-    let scaled = |moment: &Tensor| -> Result<Tensor, Error> {
-        let mean = moment.f_trace()?.f_double_value(&[])? / side as f64;
-        Ok(if mean > 0.0 { moment.f_div_scalar(mean)? } else { moment.shallow_clone() })
-    };
-    let mut moment = scaled(paired)?;
-    if let Some(unlabelled) = unlabelled {
-        let weight = task.unlabelled_weight;
-        moment = moment.f_add(&scaled(unlabelled)?.f_mul_scalar(weight)?)?.f_div_scalar(1.0 + weight)?;
+/// Moments with a mean diagonal of 1.
+fn scaled(moment: &Tensor) -> Result<Tensor, Error> {
+    let mean = moment.f_trace()?.f_double_value(&[])? / moment.size()[0] as f64;
+    Ok(if mean > 0.0 { moment.f_div_scalar(mean)? } else { moment.shallow_clone() })
+}
+
+/// (P + w·U) / (1 + w), both scaled to a mean diagonal of 1.
+fn mix(paired: &Tensor, unlabelled: Option<&Tensor>, weight: f64) -> Result<Tensor, Error> {
+    let paired = scaled(paired)?;
+    Ok(match unlabelled {
+        None => paired,
+        Some(unlabelled) => paired.f_add(&scaled(unlabelled)?.f_mul_scalar(weight)?)?.f_div_scalar(1.0 + weight)?,
+    })
+}
+
+/// What a gradient is multiplied by on one side.
+#[derive(Debug, Clone, Copy)]
+enum Corrected {
+    Inverse { ridge: f64 },
+    NullSpace { energy: f64 },
+}
+
+impl Corrected {
+    /// Of a moment; float32.
+    fn of(self, moment: &Tensor) -> Result<Tensor, Error> {
+        let corrected = match self {
+            Self::Inverse { ridge } => {
+                let identity = Tensor::f_eye(moment.size()[0], (Kind::Double, Device::Cpu))?;
+                moment.f_add(&identity.f_mul_scalar(ridge)?)?.f_inverse()?
+            }
+            Self::NullSpace { energy } => null_space(moment, energy)?,
+        };
+        Ok(corrected.f_to_kind(Kind::Float)?)
     }
-    let corrected = match task.correction {
-        Correction::Ridge(ridge) => moment.f_add(&Tensor::f_eye(side, (Kind::Double, Device::Cpu))?.f_mul_scalar(ridge)?)?.f_inverse()?,
-        Correction::NullSpace(energy) => null_space(&moment, energy)?,
-    };
-    Ok(corrected.f_to_kind(Kind::Float)?)
 }
 
 /// The projection onto the eigenvectors of a symmetric matrix with the smallest eigenvalues, as many as hold at most `energy` of its

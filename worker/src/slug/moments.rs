@@ -1,13 +1,14 @@
-//! Second moments of what goes into a layer, over what must stay.
+//! Second moments of what goes into a layer and of the gradients that come back to it, over what must stay.
 //!
 //! For a linear layer with inputs x_t and output gradients δ_t (t runs over items and tokens) the change Δ of its weight
 //! moves the embedding, seen along a random unit direction, by Σ δ_tᵀ Δ x_t. Over random directions its mean square is
-//! about tr(Δ C Δᵀ) with **C = Σ ‖δ_t‖² x_t x_tᵀ** (a Gauss-Newton factor; the outputs' own factor is left at the
-//! identity). So C says which changes what must stay would notice. No labels are needed: any texts serve a text layer,
-//! any images a vision layer.
+//! about tr(M Δ C Δᵀ) / tr(M), with the two factors **C = Σ ‖δ_t‖² x_t x_tᵀ** and **M = Σ δ_t δ_tᵀ** (a Gauss-Newton
+//! matrix as a Kronecker product, as K-FAC takes it, arXiv 1503.05671). So they say which changes what must stay would
+//! notice: C on the side of the inputs, M on that of the outputs. No labels are needed: any texts serve a text layer, any
+//! images a vision layer.
 
 use lethe_shared::draws::Draws;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::micro_batch::MicroBatch;
 use crate::model::clip::Input;
@@ -20,16 +21,32 @@ const PROBES: usize = 2;
 #[derive(Debug)]
 pub struct MomentSum {
     layers: Vec<ParameterId>,
-    sums: Vec<[Option<Tensor>; 2]>,
+    sums: Vec<[Sums; 2]>,
     draws: Draws,
     items: u64,
     micro_batch: MicroBatch,
 }
 
+/// What one half of the items comes to at one layer, float64; nothing without items.
+#[derive(Debug, Default)]
+struct Sums {
+    inputs: Option<Tensor>,
+    outputs: Option<Tensor>,
+}
+
+/// The moments of one half of the items at one layer, float32.
+#[derive(Debug)]
+pub struct LayerMoments {
+    /// C `[inputs, inputs]`.
+    pub inputs: Tensor,
+    /// M `[outputs, outputs]`.
+    pub outputs: Tensor,
+}
+
 impl MomentSum {
     /// An empty sum over these layers, all of one tower; `draws` are what random directions come from.
     pub fn new(layers: Vec<ParameterId>, draws: Draws, micro_batch: MicroBatch) -> Self {
-        let sums = layers.iter().map(|_| [None, None]).collect();
+        let sums = layers.iter().map(|_| Default::default()).collect();
         Self { layers, sums, draws, items: 0, micro_batch }
     }
 
@@ -63,7 +80,9 @@ impl MomentSum {
         for (number, directions) in (1..).zip(probes) {
             let seen = embedded.f_mul(&directions.f_to(embedded.device())?)?.f_sum(Kind::Float)?;
             let gradients = Tensor::f_run_backward(&[&seen], &outputs, number < probes.len(), false)?;
-            for (sensitivity, gradient) in sensitivities.iter_mut().zip(&gradients) {
+            let _guard = tch::no_grad_guard();
+            for (tap, (sensitivity, gradient)) in tapped.iter().zip(sensitivities.iter_mut().zip(&gradients)) {
+                self.add_outputs(tap.layer, gradient, halves)?;
                 let square = gradient.f_square()?.f_sum_dim_intlist([-1].as_slice(), true, Kind::Float)?.f_div_scalar(PROBES as f64)?;
                 match sensitivity {
                     None => *sensitivity = Some(square),
@@ -74,38 +93,33 @@ impl MomentSum {
         let _guard = tch::no_grad_guard();
         for (tap, sensitivity) in tapped.iter().zip(sensitivities) {
             if let Some(sensitivity) = sensitivity {
-                self.add_layer(tap, &sensitivity, halves)?;
+                self.add_inputs(tap, &sensitivity, halves)?;
             }
         }
         Ok(())
     }
 
-    fn add_layer(&mut self, tap: &Tapped, sensitivity: &Tensor, halves: &[bool]) -> Result<(), Error> {
-        let Some(position) = self.layers.iter().position(|&layer| layer == tap.layer) else { return Ok(()) };
-        for (half, sum) in self.sums[position].iter_mut().enumerate() {
-            let items: Vec<i64> = (0..).zip(halves).filter(|&(_, &second)| second == (half == 1)).map(|(item, _)| item).collect();
-            if items.is_empty() {
-                continue;
+    fn add_outputs(&mut self, layer: ParameterId, gradient: &Tensor, halves: &[bool]) -> Result<(), Error> {
+        let Some(position) = self.layers.iter().position(|&other| other == layer) else { return Ok(()) };
+        for (half, sums) in self.sums[position].iter_mut().enumerate() {
+            if let Some(items) = items_of(half, halves, gradient)? {
+                let gradients = rows(gradient, &items)?;
+                let moment = gradients.f_transpose(0, 1)?.f_matmul(&gradients)?.f_to_kind(Kind::Double)?.f_div_scalar(PROBES as f64)?;
+                add(&mut sums.outputs, moment)?;
             }
-            let items = Tensor::f_from_slice(&items)?.f_to(tap.input.device())?;
-            let rows = |t: &Tensor| -> Result<Tensor, Error> {
-                Ok(t.f_index_select(0, &items)?.f_reshape([-1, t.size().last().copied().unwrap_or(1)])?)
-            };
+        }
+        Ok(())
+    }
+
+    fn add_inputs(&mut self, tap: &Tapped, sensitivity: &Tensor, halves: &[bool]) -> Result<(), Error> {
+        let Some(position) = self.layers.iter().position(|&layer| layer == tap.layer) else { return Ok(()) };
+        for (half, sums) in self.sums[position].iter_mut().enumerate() {
+            let Some(items) = items_of(half, halves, &tap.input)? else { continue };
             // What comes after a text's pooled token moves nothing, and need not be multiplied.
-            let (inputs, squares) = (rows(&tap.input)?, rows(sensitivity)?);
+            let (inputs, squares) = (rows(&tap.input, &items)?, rows(sensitivity, &items)?);
             let moving = squares.f_squeeze_dim(1)?.f_nonzero()?.f_squeeze_dim(1)?;
             let weighed = inputs.f_index_select(0, &moving)?.f_mul(&squares.f_index_select(0, &moving)?.f_sqrt()?)?;
-            let moment = weighed.f_transpose(0, 1)?.f_matmul(&weighed)?.f_to_kind(Kind::Double)?;
-            if !moment.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
-                return Err(Error::Tensor {
-                    tensor: "moments".into(),
-                    problem: "are not finite; weights or inputs are out of range".into(),
-                });
-            }
-            match sum {
-                None => *sum = Some(moment),
-                Some(sum) => drop(sum.f_add_(&moment)?),
-            }
+            add(&mut sums.inputs, weighed.f_transpose(0, 1)?.f_matmul(&weighed)?.f_to_kind(Kind::Double)?)?;
         }
         Ok(())
     }
@@ -115,22 +129,48 @@ impl MomentSum {
         self.items
     }
 
-    /// The sums of both halves, float32 `[inputs, inputs]`, by layer.
+    /// The sums of both halves by layer; zeros for a half without items.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn sums(&self, weights: &Weights) -> Result<Vec<(ParameterId, [Tensor; 2])>, Error> {
-        let one = |layer: ParameterId, sum: &Option<Tensor>| -> Result<Tensor, Error> {
+    pub fn sums(&self, weights: &Weights) -> Result<Vec<(ParameterId, [LayerMoments; 2])>, Error> {
+        let one = |sum: &Option<Tensor>, side: i64, device: Device| -> Result<Tensor, Error> {
             Ok(match sum {
                 Some(sum) => sum.f_to_kind(Kind::Float)?,
-                None => {
-                    let inputs = weights.get(layer).size().last().copied().unwrap_or(1);
-                    Tensor::f_zeros([inputs, inputs], (Kind::Float, weights.get(layer).device()))?
-                }
+                None => Tensor::f_zeros([side, side], (Kind::Float, device))?,
             })
         };
-        self.layers.iter().zip(&self.sums).map(|(&layer, [first, second])| Ok((layer, [one(layer, first)?, one(layer, second)?]))).collect()
+        let both = |layer: ParameterId, sums: &Sums| -> Result<LayerMoments, Error> {
+            let (shape, device) = (weights.get(layer).size(), weights.get(layer).device());
+            let (outputs, inputs) = (shape.first().copied().unwrap_or(1), shape.last().copied().unwrap_or(1));
+            Ok(LayerMoments { inputs: one(&sums.inputs, inputs, device)?, outputs: one(&sums.outputs, outputs, device)? })
+        };
+        let layers = self.layers.iter().zip(&self.sums);
+        layers.map(|(&layer, [first, second])| Ok((layer, [both(layer, first)?, both(layer, second)?]))).collect()
     }
+}
+
+/// The items of one half, on the device of `like`; `None` when there are none.
+fn items_of(half: usize, halves: &[bool], like: &Tensor) -> Result<Option<Tensor>, Error> {
+    let items: Vec<i64> = (0..).zip(halves).filter(|&(_, &second)| second == (half == 1)).map(|(item, _)| item).collect();
+    Ok(if items.is_empty() { None } else { Some(Tensor::f_from_slice(&items)?.f_to(like.device())?) })
+}
+
+/// The vectors of these items, `[items · tokens, width]`.
+fn rows(values: &Tensor, items: &Tensor) -> Result<Tensor, Error> {
+    Ok(values.f_index_select(0, items)?.f_reshape([-1, values.size().last().copied().unwrap_or(1)])?)
+}
+
+fn add(sum: &mut Option<Tensor>, moment: Tensor) -> Result<(), Error> {
+    if !moment.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
+        let problem = "are not finite; weights or inputs are out of range".into();
+        return Err(Error::Tensor { tensor: "moments".into(), problem });
+    }
+    match sum {
+        None => *sum = Some(moment),
+        Some(sum) => drop(sum.f_add_(&moment)?),
+    }
+    Ok(())
 }
 
 /// Unit vectors `[n, d]`, evenly spread.
