@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-test test-deploy test-ecosystem bench bench-queue lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-test test-deploy test-ecosystem bench bench-queue bench-curate lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,6 +39,10 @@ bench: setup ## Time the demo's eight concepts with one worker and with two
 bench-queue: setup setup-test ## Send 5,000 jobs that do nothing through a real nats-server (JOBS=, WORKERS=)
 	@cargo build --release --locked
 	@target/release/bench-queue $(or $(JOBS),5000) $(or $(WORKERS),4)
+
+bench-curate: setup ## Curate 500 concepts from 200,000 synthetic pairs, against tar (PAIRS=, CONCEPTS=, SHARDS=)
+	@cargo build --release --locked
+	@tests/bench-curate.sh
 
 lint: setup ## Format, clippy, documentation
 	@cargo fmt --all --check

@@ -14,6 +14,7 @@
 //! | [`compose`] | many edits into one change per layer |
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`recompose`] | a new release from what an old one stored |
+//! | [`curate`] | from names and shards of pairs to everything a manifest names |
 //! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
 //! | [`summary`], [`progress`], [`board`] | what a person sees |
@@ -28,6 +29,7 @@ pub mod clusters;
 pub mod command;
 pub mod compose;
 pub mod coverage;
+pub mod curate;
 pub mod dispatch;
 pub mod dosing;
 #[cfg(feature = "embedded")]

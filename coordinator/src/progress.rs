@@ -31,6 +31,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Progress {
     phase: &'static str,
+    unit: &'static str,
     shown: Shown,
     total: usize,
     found: usize,
@@ -73,8 +74,13 @@ impl Show {
 }
 
 impl Progress {
-    /// Progress of a phase on stderr.
+    /// Progress of a phase of jobs on stderr.
     pub fn new(phase: &'static str) -> Self {
+        Self::counting(phase, "jobs")
+    }
+
+    /// Progress on stderr of a phase that does so many of something.
+    pub fn counting(phase: &'static str, unit: &'static str) -> Self {
         let shown = if std::io::stderr().is_terminal() && log::format() == log::Format::Human {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let template = "{prefix:18} {bar:30} {pos}/{len}  {elapsed} {msg}";
@@ -88,7 +94,7 @@ impl Progress {
         } else {
             Shown::Lines
         };
-        Self::with(phase, shown)
+        Self { unit, ..Self::with(phase, shown) }
     }
 
     /// Progress that nobody sees.
@@ -98,7 +104,7 @@ impl Progress {
 
     fn with(phase: &'static str, shown: Shown) -> Self {
         let now = Instant::now();
-        Self { phase, shown, total: 0, found: 0, done: 0, began: now, last_line: now }
+        Self { phase, unit: "jobs", shown, total: 0, found: 0, done: 0, began: now, last_line: now }
     }
 
     /// A phase of `total` jobs begins; `found` were done in an earlier run.
@@ -112,7 +118,7 @@ impl Progress {
                 bar.set_length(total as u64);
                 bar.set_position(found as u64);
             }
-            Shown::Lines => say("info", &format!("{}: {total} jobs{before}", self.phase)),
+            Shown::Lines => say("info", &format!("{}: {total} {}{before}", self.phase, self.unit)),
             Shown::Board(board) => board.phase(self.phase, total, found),
             Shown::Nothing => {}
         }

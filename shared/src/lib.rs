@@ -26,3 +26,4 @@ pub mod shard;
 pub mod store;
 pub mod telemetry;
 pub mod texts;
+pub mod words;

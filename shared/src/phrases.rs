@@ -1,13 +1,14 @@
 //! Finds many names in texts, as whole-word phrases: which classes a caption or an unlabelled text speaks of.
 //!
-//! Names and texts are compared word by word: in lower case, everything that is neither letter nor digit stands between
-//! words. `Red heart` is in `a red-heart, drawn` and not in `red hearts`. Spellings are not unified (`é` as one character
-//! is not `e` and an accent), so names should be spelled as the texts are.
+//! Names and texts are compared word by word, by the rules of [`words`](crate::words): `Red heart` is in `a red-heart, drawn`
+//! and not in `red hearts`.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+
+use crate::words::words;
 
 /// The names together are too long to be searched for at once.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -34,9 +35,31 @@ impl Phrases {
         Ok(Self { automaton, names })
     }
 
-    /// The names that occur in a text.
+    /// The names that occur in a text, also one inside another.
     pub fn find(&self, text: &str) -> BTreeSet<u32> {
         self.automaton.find_overlapping_iter(&words(text)).map(|found| self.names[found.pattern().as_usize()]).collect()
+    }
+}
+
+impl Phrases {
+    /// The names that occur in a text other than inside a longer one: `New York` alone in `New York at night`, `York` too in
+    /// `from York to New York`. Of two that overlap and lie in neither, both.
+    pub fn find_outermost(&self, text: &str) -> BTreeSet<u32> {
+        let words = words(text);
+        let found = self.automaton.find_overlapping_iter(&words);
+        let mut found: Vec<(usize, usize, u32)> = found.map(|m| (m.start(), m.end(), self.names[m.pattern().as_usize()])).collect();
+        // The longest first of those with one start: whatever comes later and ends no later lies inside.
+        found.sort_unstable_by_key(|&(start, end, name)| (start, std::cmp::Reverse(end), name));
+        let mut outer = (0, 0);
+        let mut names = BTreeSet::new();
+        for (start, end, name) in found {
+            // Two names of the same words have the same place.
+            if end > outer.1 || (start, end) == outer {
+                outer = (start, end);
+                names.insert(name);
+            }
+        }
+        names
     }
 }
 
@@ -44,17 +67,6 @@ impl fmt::Debug for Phrases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Phrases").field("names", &self.names.len()).finish_non_exhaustive()
     }
-}
-
-/// Words in lower case with one space before, between and after: then a whole-word phrase is a substring.
-fn words(text: &str) -> String {
-    let mut words = String::with_capacity(text.len() + 2);
-    words.push(' ');
-    for word in text.to_lowercase().split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty()) {
-        words.push_str(word);
-        words.push(' ');
-    }
-    words
 }
 
 #[cfg(test)]
@@ -79,13 +91,25 @@ mod tests {
     #[test]
     fn letters_of_every_script_count() {
         let names = ["être", "Straße", "ΟΔΟΣ", "кот", "寿司"];
-        assert_eq!(found(&names, "ÊTRE, straße; οδος. КОТ 寿司"), [0, 1, 2, 3, 4]);
-        assert!(found(&names, "fenêtre êtres котик 寿司屋").is_empty());
+        assert_eq!(found(&names, "ÊTRE, STRASSE; οδος. КОТ 寿司"), [0, 1, 2, 3, 4]);
+        assert!(found(&names, "fenêtre êtres котик 寿").is_empty());
     }
 
     #[test]
     fn overlapping_and_equal_names_are_all_found() {
         assert_eq!(found(&["ice cream", "cream cone", "Cream", "cream"], "ice cream cone"), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_name_inside_a_longer_one_is_not_meant() {
+        let names = ["York", "New York", "york minster", "new york city", "NEW-YORK"];
+        let outermost = |text: &str| Phrases::new(&names).unwrap().find_outermost(text).into_iter().collect::<Vec<_>>();
+        assert_eq!(outermost("New York at night"), [1, 4]);
+        assert_eq!(outermost("from York to New York"), [0, 1, 4]);
+        assert_eq!(outermost("new york minster"), [1, 2, 4]);
+        assert_eq!(outermost("New York City"), [3]);
+        assert_eq!(outermost("york"), [0]);
+        assert!(outermost("yorkshire").is_empty());
     }
 
     #[test]
@@ -105,6 +129,22 @@ mod tests {
             let joined: Vec<String> = names.iter().map(|name| name.join("-")).collect();
             let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
             prop_assert_eq!(found(&joined, &text.join(" ")), expected);
+        }
+
+        #[test]
+        fn outermost_is_what_no_longer_occurrence_covers(
+            names in prop::collection::vec(prop::collection::vec("[ab]", 1..4), 1..6),
+            text in prop::collection::vec("[ab]", 0..10),
+        ) {
+            let mut all = Vec::new();
+            for (name, words) in (0u32..).zip(&names) {
+                let at = |start: &usize| text[*start..].starts_with(words);
+                all.extend((0..text.len()).filter(at).map(|start| (start, start + words.len(), name)));
+            }
+            let covers = |a: &(usize, usize, u32), b: &(usize, usize, u32)| a.0 <= b.0 && b.1 <= a.1 && (a.0, a.1) != (b.0, b.1);
+            let expected: BTreeSet<u32> = all.iter().filter(|b| !all.iter().any(|a| covers(a, b))).map(|b| b.2).collect();
+            let joined: Vec<String> = names.iter().map(|name| name.join(" ")).collect();
+            prop_assert_eq!(Phrases::new(&joined).unwrap().find_outermost(&text.join(" ")), expected);
         }
     }
 }

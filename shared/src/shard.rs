@@ -176,7 +176,7 @@ fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap
             }
             let mut start = [0; 12];
             let n = read_up_to(&mut entry, &mut start).map_err(damaged)?;
-            if !is_image_start(&start[..n]) {
+            if image_ending(&start[..n]).is_none() {
                 return Err(format!("the image of sample `{key}` is neither PNG, JPEG nor WebP"));
             }
         } else {
@@ -247,10 +247,14 @@ fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usiz
     Ok(filled)
 }
 
-fn is_image_start(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x89PNG\r\n\x1a\n")
-        || bytes.starts_with(b"\xff\xd8\xff")
-        || (bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP"))
+/// The ending that belongs to an image, told from its first twelve bytes; `None` when it is neither PNG, JPEG nor WebP.
+pub fn image_ending(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some("png"),
+        [0xff, 0xd8, 0xff, ..] => Some("jpg"),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some("webp"),
+        _ => None,
+    }
 }
 
 /// Hashes what is read through it.

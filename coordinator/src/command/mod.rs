@@ -1,6 +1,7 @@
 //! The command line.
 
 mod compose;
+mod curate;
 mod dead_letters;
 mod plan;
 mod reach;
@@ -52,6 +53,13 @@ enum Command {
     Run(run::Options),
     /// Check a manifest and everything it names; show jobs, bytes and an estimate; compute nothing.
     Plan(Common),
+    /// Find the pairs of hundreds of concepts in large shards, in one pass; write everything that a manifest names but the model.
+    ///
+    /// A caption mentions a concept when it has its name, its class or an alias as whole words, whatever their case; a name inside
+    /// a longer one does not count (`York` in `New York`, when both are concepts or classes). OUT gets a forget shard for each
+    /// concept, retain and validation shards without any pair that mentions one, tables of counts and overlaps, and a manifest.
+    /// Interrupted, the same command goes on with the shards that were not read to their end, and ends with the same bytes.
+    Curate(curate::Curate),
     /// Hand a run to a long-lived coordinator (`lethe serve`) and print its name.
     Submit(submit::Submit),
     /// Coordinate what is submitted: several runs at once, a status page, an API and metrics. Workers do the jobs.
@@ -134,6 +142,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(options) => run::main(&options, cancel).await,
             Command::Plan(options) => plan::main(&options).await,
+            Command::Curate(options) => curate::main(&options, cancel).await,
             Command::Submit(options) => submit::main(&options).await,
             Command::Serve(options) => serve::main(&options, cancel).await,
             Command::Status(options) => status::main(&options).await,

@@ -130,7 +130,7 @@ fn changed(object: &str) -> Error {
 }
 
 /// The store around an object, and its key there.
-fn parent(url: &str) -> Result<(Store, Key), Error> {
+pub(super) fn parent(url: &str) -> Result<(Store, Key), Error> {
     let wrong = || Error::Invalid { what: url.to_owned(), problem: "names a bucket, not a file".to_owned() };
     let (folder, name) = url.rsplit_once('/').ok_or_else(wrong)?;
     let folder = Address::parse(folder).map_err(|_| wrong())?;
@@ -191,8 +191,9 @@ pub async fn expand(pattern: &Address) -> Result<Vec<Address>, Error> {
         }
         Address::Remote(_) => {
             let store = Store::open(&Address::parse(folder).map_err(|error| wrong(&error.to_string()))?)?;
-            let listed = store.inner.list_with_delimiter(None).await.map_err(|error| store.error("", error))?;
-            listed.objects.into_iter().map(|meta| meta.location.to_string()).collect()
+            // An answer that breaks off is asked for again.
+            let list = || async { store.inner.list_with_delimiter(None).await.map_err(|error| store.error("", error)) };
+            super::again(list).await?.objects.into_iter().map(|meta| meta.location.to_string()).collect()
         }
     };
     let mut names: Vec<String> = names.into_iter().filter(|name| matcher.matches(name)).collect();

@@ -19,6 +19,7 @@ mod fetch;
 mod measured;
 mod mend;
 mod open;
+mod stream;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -37,6 +38,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+pub use stream::{Source, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::address::Address;

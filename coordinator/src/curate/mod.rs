@@ -1,0 +1,390 @@
+//! `lethe curate`: from a table of names and shards of image-text pairs to everything that a manifest names but the model.
+//!
+//! One pass reads every shard once, from start to end. For each pair it finds which concepts the caption mentions, and keeps the
+//! pair on this machine while it may be one of those that are taken; what is taken is known when all shards are read.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`table`] | the table of concepts with their names |
+//! | [`names`] | all names at once in a caption |
+//! | [`pairs`] | the pairs of a shard as it streams by |
+//! | [`sample`] | which pairs are taken: pure, and independent of their order |
+//! | [`tally`] | counts and overlaps |
+//! | [`work`] | what is kept between being killed and going on |
+//! | [`pass`] | all shards, several at once |
+//! | [`output`] | what is left behind |
+//!
+//! `curation.json` is written last: a folder without it is not whole.
+
+pub mod names;
+pub mod output;
+pub mod pairs;
+pub mod pass;
+pub mod sample;
+pub mod table;
+pub mod tally;
+pub mod work;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use lethe_shared::address::Address;
+use lethe_shared::digest::Digest;
+use lethe_shared::manifest::concepts::MAX_TABLE;
+use lethe_shared::manifest::{Classes, Error};
+use lethe_shared::store::{self, Source};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use self::names::Names;
+use self::output::{Output, Selected, Written};
+use self::pairs::Unusable;
+use self::pass::Pass;
+use self::sample::Limits;
+use self::tally::{PassedOver, Tally};
+use self::work::{Work, local};
+use crate::failure::Failure;
+
+/// Changes when the same input would give another output.
+const VERSION: u32 = 1;
+/// Name of the record.
+pub const RECORD: &str = "curation.json";
+/// Largest class list, bytes.
+const MAX_CLASSES: u64 = 256 << 20;
+/// Largest record read, bytes.
+const MAX_RECORD: u64 = 256 << 20;
+/// Pairs of a batch, by default: fewer retain pairs give no gradient.
+const BATCH: usize = 128;
+
+/// What to curate.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The table of concepts.
+    pub table: Address,
+    /// Shards; wildcards in the last part.
+    pub pairs: Vec<Address>,
+    /// Where results go.
+    pub into: PathBuf,
+    /// The class list.
+    pub classes: Option<Address>,
+    /// How many pairs are taken at most.
+    pub limits: Limits,
+    /// Concepts with fewer pairs are pointed out.
+    pub few: usize,
+    /// Decides which pairs are taken.
+    pub seed: u64,
+    /// Shards read at once; 0: one per core.
+    pub workers: usize,
+    /// Where small remote files are copied to.
+    pub cache: PathBuf,
+}
+
+/// Whether a concept has what a run needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It has.
+    Ok,
+    /// It has few pairs.
+    Few,
+    /// It has none, and is not in the table that is written.
+    None,
+}
+
+/// What was found of a concept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CuratedConcept {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Pairs that mention it.
+    pub pairs: u64,
+    /// Of these, those that mention another concept too.
+    pub shared: u64,
+    /// Pairs of its forget shard.
+    pub taken: usize,
+    /// Whether they are enough.
+    pub status: Status,
+}
+
+/// The record: what was curated from what. Nothing in it depends on when, where or how often it was begun.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Curation {
+    /// Version of what is done.
+    pub version: u32,
+    /// Digest of table, classes, limits and seed.
+    pub job: Digest,
+    /// How many pairs were to be taken.
+    pub limits: Limits,
+    /// What decided which.
+    pub seed: u64,
+    /// The shards, sorted.
+    pub shards: Vec<Source>,
+    /// Pairs in them.
+    pub pairs: u64,
+    /// Pairs that mention a concept.
+    pub mentioning: u64,
+    /// Samples that are no pairs, by reason.
+    pub unusable: BTreeMap<Unusable, PassedOver>,
+    /// By id.
+    pub concepts: Vec<CuratedConcept>,
+    /// Pairs of concepts that one caption mentions.
+    pub overlaps: usize,
+    /// Classes of concepts that the class list did not have.
+    pub classes_added: Vec<String>,
+    /// Retain pairs, and their shards.
+    pub retain: (usize, usize),
+    /// Validation pairs, and their shards.
+    pub validation: (usize, usize),
+    /// Everything else that was written.
+    pub files: Vec<Written>,
+}
+
+impl Curation {
+    /// Concepts of a status, by id.
+    pub fn with(&self, status: Status) -> impl Iterator<Item = &CuratedConcept> {
+        self.concepts.iter().filter(move |concept| concept.status == status)
+    }
+
+    /// What a person should look at.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let ids = |status| {
+            let ids: Vec<&str> = self.with(status).map(|concept| concept.id.as_str()).collect();
+            let more = if ids.len() > 10 { format!(" and {} more", ids.len() - 10) } else { String::new() };
+            (ids.len(), format!("{}{more}", ids[..ids.len().min(10)].join(", ")))
+        };
+        let (count, some) = ids(Status::Few);
+        if count > 0 {
+            warnings.push(format!("few pairs for {count} of {} concepts: {some}; counts.csv has the numbers", self.concepts.len()));
+        }
+        let (count, some) = ids(Status::None);
+        if count > 0 {
+            let them = "give aliases that captions use, or more shards";
+            warnings
+                .push(format!("no pair for {count} of {} concepts, which concepts.csv leaves out: {some}; {them}", self.concepts.len()));
+        }
+        for (why, passed) in &self.unusable {
+            let why = serde_json::to_string(why).unwrap_or_default();
+            warnings.push(format!("{} samples passed over ({}), such as {}", passed.samples, why.trim_matches('"'), passed.example));
+        }
+        if !self.classes_added.is_empty() {
+            let some = self.classes_added[..self.classes_added.len().min(5)].join(", ");
+            warnings.push(format!(
+                "{} classes of concepts are added to the class list: {some}{}",
+                self.classes_added.len(),
+                if self.classes_added.len() > 5 { " …" } else { "" }
+            ));
+        }
+        if self.retain.0 < BATCH {
+            warnings.push(format!(
+                "{} retain pairs, fewer than a batch of {BATCH}: give more shards, or set method.batch_size lower",
+                self.retain.0
+            ));
+        }
+        if self.validation.0 == 0 {
+            warnings.push("no validation pairs: they come of captions that name one class of --classes and no concept".to_owned());
+        }
+        warnings
+    }
+}
+
+/// Curates, or goes on where an earlier call stopped; also how many shards were read now.
+///
+/// # Errors
+/// [`Failure::BadInput`] with everything found wrong with table, classes or shards; disk or network; that someone asked to stop.
+pub async fn curate(options: Options, cancel: CancellationToken) -> Result<(Curation, usize), Failure> {
+    let names = read_names(&options).await?;
+    let sources = find(&options.pairs).await?;
+    let texts: Vec<_> = names.concepts.iter().map(|c| (&c.id, &c.name, &c.class, c.strength, &c.group)).collect();
+    let job = Digest::of_json(&(VERSION, texts, &names.texts, names.classes.names(), options.limits, options.few, options.seed));
+    let runtime = Handle::current();
+    let work = move || of(&options, &names, &sources, job, runtime, cancel);
+    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Infrastructure(error.to_string()))?
+}
+
+fn of(
+    options: &Options,
+    names: &Names,
+    sources: &[Source],
+    job: Digest,
+    runtime: Handle,
+    cancel: CancellationToken,
+) -> Result<(Curation, usize), Failure> {
+    if let Some(done) = done_before(&options.into, job, sources)? {
+        // What a process that was killed in its last moment did not take away.
+        Work::sweep(&options.into)?;
+        return Ok((done, 0));
+    }
+    let work = Work::open(&options.into, job, (names.concepts.len(), names.classes.names().len()))?;
+    work.only(sources)?;
+    let workers = match options.workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        some => some,
+    };
+    let pass = Pass { names, limits: options.limits, seed: options.seed, workers, work: &work, runtime, cancel };
+    let read = pass.run(sources)?;
+    let (selected, tally) = Selected::read(&work, sources, names.concepts.len(), options.limits)?;
+    let curation = write(options, names, sources, job, &work, &selected, &tally)?;
+    work.remove()?;
+    Ok((curation, read))
+}
+
+/// The record of a finished curation of the same input.
+fn done_before(into: &Path, job: Digest, sources: &[Source]) -> Result<Option<Curation>, Failure> {
+    let path = into.join(RECORD);
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.len() <= MAX_RECORD => {}
+        Ok(_) => return Err(Failure::input(format!("{}: is no record of curating", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Failure::input(format!("{}: {error}", path.display()))),
+    }
+    let bytes = std::fs::read(&path).map_err(|error| local(&path, error))?;
+    let again = "remove the folder and curate again, or give a new one";
+    let record: Curation = serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::input(format!("{}: is no record of curating ({error}); {again}", path.display())))?;
+    if (record.job, record.shards.as_slice()) != (job, sources) {
+        let what = if record.job == job { "other shards" } else { "another table, other classes, limits or another seed" };
+        return Err(Failure::input(format!("--into {}: was curated with {what}; {again}", into.display())));
+    }
+    match output::missing(into, &record.files) {
+        Some(file) => Err(Failure::input(format!("{}: is not as it was written; {again}", file.display()))),
+        None => Ok(Some(record)),
+    }
+}
+
+async fn read_small(what: &str, address: &Address, most: u64, cache: &Path) -> Result<Vec<u8>, Failure> {
+    let bad = |error: store::Error| match error {
+        store::Error::Unavailable { .. } => Failure::Infrastructure(format!("{what}: {error}")),
+        other => Failure::input(format!("{what}: {other}")),
+    };
+    let path = store::fetch_file(address, cache, None).await.map_err(bad)?;
+    let failed = |error: std::io::Error| Failure::input(format!("{what}: {address}: {error}"));
+    let size = tokio::fs::metadata(&path).await.map_err(failed)?.len();
+    if size > most {
+        return Err(Failure::input(format!("{what}: {address} has {size} bytes, at most {most} are read")));
+    }
+    tokio::fs::read(&path).await.map_err(failed)
+}
+
+async fn read_names(options: &Options) -> Result<Names, Failure> {
+    let file = options.table.to_string();
+    let table = table::parse(&read_small("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?, &file)?;
+    let given = match &options.classes {
+        None => None,
+        Some(address) => {
+            let bytes = read_small("--classes", address, MAX_CLASSES, &options.cache).await?;
+            Some(Classes::parse(&bytes, &address.to_string())?)
+        }
+    };
+    let problems = |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
+    Names::new(table, given.as_ref(), &file).map_err(problems)
+}
+
+/// The shards that patterns match, looked at, sorted by address, each once.
+async fn find(patterns: &[Address]) -> Result<Vec<Source>, Failure> {
+    use futures::{StreamExt, TryStreamExt};
+    let bad = |error: store::Error| match error {
+        store::Error::Unavailable { .. } => Failure::Infrastructure(format!("--pairs: {error}")),
+        other => Failure::input(format!("--pairs: {other}")),
+    };
+    let mut addresses = std::collections::BTreeSet::new();
+    for pattern in patterns {
+        addresses.extend(store::expand(pattern).await.map_err(bad)?);
+    }
+    let looks = addresses.into_iter().map(|address| async move { Source::look(&address).await.map_err(bad) });
+    futures::stream::iter(looks).buffered(16).try_collect().await
+}
+
+fn write(
+    options: &Options,
+    names: &Names,
+    sources: &[Source],
+    job: Digest,
+    work: &Work,
+    selected: &Selected<'_>,
+    tally: &Tally,
+) -> Result<Curation, Failure> {
+    let into = &options.into;
+    let concepts: Vec<CuratedConcept> = (0u32..)
+        .zip(&names.concepts)
+        .map(|(position, concept)| {
+            let counted = tally.concepts.get(&position).copied().unwrap_or_default();
+            let taken = selected.taken(position as usize);
+            let status = match taken {
+                0 => Status::None,
+                few if few < options.few.min(options.limits.forget) => Status::Few,
+                _ => Status::Ok,
+            };
+            let (id, name) = (concept.id.clone(), concept.name.clone());
+            CuratedConcept { id, name, pairs: counted.pairs, shared: counted.shared, taken, status }
+        })
+        .collect();
+    let mut output = Output::new(work, into);
+    let there = || (0..).zip(&concepts).zip(&names.concepts).filter(|((_, curated), _)| curated.status != Status::None);
+    for ((position, _), concept) in there() {
+        output.forget(selected, &concept.id, position)?;
+    }
+    let retain = output.retain(selected)?;
+    let validation = output.validation(selected, names)?;
+    output.origins()?;
+    output.file("classes.txt", |file| names.classes.names().iter().try_for_each(|name| writeln!(file, "{name}")))?;
+    let rows = there().map(|(_, c)| {
+        let group = c.group.clone().unwrap_or_default();
+        [c.id.clone(), c.name.clone(), c.class.clone(), format!("forget/{}.tar", c.id), c.strength.to_string(), group]
+    });
+    output.table("concepts.csv", ["id", "name", "class", "forget", "strength", "group"], rows)?;
+    let rows = concepts.iter().map(|c| {
+        let status = match c.status {
+            Status::Ok => "ok",
+            Status::Few => "few",
+            Status::None => "none",
+        };
+        [
+            c.id.clone(),
+            c.name.clone(),
+            c.pairs.to_string(),
+            (c.pairs - c.shared).to_string(),
+            c.shared.to_string(),
+            c.taken.to_string(),
+            status.into(),
+        ]
+    });
+    output.table("counts.csv", ["id", "name", "pairs", "alone", "shared", "taken", "status"], rows)?;
+    let mut overlaps: Vec<(u64, u32, u32)> =
+        tally.overlaps.iter().flat_map(|(&first, row)| row.iter().map(move |(&second, &pairs)| (pairs, first, second))).collect();
+    overlaps.sort_by_key(|&(pairs, first, second)| (std::cmp::Reverse(pairs), first, second));
+    let id = |concept: u32| names.concepts[concept as usize].id.clone();
+    let rows = overlaps.iter().map(|&(pairs, first, second)| [id(first), id(second), pairs.to_string()]);
+    output.table("overlaps.csv", ["first", "second", "pairs"], rows)?;
+
+    let mut curation = Curation {
+        version: VERSION,
+        job,
+        limits: options.limits,
+        seed: options.seed,
+        shards: sources.to_vec(),
+        pairs: tally.pairs,
+        mentioning: tally.mentioning,
+        unusable: tally.unusable.clone(),
+        concepts,
+        overlaps: overlaps.len(),
+        classes_added: if options.classes.is_some() { names.added.clone() } else { Vec::new() },
+        retain,
+        validation,
+        files: Vec::new(),
+    };
+    // The manifest is the reader's to change, so it is no file that must stay as it was written.
+    let manifest = output::manifest(into, validation.0 > 0);
+    let mut last = Output::new(work, into);
+    curation.files = output.files();
+    last.file("manifest.toml", |file| file.write_all(manifest.as_bytes()))?;
+    last.file(RECORD, |file| {
+        serde_json::to_writer_pretty(&mut *file, &curation)?;
+        file.write_all(b"\n")
+    })?;
+    Ok(curation)
+}

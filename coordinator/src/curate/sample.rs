@@ -1,0 +1,303 @@
+//! Which pairs are taken: a seeded sample that depends on the pairs alone, not on the order in which they come.
+//!
+//! Every pair has a priority, a hash of the seed and of all its bytes; a set of at most k pairs is those k of the lowest priority
+//! (bottom-k sampling). So samples of parts join to the sample of the whole, in any order, and a pair that comes twice is one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::pairs::Pair;
+
+/// The priority of a pair, and its name in what is written: XXH3 of seed, caption and image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Priority(pub u128);
+
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for Priority {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u128::from_str_radix(text, 16).map(Self)
+    }
+}
+
+impl Serialize for Priority {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Priority {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Gives pairs their priority.
+#[allow(missing_debug_implementations)]
+pub struct Lottery(Xxh3);
+
+impl Lottery {
+    /// One of a seed.
+    pub fn new(seed: u64) -> Self {
+        Self(Xxh3::with_seed(seed))
+    }
+
+    /// The priority of a pair.
+    pub fn draw(&mut self, pair: &Pair<'_>) -> Priority {
+        self.0.reset();
+        self.0.update(&(pair.caption.len() as u64).to_le_bytes());
+        self.0.update(pair.caption.as_bytes());
+        self.0.update(pair.image);
+        Priority(self.0.digest128())
+    }
+}
+
+/// How many pairs are taken at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// For each concept.
+    pub forget: usize,
+    /// For the retain set.
+    pub retain: usize,
+    /// For each class of the validation set.
+    pub validation: usize,
+}
+
+/// What becomes of a pair that is offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may be taken, and was not known before.
+    New,
+    /// The same pair is known, and may be taken.
+    Known,
+    /// It is not taken, whatever else may come.
+    Out,
+}
+
+/// The pairs taken of those offered so far.
+///
+/// A pair that mentions concepts is for their forget sets, those that mention one concept alone before those that share one. A
+/// pair that mentions none is for the validation set when it has a class and its class has room, else for the retain set.
+#[derive(Debug)]
+pub struct Selection {
+    limits: Limits,
+    forget: Vec<BTreeSet<(bool, Priority)>>,
+    validation: BTreeMap<u32, BTreeSet<Priority>>,
+    retain: BTreeSet<Priority>,
+}
+
+impl Selection {
+    /// Nothing yet, of so many concepts.
+    pub fn new(concepts: usize, limits: Limits) -> Self {
+        Self { limits, forget: vec![BTreeSet::new(); concepts], validation: BTreeMap::new(), retain: BTreeSet::new() }
+    }
+
+    /// Offers a pair: the concepts it mentions and, when there are none, its class.
+    pub fn offer(&mut self, priority: Priority, concepts: &[u32], class: Option<u32>) -> Verdict {
+        if !concepts.is_empty() {
+            let shared = concepts.len() > 1;
+            let verdicts = concepts
+                .iter()
+                .filter_map(|&concept| Some(insert(self.forget.get_mut(concept as usize)?, (shared, priority), self.limits.forget).0));
+            return verdicts.fold(Verdict::Out, better);
+        }
+        let mut candidate = priority;
+        let mut verdict = Verdict::Out;
+        if let Some(class) = class {
+            let (taken, out) = insert(self.validation.entry(class).or_default(), priority, self.limits.validation);
+            match out {
+                // A pair that has to go, this one or another, is still one for the retain set.
+                Some(other) => (candidate, verdict) = (other, taken),
+                None => return taken,
+            }
+        }
+        let (taken, _) = insert(&mut self.retain, candidate, self.limits.retain);
+        if candidate == priority { better(verdict, taken) } else { verdict }
+    }
+
+    /// What would become of a pair that is offered; nothing changes.
+    pub fn judge(&self, priority: Priority, concepts: &[u32], class: Option<u32>) -> Verdict {
+        if !concepts.is_empty() {
+            let shared = concepts.len() > 1;
+            let sets = concepts.iter().filter_map(|&concept| self.forget.get(concept as usize));
+            return sets.map(|set| look(set, &(shared, priority), self.limits.forget)).fold(Verdict::Out, better);
+        }
+        let validation = match class.map(|class| self.validation.get(&class)) {
+            None => Verdict::Out,
+            Some(None) if self.limits.validation > 0 => Verdict::New,
+            Some(None) => Verdict::Out,
+            Some(Some(set)) => look(set, &priority, self.limits.validation),
+        };
+        if validation == Verdict::Out { look(&self.retain, &priority, self.limits.retain) } else { validation }
+    }
+
+    /// The pairs of a concept, first those that are its own, by priority.
+    pub fn forget(&self, concept: usize) -> impl ExactSizeIterator<Item = Priority> {
+        self.forget[concept].iter().map(|&(_, priority)| priority)
+    }
+
+    /// The retain set by priority.
+    pub fn retain(&self) -> impl ExactSizeIterator<Item = Priority> {
+        self.retain.iter().copied()
+    }
+
+    /// The validation set with classes, by priority.
+    pub fn validation(&self) -> Vec<(Priority, u32)> {
+        let mut all: Vec<_> = self.validation.iter().flat_map(|(class, set)| set.iter().map(|&priority| (priority, *class))).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+/// Puts a value into a set of at most `most`; also the value that has to go for it, which may be itself.
+fn insert<T: Ord + Copy>(set: &mut BTreeSet<T>, value: T, most: usize) -> (Verdict, Option<T>) {
+    match look(set, &value, most) {
+        Verdict::New => {
+            set.insert(value);
+            let out = if set.len() > most { set.pop_last() } else { None };
+            (Verdict::New, out)
+        }
+        Verdict::Known => (Verdict::Known, None),
+        Verdict::Out => (Verdict::Out, Some(value)),
+    }
+}
+
+fn look<T: Ord>(set: &BTreeSet<T>, value: &T, most: usize) -> Verdict {
+    if set.contains(value) {
+        Verdict::Known
+    } else if set.len() < most || set.last().is_some_and(|last| most > 0 && value < last) {
+        Verdict::New
+    } else {
+        Verdict::Out
+    }
+}
+
+/// New in one set is new, whatever another says.
+fn better(one: Verdict, other: Verdict) -> Verdict {
+    match (one, other) {
+        (Verdict::New, _) | (_, Verdict::New) => Verdict::New,
+        (Verdict::Known, _) | (_, Verdict::Known) => Verdict::Known,
+        _ => Verdict::Out,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits { forget: 3, retain: 4, validation: 2 };
+
+    type Offer = (Priority, Vec<u32>, Option<u32>);
+
+    fn offers() -> impl Strategy<Value = Vec<Offer>> {
+        // Equal pairs have equal captions, and so mention the same.
+        let one = (0u128..60).prop_map(|number| {
+            let concepts = match number % 5 {
+                0 => vec![0],
+                1 => vec![0, 1],
+                2 => vec![1],
+                _ => vec![],
+            };
+            let class = (number % 5 == 3).then_some((number % 2) as u32);
+            (Priority(number * 7919 % 101), concepts, class)
+        });
+        prop::collection::vec(one, 0..80)
+    }
+
+    fn shown(selection: &Selection) -> (Vec<Vec<Priority>>, Vec<Priority>, Vec<(Priority, u32)>) {
+        let forget = (0..2).map(|concept| selection.forget(concept).collect()).collect();
+        (forget, selection.retain().collect(), selection.validation())
+    }
+
+    fn brute(offers: &[Offer]) -> (Vec<Vec<Priority>>, Vec<Priority>, Vec<(Priority, u32)>) {
+        let all: BTreeSet<&Offer> = offers.iter().collect();
+        let forget = |concept: u32| {
+            let mut own: Vec<_> = all.iter().filter(|o| o.1.contains(&concept)).map(|o| (o.1.len() > 1, o.0)).collect();
+            own.sort();
+            own.into_iter().take(LIMITS.forget).map(|(_, priority)| priority).collect::<Vec<_>>()
+        };
+        let of_class = |class: u32| all.iter().filter(move |o| o.2 == Some(class)).take(LIMITS.validation).map(move |o| (o.0, class));
+        let mut validation: Vec<_> = (0..2).flat_map(of_class).collect();
+        validation.sort();
+        let clean = all.iter().filter(|o| o.1.is_empty() && !validation.iter().any(|v| v.0 == o.0)).map(|o| o.0);
+        (vec![forget(0), forget(1)], clean.take(LIMITS.retain).collect(), validation)
+    }
+
+    proptest! {
+        /// Shards are read one by one; each drops what earlier shards and what came before it in the shard rule out. What is
+        /// left over, in any order, has the whole's sample.
+        #[test]
+        fn samples_of_what_shards_keep_are_the_sample_of_everything(shards in prop::collection::vec(offers(), 1..5), turn in 0usize..20) {
+            let mut finished = Selection::new(2, LIMITS);
+            let mut kept = Vec::new();
+            for shard in &shards {
+                let mut own = Selection::new(2, LIMITS);
+                let mut spooled = Vec::new();
+                for (priority, concepts, class) in shard {
+                    let before = finished.judge(*priority, concepts, *class);
+                    let here = own.offer(*priority, concepts, *class);
+                    if before == Verdict::New && here == Verdict::New {
+                        spooled.push((*priority, concepts.clone(), *class));
+                    }
+                }
+                for (priority, concepts, class) in &spooled {
+                    finished.offer(*priority, concepts, *class);
+                }
+                kept.extend(spooled);
+            }
+            let length = kept.len().max(1);
+            kept.rotate_left(turn % length);
+            let mut last = Selection::new(2, LIMITS);
+            for (priority, concepts, class) in &kept {
+                last.offer(*priority, concepts, *class);
+            }
+            let expected = brute(&shards.concat());
+            prop_assert_eq!(shown(&last), expected.clone());
+            prop_assert_eq!(shown(&finished), expected);
+        }
+
+        #[test]
+        fn judging_foretells_what_offering_does(offers in offers()) {
+            let mut selection = Selection::new(2, LIMITS);
+            for (priority, concepts, class) in &offers {
+                let foretold = selection.judge(*priority, concepts, *class);
+                prop_assert_eq!(selection.offer(*priority, concepts, *class), foretold);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_taken_where_nothing_may_be() {
+        let mut none = Selection::new(1, Limits { forget: 0, retain: 0, validation: 0 });
+        assert_eq!(none.offer(Priority(1), &[0], None), Verdict::Out);
+        assert_eq!(none.offer(Priority(2), &[], Some(3)), Verdict::Out);
+        assert_eq!(shown_retain(&none), 0);
+    }
+
+    fn shown_retain(selection: &Selection) -> usize {
+        selection.retain().len() + selection.validation().len()
+    }
+
+    #[test]
+    fn a_priority_is_of_seed_caption_and_image() {
+        let draw = |seed, caption, image: &'static [u8]| Lottery::new(seed).draw(&Pair { key: "k", caption, image, ending: "png" });
+        let one = draw(1, "a cat", b"xyz");
+        assert_eq!(one, draw(1, "a cat", b"xyz"));
+        assert!([draw(2, "a cat", b"xyz"), draw(1, "a ca", b"txyz"), draw(1, "a cat", b"xy")].iter().all(|other| *other != one));
+        assert_eq!(one.to_string().parse(), Ok(one));
+        let mut lottery = Lottery::new(1);
+        lottery.draw(&Pair { key: "", caption: "x", image: b"y", ending: "png" });
+        assert_eq!(lottery.draw(&Pair { key: "", caption: "a cat", image: b"xyz", ending: "png" }), one);
+    }
+}

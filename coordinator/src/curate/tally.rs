@@ -1,0 +1,126 @@
+//! What was counted: pairs of each concept, overlaps between concepts, and what was no pair.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::pairs::Unusable;
+
+/// Concepts of one caption whose overlaps are counted: a caption that names more is a list, and pairs of it grow with the square.
+const MOST_OVERLAPS: usize = 32;
+
+/// Pairs of a concept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// That mention it.
+    pub pairs: u64,
+    /// Of these, those that mention another concept too.
+    pub shared: u64,
+}
+
+/// Samples that are no pairs, for one reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedOver {
+    /// How many.
+    pub samples: u64,
+    /// One of them: shard and key.
+    pub example: String,
+}
+
+/// Counts over one shard, or over all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Pairs read.
+    pub pairs: u64,
+    /// Pairs that mention a concept.
+    pub mentioning: u64,
+    /// By concept.
+    pub concepts: BTreeMap<u32, Counted>,
+    /// Pairs that mention two concepts: by the first and the second one.
+    pub overlaps: BTreeMap<u32, BTreeMap<u32, u64>>,
+    /// What was no pair.
+    pub unusable: BTreeMap<Unusable, PassedOver>,
+}
+
+impl Tally {
+    /// Counts a pair that mentions these concepts, ascending.
+    pub fn count(&mut self, concepts: &[u32]) {
+        self.pairs += 1;
+        self.mentioning += u64::from(!concepts.is_empty());
+        for &concept in concepts {
+            let counted = self.concepts.entry(concept).or_default();
+            counted.pairs += 1;
+            counted.shared += u64::from(concepts.len() > 1);
+        }
+        let listed = &concepts[..concepts.len().min(MOST_OVERLAPS)];
+        for (position, &first) in listed.iter().enumerate() {
+            for &second in &listed[position + 1..] {
+                *self.overlaps.entry(first).or_default().entry(second).or_default() += 1;
+            }
+        }
+    }
+
+    /// Counts a sample that is no pair.
+    pub fn pass_over(&mut self, why: Unusable, shard: &str, key: &str) {
+        let passed = self.unusable.entry(why).or_default();
+        if passed.samples == 0 {
+            let key: String = key.chars().filter(|letter| !letter.is_control()).take(100).collect();
+            passed.example = format!("{shard}: {key}");
+        }
+        passed.samples += 1;
+    }
+
+    /// Adds what another one counted.
+    pub fn add(&mut self, other: &Self) {
+        self.pairs += other.pairs;
+        self.mentioning += other.mentioning;
+        for (&concept, counted) in &other.concepts {
+            let sum = self.concepts.entry(concept).or_default();
+            sum.pairs += counted.pairs;
+            sum.shared += counted.shared;
+        }
+        for (&first, others) in &other.overlaps {
+            let row = self.overlaps.entry(first).or_default();
+            others.iter().for_each(|(&second, pairs)| *row.entry(second).or_default() += pairs);
+        }
+        for (&why, passed) in &other.unusable {
+            let sum = self.unusable.entry(why).or_insert_with(|| PassedOver { samples: 0, example: passed.example.clone() });
+            sum.samples += passed.samples;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_shards_are_what_one_count_gives() {
+        let captions: [&[u32]; 6] = [&[0], &[], &[0, 2], &[0, 1, 2], &[1], &[0, 2]];
+        let mut whole = Tally::default();
+        captions.iter().for_each(|concepts| whole.count(concepts));
+        assert_eq!((whole.pairs, whole.mentioning), (6, 5));
+        assert_eq!(whole.concepts[&0], Counted { pairs: 4, shared: 3 });
+        assert_eq!(whole.overlaps, BTreeMap::from([(0, BTreeMap::from([(1, 1), (2, 3)])), (1, BTreeMap::from([(2, 1)]))]));
+        whole.pass_over(Unusable::NoCaption, "a.tar", "1\n");
+        whole.pass_over(Unusable::NoCaption, "a.tar", "2");
+
+        let mut parts = [Tally::default(), Tally::default()];
+        captions.iter().enumerate().for_each(|(i, concepts)| parts[i % 2].count(concepts));
+        parts[0].pass_over(Unusable::NoCaption, "a.tar", "1");
+        parts[1].pass_over(Unusable::NoCaption, "a.tar", "2");
+        let mut sum = Tally::default();
+        parts.iter().for_each(|part| sum.add(part));
+        assert_eq!(sum, whole);
+        let read: Tally = serde_json::from_str(&serde_json::to_string(&sum).unwrap()).unwrap();
+        assert_eq!(read, sum);
+    }
+
+    #[test]
+    fn a_list_of_everything_does_not_grow_the_table_without_bounds() {
+        let mut tally = Tally::default();
+        tally.count(&(0..5000).collect::<Vec<u32>>());
+        assert_eq!(tally.overlaps.values().map(BTreeMap::len).sum::<usize>(), MOST_OVERLAPS * (MOST_OVERLAPS - 1) / 2);
+        assert_eq!(tally.concepts.len(), 5000);
+    }
+}
