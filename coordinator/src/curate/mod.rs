@@ -26,7 +26,6 @@ pub mod tally;
 pub mod work;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use lethe_shared::address::Address;
