@@ -14,6 +14,7 @@
 //! | [`compose`] | many edits into one change per layer |
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`recompose`] | a new release from what an old one stored |
+//! | [`provenance`], [`evaluate`] | where a run's data is, and numbers for what was composed of its edits |
 //! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
 //! | [`summary`], [`progress`], [`board`] | what a person sees |
@@ -32,6 +33,7 @@ pub mod dispatch;
 pub mod dosing;
 #[cfg(feature = "embedded")]
 pub mod embedded;
+pub mod evaluate;
 pub mod failure;
 pub mod gates;
 pub mod jobs;
@@ -42,6 +44,7 @@ pub mod merge;
 pub mod patience;
 pub mod plan;
 pub mod progress;
+pub mod provenance;
 pub mod recipe;
 pub mod recompose;
 pub mod release;

@@ -2,6 +2,7 @@
 
 mod compose;
 mod dead_letters;
+mod evaluate;
 mod plan;
 mod reach;
 mod release;
@@ -10,6 +11,7 @@ mod serve;
 mod status;
 mod submit;
 mod verify;
+mod workers;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -64,6 +66,8 @@ enum Command {
     DeadLetters(dead_letters::DeadLetters),
     /// Make a new release from what an old one stored: other strengths, concepts left out or added. No device is needed.
     Compose(compose::Compose),
+    /// Measure a release that `lethe compose` made: what is forgotten together, and what must stay. Gates then decide on it.
+    Evaluate(evaluate::Evaluate),
     /// Check that a release is what was released, file by file.
     Verify(verify::Verify),
     /// Look after releases: list them, lead channels such as `production` to them and back.
@@ -140,6 +144,7 @@ pub fn main() -> ExitCode {
             Command::Cancel(options) => status::cancel(&options).await,
             Command::DeadLetters(options) => dead_letters::main(&options).await,
             Command::Compose(options) => compose::main(&options).await,
+            Command::Evaluate(options) => evaluate::main(&options, cancel).await,
             Command::Verify(options) => verify::main(&options).await,
             Command::Release(options) => release::main(&options).await,
             Command::Schema => print(&format!("{:#}", Manifest::schema())).map(|()| exit::DONE),
