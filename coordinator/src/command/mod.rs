@@ -2,7 +2,9 @@
 
 mod compose;
 mod dead_letters;
+mod doctor;
 mod evaluate;
+mod manual;
 mod plan;
 mod reach;
 mod release;
@@ -72,8 +74,14 @@ enum Command {
     Verify(verify::Verify),
     /// Look after releases: list them, lead channels such as `production` to them and back.
     Release(release::Release),
+    /// Look whether this machine, store and queue are fit for runs; each thing that is not, with what to do about it.
+    Doctor(Box<doctor::Doctor>),
     /// Print the manifest's JSON Schema.
     Schema,
+    /// Print a script by which a shell completes lethe's commands and options.
+    Completion(manual::Completion),
+    /// Write the manual pages of lethe and lethe-worker into a folder.
+    Man(manual::Man),
 }
 
 #[derive(Debug, Args)]
@@ -125,7 +133,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // A service has nothing but its log to tell what it does.
     let least = usize::from(matches!(cli.command, Command::Serve(_)));
-    let level = ["warn", "info", "debug"][usize::from(cli.verbose).max(least).min(2)];
+    // What a doctor finds is said by the findings.
+    let level = match (&cli.command, cli.verbose) {
+        (Command::Doctor(_), 0) => "error",
+        (_, verbose) => ["warn", "info", "debug"][usize::from(verbose).max(least).min(2)],
+    };
     log::start(cli.log_format, &format!("{level},object_store=warn,async_nats=warn"));
 
     let runtime = match tokio::runtime::Runtime::new() {
@@ -147,6 +159,9 @@ pub fn main() -> ExitCode {
             Command::Evaluate(options) => evaluate::main(&options, cancel).await,
             Command::Verify(options) => verify::main(&options).await,
             Command::Release(options) => release::main(&options).await,
+            Command::Doctor(options) => doctor::main(&options).await,
+            Command::Completion(options) => manual::completion(&options),
+            Command::Man(options) => manual::man(&options),
             Command::Schema => print(&format!("{:#}", Manifest::schema())).map(|()| exit::DONE),
         }
     });
