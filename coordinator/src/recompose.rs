@@ -391,8 +391,9 @@ impl Amended {
             }
         }
         // Where its data is, for whoever evaluates it.
+        let mut taken = BTreeSet::new();
         for from in self.concepts.values().map(|member| &member.from).chain([&self.parent]).filter(|from| from.stored) {
-            if from.store.name() != store.name() {
+            if from.store.name() != store.name() && taken.insert(from.digest) {
                 let runs = from.record.concepts.iter().filter_map(|concept| concept.run.as_ref()).chain([&from.record.run]);
                 for run in runs.collect::<BTreeSet<_>>() {
                     provenance::copy(&from.store, store, run).await?;
