@@ -1,6 +1,6 @@
 //! Numbers for a release that no run has measured, from the data that the runs of its edits were judged on.
 //!
-//! The data is found by each run's manifest ([`provenance`](crate::provenance)) and must be what it was: planned anew, it has to give the
+//! The data is found by each run's manifest ([`provenance`]) and must be what it was: planned anew, it has to give the
 //! run's name, which holds a digest of it all. So nobody chooses what a release is judged on.
 
 use std::collections::{BTreeMap, BTreeSet};

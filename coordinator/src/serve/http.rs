@@ -7,7 +7,7 @@
 //! | `/api/v1/runs/{run}` | one run |
 //! | `/api/v1/dead-letters` | dead letters |
 //! | `/api/v1/events` | the same as server-sent events, whenever something changes |
-//! | `/openapi.json` | what this says, for programs ([`openapi`](super::openapi)) |
+//! | `/openapi.json` | what this says, for programs ([`openapi`]) |
 
 use std::convert::Infallible;
 use std::sync::Arc;
