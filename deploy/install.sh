@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what `cargo build --release` made, with the libtorch it was built against, where nothing else is needed to run it:
 #
-#   deploy/install.sh PREFIX      PREFIX/bin/lethe, PREFIX/bin/lethe-worker, PREFIX/lib/lethe/*.so*
+#   deploy/install.sh PREFIX      PREFIX/bin/lethe, PREFIX/bin/lethe-worker, PREFIX/lib/lethe/*.so*,
+#                                 manual pages and completions for bash, zsh and fish below PREFIX/share
 #
 # After `make setup-cuda` the CUDA libraries come too, and `--device cuda` works.
 set -euo pipefail
@@ -30,6 +31,16 @@ for library in "${libraries[@]}"; do
   name=$(basename "$library")
   [ "$name" = libtorch_python.so ] || [ -n "${copied[$name]:-}" ] || cp --dereference --reflink=auto --remove-destination "$library" "$prefix/lib/lethe/$name"
   copied[$name]=yes
+done
+# Made by the programs themselves, into the places where man and the shells look.
+share=$prefix/share
+"$prefix/bin/lethe" man "$share/man/man1"
+install -d "$share/bash-completion/completions" "$share/zsh/site-functions" "$share/fish/vendor_completions.d"
+for program in lethe lethe-worker; do
+  complete() { "$prefix/bin/lethe" completion "$1" --program "$program" > "$share/$2"; }
+  complete bash "bash-completion/completions/$program"
+  complete zsh "zsh/site-functions/_$program"
+  complete fish "fish/vendor_completions.d/$program.fish"
 done
 "$prefix/bin/lethe" --version
 "$prefix/bin/lethe-worker" --version

@@ -129,6 +129,9 @@ check "permissions" python3 tests/deploy/check.py permissions
 
 check "install.sh" deploy/install.sh "$work/prefix"
 bin="$work/prefix/bin"
+for file in man/man1/lethe.1 man/man1/lethe-worker.1 bash-completion/completions/lethe zsh/site-functions/_lethe-worker fish/vendor_completions.d/lethe.fish; do
+  [ -s "$work/prefix/share/$file" ] || die "install.sh left no share/$file"
+done
 export LETHE_BIN="$bin"
 check "programs" python3 tests/deploy/check.py programs "${rendered[@]}"
 
@@ -207,12 +210,15 @@ LAUNCH=$(at_kubernetes 0) check "the Job" "${launch[@]}" kubernetes "$work/job.y
 step "manifests"
 plan() { (set -a; . "$work/lethe-store"; AWS_REGION=us-east-1 lethe plan "$@"); }
 mkdir "$work/cluster"
-cp jobs/cluster-300.toml "$work/cluster/"
+cp jobs/cluster-300.toml jobs/incremental.toml "$work/cluster/"
 check "stand-in data" python3 tests/deploy/stand_in.py folder jobs/emoji "$work/cluster"
 check "jobs/clip-s3.toml" plan jobs/clip-s3.toml
 check "jobs/cluster-300.toml" plan "$work/cluster/cluster-300.toml"
+# Concepts that come later are in a table of their own.
+cp "$work/cluster/concepts.csv" "$work/cluster/concepts-added.csv"
+check "jobs/incremental.toml" plan "$work/cluster/incremental.toml"
 for manifest in jobs/*.toml; do
-  case "$manifest" in jobs/clip-s3.toml | jobs/cluster-300.toml) ;; *) die "$manifest is not checked here" ;; esac
+  case "$manifest" in jobs/clip-s3.toml | jobs/cluster-300.toml | jobs/incremental.toml) ;; *) die "$manifest is not checked here" ;; esac
 done
 stop_all
 

@@ -14,7 +14,7 @@ use lethe_shared::queue::nats::{JetStreamQueue, Options, Role};
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::ports::wait_until;
 use lethe_tests::processes::{Process, signal};
-use lethe_tests::{SmallJob, binary, cut, demo, last_line, shard_of, stderr};
+use lethe_tests::{SmallJob, binary, cut, demo, last_line, repository, shard_of, stderr};
 use serde_json::Value;
 
 const SECRET: &str = "s3cr3t-passw0rd";
@@ -280,6 +280,36 @@ fn submitted_twice(version: Version) {
     for text in [page.1, runs.1, metrics.1, stderr(&status), String::from_utf8_lossy(&status.stdout).into_owned()] {
         assert!(!text.contains(SECRET) && !text.contains(OTHER_SECRET), "{text}");
     }
+}
+
+#[test]
+fn the_api_is_what_its_openapi_document_says() {
+    let (site, job) = (Site::new(), SmallJob::new());
+    let serve = site.serve("serve.log");
+    let address = http(&serve);
+    // moto's server, which tests/setup.sh fetches, brings OpenAPI's validator.
+    let validate = |run: &str| {
+        let tools = repository().join(".tools/s3/site");
+        let mut python = Command::new("python3");
+        python.arg(repository().join("tests/openapi.py")).args([&address, run]).env("PYTHONPATH", tools);
+        let output = python.output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        last_line(&output)
+    };
+    let run = site.submit(&job);
+    // Nobody works: the run waits for a worker, with phases on the board.
+    wait_until("a phase is under way", 60, || get(&address, &format!("/api/v1/runs/{run}")).1.contains("\"phases\":[{"));
+    assert_eq!(validate(&run)["checked"], 5);
+    let _worker = site.worker("worker.log");
+    wait_until("a worker is seen", 120, || {
+        let (_, text) = get(&address, &format!("/api/v1/runs/{run}"));
+        text.contains("\"workers\":[{") || text.contains("\"complete\"")
+    });
+    validate(&run);
+    assert_eq!(site.watch(&run).0, Some(0));
+    validate(&run);
+    let (_, document) = get(&address, "/openapi.json");
+    assert!(!document.contains(SECRET) && !document.contains(OTHER_SECRET) && !document.contains(site.path("").to_str().unwrap()));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -45,7 +46,8 @@ struct Busy {
 }
 
 /// What a board says.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Live")]
 pub struct Seen {
     /// What is being done, in words.
     pub stage: String,
@@ -58,7 +60,8 @@ pub struct Seen {
 }
 
 /// One phase.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Phase")]
 pub struct SeenPhase {
     /// Its name.
     pub name: &'static str,
@@ -77,7 +80,8 @@ pub struct SeenPhase {
 }
 
 /// One worker.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Worker")]
 pub struct SeenWorker {
     /// Its name.
     pub name: String,

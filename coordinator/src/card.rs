@@ -4,9 +4,15 @@ use std::fmt::Write;
 
 use lethe_shared::record::{Composition, Retained, UtilityOn};
 
-/// Said of a release that no run made.
-pub const NOT_MEASURED: &str =
-    "Nothing was measured on this checkpoint; what is said of single concepts was measured with their edits alone.";
+/// Said of a release that nobody has measured.
+const NOT_MEASURED: &str = "Nothing was measured on this checkpoint; what is said of single concepts was measured with their edits alone.";
+/// Said of a release that was measured after it was composed.
+const MEASURED_LATER: &str = "It was measured afterwards, on its run's data.";
+
+/// What is said of a release that no run made.
+pub fn standing(record: &Composition) -> &'static str {
+    if record.is_measured() { MEASURED_LATER } else { NOT_MEASURED }
+}
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
@@ -59,7 +65,7 @@ pub fn render(record: &Composition) -> String {
     if let Some(parent) = &record.parent {
         let changes: Vec<String> = parent.changes.iter().map(ToString::to_string).collect();
         let changes = if changes.is_empty() { "nothing changed".to_owned() } else { changes.join(", ") };
-        let _ = writeln!(page, "\nComposed from release `{}`: {changes}. {NOT_MEASURED}", parent.release);
+        let _ = writeln!(page, "\nComposed from release `{}`: {changes}. {}", parent.release, standing(record));
     }
     page += "\nThe digest is SHA-256 over the checkpoint's tensor bytes in name order. `composition.json` is the full record, \
              `edits.safetensors` holds each edit's direction, `report.html` shows both.\n\n## Removed\n\n\

@@ -64,6 +64,7 @@ mod tests {
             name: id.to_uppercase(),
             class: id.into(),
             group: None,
+            run: None,
             tower: Tower::Text,
             layer: "l".into(),
             step: 1.0,

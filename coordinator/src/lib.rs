@@ -15,6 +15,7 @@
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`recompose`] | a new release from what an old one stored |
 //! | [`curate`] | from names and shards of pairs to everything a manifest names |
+//! | [`provenance`], [`evaluate`] | where a run's data is, and numbers for what was composed of its edits |
 //! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
 //! | [`summary`], [`progress`], [`board`] | what a person sees |
@@ -34,6 +35,7 @@ pub mod dispatch;
 pub mod dosing;
 #[cfg(feature = "embedded")]
 pub mod embedded;
+pub mod evaluate;
 pub mod failure;
 pub mod gates;
 pub mod jobs;
@@ -44,6 +46,7 @@ pub mod merge;
 pub mod patience;
 pub mod plan;
 pub mod progress;
+pub mod provenance;
 pub mod recipe;
 pub mod recompose;
 pub mod release;

@@ -45,6 +45,8 @@ pub struct Plan {
     /// Classes that a retain caption or an unlabelled text names, without those to remove: what retain statistics have
     /// seen. Every other retained class is known to none of them.
     pub covered: BTreeSet<u32>,
+    /// How often captions and texts name each class.
+    named: Named,
     /// Validation shards.
     pub validation: Vec<ShardRef>,
     /// Test shards.
@@ -113,7 +115,7 @@ impl Plan {
         }
         let named = Named { captions, texts };
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
-        let covered = named.covered(&concepts.iter().map(|planned| planned.concept.class_index).collect());
+        let covered = named.covered(&classes_of(&concepts));
 
         let settings = MethodSettings::from(&manifest.method);
         let class_texts = ClassTexts { names: classes.names().to_vec(), template: manifest.data.template.clone() };
@@ -128,6 +130,7 @@ impl Plan {
             retain,
             retain_texts,
             covered,
+            named,
             validation,
             test,
             concepts,
@@ -172,11 +175,23 @@ impl Plan {
         self.retain.iter().map(|shard| shard.pairs / u64::from(self.settings.batch_size)).sum()
     }
 
+    /// The same run with other concepts, by id: for judging a model from which these were removed. Its name stays.
+    #[must_use]
+    pub fn with_concepts(mut self, concepts: Vec<PlannedConcept>) -> Self {
+        self.covered = self.named.covered(&classes_of(&concepts));
+        self.concepts = concepts;
+        self
+    }
+
     /// Whether a class is retained: no concept of the manifest names it.
     pub fn retains(&self) -> impl Fn(u32) -> bool + use<> {
-        let removed: BTreeSet<u32> = self.concepts.iter().map(|c| c.concept.class_index).collect();
+        let removed = classes_of(&self.concepts);
         move |class| !removed.contains(&class)
     }
+}
+
+fn classes_of(concepts: &[PlannedConcept]) -> BTreeSet<u32> {
+    concepts.iter().map(|planned| planned.concept.class_index).collect()
 }
 
 /// Checks what is cheap to check: class list, concept table, policy, and that the files on this machine are there. Data and weights are

@@ -1,4 +1,4 @@
-//! Progress on stderr: a bar on a terminal, plain lines elsewhere.
+//! Progress on stderr: a bar on a terminal; elsewhere a plain line when a phase has ended, and now and then before.
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,6 +71,19 @@ impl Show {
             Self::Nobody => Progress::silent(),
         }
     }
+
+    /// A phase has ended, with all its rounds: one line, where no bar showed it.
+    pub fn ended(&self, phase: &str, jobs: usize, found: usize, took: Duration) {
+        if matches!(self, Self::Stderr) && !has_bar() {
+            let before = if found > 0 { format!(" ({found} done before)") } else { String::new() };
+            say("info", &format!("{phase}: {jobs} jobs{before} in {}", human(took)));
+        }
+    }
+}
+
+/// Whether progress is a bar: for people at a terminal.
+fn has_bar() -> bool {
+    std::io::stderr().is_terminal() && log::format() == log::Format::Human
 }
 
 impl Progress {
@@ -81,7 +94,7 @@ impl Progress {
 
     /// Progress on stderr of a phase that does so many of something.
     pub fn counting(phase: &'static str, unit: &'static str) -> Self {
-        let shown = if std::io::stderr().is_terminal() && log::format() == log::Format::Human {
+        let shown = if has_bar() {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let template = "{prefix:18} {bar:30} {pos}/{len}  {elapsed} {msg}";
             if let Ok(style) = ProgressStyle::with_template(template) {
@@ -112,15 +125,13 @@ impl Progress {
         (self.total, self.found, self.done) = (total, found, found);
         self.began = Instant::now();
         self.last_line = self.began;
-        let before = if found > 0 { format!(", {found} done before") } else { String::new() };
         match &self.shown {
             Shown::Bar(bar) => {
                 bar.set_length(total as u64);
                 bar.set_position(found as u64);
             }
-            Shown::Lines => say("info", &format!("{}: {total} {}{before}", self.phase, self.unit)),
             Shown::Board(board) => board.phase(self.phase, total, found),
-            Shown::Nothing => {}
+            Shown::Lines | Shown::Nothing => {}
         }
     }
 
@@ -130,7 +141,7 @@ impl Progress {
             board.ended(self.phase, done.saturating_sub(self.done));
         }
         self.done = done;
-        self.show(false);
+        self.show();
     }
 
     /// Something was said about a job.
@@ -148,18 +159,18 @@ impl Progress {
 
     /// Time has passed.
     pub fn tick(&mut self) {
-        self.show(false);
+        self.show();
     }
 
     /// All jobs have ended.
     pub fn finish(&mut self) {
-        self.show(true);
         if let Shown::Bar(bar) = &self.shown {
+            bar.set_position(self.done as u64);
             bar.finish_with_message("");
         }
     }
 
-    fn show(&mut self, last: bool) {
+    fn show(&mut self) {
         let left = time_left(self.done - self.found, self.total - self.done, self.began.elapsed());
         let left = left.map(|left| format!("about {} left", human(left))).unwrap_or_default();
         match &self.shown {
@@ -167,7 +178,7 @@ impl Progress {
                 bar.set_position(self.done as u64);
                 bar.set_message(left);
             }
-            Shown::Lines if last || self.last_line.elapsed() >= LINE_EVERY => {
+            Shown::Lines if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
                 let left = if left.is_empty() { String::new() } else { format!(", {left}") };
                 say("info", &format!("{}: {}/{} after {}{left}", self.phase, self.done, self.total, human(self.began.elapsed())));

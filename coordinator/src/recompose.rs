@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::clusters;
 use crate::compose::{self, Change};
 use crate::failure::Failure;
+use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::publish::Published;
 use crate::release::read::{Release, direction};
@@ -56,6 +57,14 @@ pub struct Amended {
 struct Member {
     record: ConceptRecord,
     from: Release,
+}
+
+impl Member {
+    /// The run that found it, where that is not this one.
+    fn foreign_run(&self, own: &str) -> Option<String> {
+        let run = self.record.run.as_ref().unwrap_or(&self.from.record.run);
+        (run != own).then(|| run.clone())
+    }
 }
 
 /// What a change is expected to do, to first order. Nothing here was measured.
@@ -372,11 +381,22 @@ impl Amended {
             let member = &self.concepts[&edit.concept];
             let shape = &checkpoint.tensor(&edit.layer)?.shape;
             tensors.extend(DirectionTensor::of(&edit.concept, shape, self.direction(&edit.concept, shape)?));
-            concepts.push(ConceptRecord { strength: edit.strength, dose: edit.dose, by_others, composed: None, ..member.record.clone() });
+            let (strength, dose, run) = (edit.strength, edit.dose, member.foreign_run(&self.parent.record.run));
+            concepts.push(ConceptRecord { strength, dose, by_others, run, composed: None, ..member.record.clone() });
             // What this release refers to is in its own store.
             if member.from.stored && member.from.store.name() != store.name() {
                 for artifact in [Some(member.record.direction), member.record.gradients].into_iter().flatten() {
                     store.put_artifact(member.from.store.get_artifact(&artifact).await?).await?;
+                }
+            }
+        }
+        // Where its data is, for whoever evaluates it.
+        let mut taken = BTreeSet::new();
+        for from in self.concepts.values().map(|member| &member.from).chain([&self.parent]).filter(|from| from.stored) {
+            if from.store.name() != store.name() && taken.insert(from.digest) {
+                let runs = from.record.concepts.iter().filter_map(|concept| concept.run.as_ref()).chain([&from.record.run]);
+                for run in runs.collect::<BTreeSet<_>>() {
+                    provenance::copy(&from.store, store, run).await?;
                 }
             }
         }

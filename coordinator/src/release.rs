@@ -4,8 +4,10 @@
 //! |---|---|
 //! | `release/read.rs` | a release that is there: its record, and files checked against it |
 //! | `release/verify.rs` | whether it is what was released |
+//! | `release/evaluation.rs` | numbers that were measured on it later |
 //! | `release/publish.rs` | its number, and the channels that lead to it |
 
+pub mod evaluation;
 pub mod publish;
 pub mod read;
 pub mod verify;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use lethe_shared::record::{Composition, ConceptRecord, UtilityOn};
 
-use crate::card::NOT_MEASURED;
+use crate::card::standing;
 
 const STYLE: &str = "
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #1a7f37; --bad: #cf222e; }
@@ -55,7 +55,7 @@ pub fn render(record: &Composition) -> String {
 /// Where a release comes from that no run made.
 fn origin(page: &mut String, record: &Composition) {
     let Some(parent) = &record.parent else { return };
-    let _ = write!(page, "<p>Composed from release <code>{}</code>. {NOT_MEASURED}</p><ul>", escape(&parent.release.to_string()));
+    let _ = write!(page, "<p>Composed from release <code>{}</code>. {}</p><ul>", escape(&parent.release.to_string()), standing(record));
     for change in &parent.changes {
         let _ = write!(page, "<li>{}</li>", escape(&change.to_string()));
     }
@@ -69,7 +69,7 @@ fn facts(page: &mut String, record: &Composition) {
         (total.to_string(), "concepts asked for".to_owned()),
         (zero(|c| c.alone.fa5).to_string(), "forgotten with their own edit alone (FA@5 = 0)".to_owned()),
     ];
-    if record.parent.is_none() {
+    if record.is_measured() {
         let composed = zero(|c| c.composed.map_or(1.0, |composed| composed.fa5));
         facts.push((composed.to_string(), format!("forgotten in the released model ({})", escape(&record.method))));
     }
@@ -89,7 +89,7 @@ fn facts(page: &mut String, record: &Composition) {
 fn utility(page: &mut String, record: &Composition) {
     let sets =
         [("validation (the step search looked at it)", &record.utility.validation), ("test (nothing looked at it)", &record.utility.test)];
-    if record.parent.is_some() {
+    if !record.is_measured() {
         return;
     }
     *page += "<h2>What must stay</h2>\n";

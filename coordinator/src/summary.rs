@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::record::{Composition, Missing, Retained, Utility};
+use lethe_shared::record::{Composition, Measured, Missing, Retained, Utility};
 use serde::{Deserialize, Serialize};
 
 use crate::measure::Spread;
@@ -108,21 +108,7 @@ pub fn table(report: &Report, record: &Composition) -> String {
         );
         row("cost of one removal", spread);
     }
-    let change = |before: Retained, after: Retained| {
-        let one = |before: f64, after: f64| format!("{} → {}", percent(before), percent(after));
-        format!("TA@1 {}, TA@5 {}", one(before.ta1, after.ta1), one(before.ta5, after.ta5))
-    };
-    for (name, on) in [("validation", &summary.utility.validation), ("test", &summary.utility.test)] {
-        let Some(on) = on else { continue };
-        row(&format!("utility, {name}"), change(on.before, on.after));
-        for (group, of) in on.groups() {
-            row(&format!("{group}, {name}"), change(of.before, of.after));
-        }
-    }
-    if let Some(on) = summary.utility.test.as_ref().or(summary.utility.validation.as_ref()) {
-        let names: Vec<&str> = on.worst.iter().map(|worst| worst.class.as_str()).collect();
-        row("worst neighbours", if names.is_empty() { "none lost".into() } else { names.join(", ") });
-    }
+    utility(&summary.utility, &mut row);
     if !record.near_duplicates.is_empty() {
         let groups: Vec<String> = record.near_duplicates.iter().take(10).map(|group| group.join(" = ")).collect();
         row("hardly told apart", groups.join(", "));
@@ -149,6 +135,43 @@ pub fn table(report: &Report, record: &Composition) -> String {
     row("name", format!("{}:{}", record.name, report.number));
     row("report", format!("{}/report.html", report.release));
     text
+}
+
+/// What `lethe evaluate` says. `jobs` are how many were done, `folder` is where the numbers are, when that is not the record.
+pub fn evaluation_table(record: &Composition, release: &str, jobs: &str, folder: Option<&str>) -> String {
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:<26}{value}");
+    };
+    let composed: Vec<Measured> = record.concepts.iter().filter_map(|concept| concept.composed).collect();
+    let gone = |top: fn(&Measured) -> f64| composed.iter().filter(|measured| top(measured) == 0.0).count();
+    let (first, fifth) = (gone(|measured| measured.fa1), gone(|measured| measured.fa5));
+    row("forgotten, composed", format!("FA@5 {fifth} of {n}, FA@1 {first} of {n} ({})", record.method, n = record.concepts.len()));
+    utility(&record.utility, &mut row);
+    row("jobs", jobs.to_owned());
+    row("digest", record.digest.to_string());
+    row("release", release.to_owned());
+    row("report", format!("{}/report.html", folder.unwrap_or(release)));
+    text.trim_end().to_owned()
+}
+
+/// Rows about what must stay.
+fn utility(utility: &Utility, row: &mut impl FnMut(&str, String)) {
+    let change = |before: Retained, after: Retained| {
+        let one = |before: f64, after: f64| format!("{} → {}", percent(before), percent(after));
+        format!("TA@1 {}, TA@5 {}", one(before.ta1, after.ta1), one(before.ta5, after.ta5))
+    };
+    for (name, on) in [("validation", &utility.validation), ("test", &utility.test)] {
+        let Some(on) = on else { continue };
+        row(&format!("utility, {name}"), change(on.before, on.after));
+        for (group, of) in on.groups() {
+            row(&format!("{group}, {name}"), change(of.before, of.after));
+        }
+    }
+    if let Some(on) = utility.test.as_ref().or(utility.validation.as_ref()) {
+        let names: Vec<&str> = on.worst.iter().map(|worst| worst.class.as_str()).collect();
+        row("worst neighbours", if names.is_empty() { "none lost".into() } else { names.join(", ") });
+    }
 }
 
 fn towers(towers: &BTreeMap<String, usize>) -> String {

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod codec;
 pub mod control;
 pub mod digest;
+pub mod doctor;
 pub mod draws;
 pub mod edit;
 pub mod exit;

@@ -25,7 +25,7 @@ pub struct Composition {
     /// The run that found its edits.
     pub run: String,
     /// The release it was composed from, where no run made it. Nothing was measured on it then: what is measured of the whole is
-    /// absent, and what is measured of single edits holds as before.
+    /// absent, and what is measured of single edits holds as before. `lethe evaluate` measures it later, beside the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
     /// What was edited.
@@ -60,6 +60,13 @@ pub struct Composition {
     pub gates: Option<Gates>,
     /// Every file of the release but this one: SHA-256 and size.
     pub files: BTreeMap<String, ArtifactRef>,
+}
+
+impl Composition {
+    /// Whether the model as a whole was measured: by its run, or by `lethe evaluate` since.
+    pub fn is_measured(&self) -> bool {
+        self.parent.is_none() || self.utility.retained_classes.is_some()
+    }
 }
 
 /// How the edits of one layer become one change. Δ_i is an edit's change α·dose·λ·D.
@@ -177,6 +184,9 @@ pub struct ConceptRecord {
     /// Group in the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// The run that found its edit, where that is not the release's: of what was added from another release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// Tower of the edited layer.
     pub tower: Tower,
     /// The edited layer.

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use lethe_shared::address::Address;
+use lethe_shared::doctor as shared_doctor;
 use lethe_shared::exit;
 use lethe_shared::queue;
 use lethe_shared::queue::nats::{self, JetStreamQueue, Role};
@@ -14,13 +15,13 @@ use lethe_shared::store::{self, Store};
 use lethe_shared::telemetry::Health;
 use lethe_shared::telemetry::http::{ListenOn, Router, Server};
 use lethe_shared::telemetry::log::{self, say};
-use tch::{Device, Kind, Tensor};
+use tch::Device;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::device;
 use crate::engine::Options;
 use crate::service::Service;
+use crate::{device, doctor};
 
 /// The part of Lethe that computes: takes jobs from a queue, writes their outcomes into a store.
 ///
@@ -30,7 +31,7 @@ use crate::service::Service;
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Exit codes: 0 stopped as asked · 2 bad arguments, credentials or device · 5 queue or store cannot be used."
+    after_help = "Exit codes: 0 stopped as asked · 2 bad arguments, credentials or device · 5 queue or store cannot be used, or `check` finds something that does not work."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -41,8 +42,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// See whether this machine can work: open the device, compute and differentiate on it, use the store.
-    Check(Check),
+    /// See whether this machine can work: libtorch, device, memory, disk, store and queue, each with what to do if it is not as it should be.
+    Check(Box<Check>),
 }
 
 #[derive(Debug, Args)]
@@ -80,24 +81,40 @@ struct Check {
     /// Where to compute: auto (a GPU where there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// A store to write to and read from: a path, file://, s3://, gs:// or az://.
-    #[arg(long, value_name = "ADDRESS")]
+    /// The store that it will use: a path, file://, s3://, gs:// or az://.
+    #[arg(long, value_name = "ADDRESS", env = "LETHE_STORE")]
     store: Option<String>,
+    /// NATS servers that it will ask for jobs: nats://host:4222, tls://…, several separated by commas.
+    #[arg(long, value_name = "URL", env = "LETHE_NATS", hide_env_values = true)]
+    nats: Option<String>,
+    /// Folder for files downloaded from remote addresses.
+    #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
+    cache: Option<PathBuf>,
+    #[command(flatten)]
+    connection: nats::Options,
+    /// Print one JSON object on stdout as the last line.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Exit code and sentence of what went wrong.
 type Problem = (u8, String);
+
+/// The command line, for what documents it.
+pub fn command_line() -> clap::Command {
+    Cli::command()
+}
 
 /// Parses the arguments, does what they say, gives the documented exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match (&cli.command, &cli.work.nats, &cli.work.store) {
         (Some(Command::Check(options)), ..) => check(options),
-        (None, Some(url), Some(store)) => work(&cli.work, url, store),
+        (None, Some(url), Some(store)) => work(&cli.work, url, store).map(|()| exit::DONE),
         (None, ..) => Err(bad("--nats and --store are needed; see lethe-worker --help".to_owned())),
     };
     let problem = match done {
-        Ok(()) => return ExitCode::from(exit::DONE),
+        Ok(code) => return ExitCode::from(code),
         Err(problem) => problem,
     };
     say("error", &problem.1);
@@ -108,11 +125,19 @@ fn bad(problem: String) -> Problem {
     (exit::BAD_INPUT, problem)
 }
 
-/// The store at an address that may be relative to the working folder.
-fn open_store(text: &str) -> Result<Store, Problem> {
+/// An address that may be relative to the working folder.
+fn here(text: &str) -> Result<Address, Problem> {
     let here = std::env::current_dir().map_err(|error| bad(format!("working folder: {error}")))?;
-    let address = Address::resolve(text, Some(&here)).map_err(|error| bad(error.to_string()))?;
-    Store::open(&address).map_err(store_problem)
+    Address::resolve(text, Some(&here)).map_err(|error| bad(error.to_string()))
+}
+
+fn open_store(text: &str) -> Result<Store, Problem> {
+    Store::open(&here(text)?).map_err(store_problem)
+}
+
+/// Where downloads go.
+fn cache(given: Option<&PathBuf>) -> PathBuf {
+    given.cloned().unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"))
 }
 
 fn store_problem(error: store::Error) -> Problem {
@@ -172,7 +197,7 @@ async fn serve(options: &Work, url: &str, device: Device, threads: usize, store:
     };
     health.met("queue");
     info!(worker = %name, threads, ?device, server = %nats::without_secrets(url), store = store.name(), "ready");
-    let cache = options.cache.clone().unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"));
+    let cache = cache(options.cache.as_ref());
     let service = Service::new(Options::new(name, device, cache), threads, Arc::new(queue.clone()), store);
     let watch = tokio::spawn(watch_queue(queue.clone(), health));
     let served = service.run(drain, cancel).await;
@@ -232,45 +257,26 @@ fn name_of_this_process() -> String {
     format!("{}-{}", if host.is_empty() { "worker" } else { host }, std::process::id())
 }
 
-fn check(options: &Check) -> Result<(), Problem> {
-    let device = device::open(&options.device).map_err(bad)?;
-    let speed = multiply(device).map_err(|error| bad(format!("device {device:?}: {error}")))?;
-    println!("device {device:?}: {speed:.0} GFLOP/s in float32 on one thread, gradients are right");
-    if let Some(text) = &options.store {
-        let runtime = tokio::runtime::Runtime::new().map_err(|error| bad(format!("cannot start: {error}")))?;
-        let store = open_store(text)?;
-        runtime.block_on(store.probe()).map_err(|error| (exit::INFRASTRUCTURE, error.to_string()))?;
-        println!("store {}: can be written and read", store.name());
-    }
-    Ok(())
-}
-
-/// Multiplies matrices for a moment, and checks a gradient that is known: of ‖x‖²/2 it is x.
-fn multiply(device: Device) -> Result<f64, tch::TchError> {
-    const SIDE: i64 = 1024;
-    const TIMES: u32 = 8;
-    tch::set_num_threads(1);
-    let x = Tensor::f_randn([SIDE, SIDE], (Kind::Float, device))?.f_set_requires_grad(true)?;
-    let loss = x.f_square()?.f_sum(Kind::Float)?.f_mul_scalar(0.5)?;
-    let gradient = Tensor::f_run_backward(&[&loss], &[&x], false, false)?;
-    let off = gradient[0].f_sub(&x)?.f_abs()?.f_max()?.f_double_value(&[])?;
-    if off > 1e-6 {
-        return Err(tch::TchError::Torch(format!("a gradient is off by {off}")));
-    }
-    let _guard = tch::no_grad_guard();
-    let product = |a: &Tensor| a.f_matmul(&x);
-    product(&x)?.f_sum(Kind::Float)?.f_double_value(&[])?;
-    let began = Instant::now();
-    let mut sum = 0.0;
-    for _ in 0..TIMES {
-        sum += product(&x)?.f_sum(Kind::Float)?.f_double_value(&[])?;
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    if sum.is_finite() {
-        Ok(f64::from(TIMES) * 2.0 * (SIDE as f64).powi(3) / seconds / 1e9)
-    } else {
-        Err(tch::TchError::Torch("a product is not finite".into()))
-    }
+fn check(options: &Check) -> Result<u8, Problem> {
+    log::start(log::Format::default(), "error");
+    let mut findings = doctor::examine(&options.device);
+    findings.push(shared_doctor::memory());
+    findings.extend(shared_doctor::cache(&cache(options.cache.as_ref())));
+    findings.extend(shared_doctor::files(&options.connection.secrets()));
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| bad(format!("cannot start: {error}")))?;
+    runtime.block_on(async {
+        if let Some(text) = &options.store {
+            findings.extend(shared_doctor::store(&here(text)?).await);
+        }
+        if let Some(url) = &options.nats {
+            findings.extend(nats::examine(url, Role::Worker, &options.connection).await);
+        }
+        Ok::<_, Problem>(())
+    })?;
+    let report = shared_doctor::Report::of(findings);
+    let text = if options.json { serde_json::to_string(&report).map_err(|error| bad(error.to_string()))? } else { report.lines() };
+    println!("{text}");
+    Ok(report.exit_code())
 }
 
 #[cfg(test)]

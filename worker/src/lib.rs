@@ -12,12 +12,14 @@
 //! | [`input`] | shards, images, texts |
 //! | [`command`] | the command line |
 //! | [`device`], [`memory`], [`handle`] | where tensors live |
+//! | [`doctor`] | whether libtorch and device are fit for work |
 //!
 //! A worker knows one job at a time and nothing of the run it belongs to.
 
 pub mod command;
 pub mod corpus;
 pub mod device;
+pub mod doctor;
 pub mod engine;
 pub mod handle;
 pub mod input;

@@ -102,7 +102,7 @@ pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
     } else {
         let (digest, name, number) = (record.digest, &record.name, published.number);
         print(&format!(
-            "{}\n  digest   {digest}\n  release  {release}\n  name     {name}:{number}\n  nothing was measured on it yet; what is above is predicted",
+            "{}\n  digest   {digest}\n  release  {release}\n  name     {name}:{number}\n  nothing was measured on it yet, what is above is predicted; `lethe evaluate` measures it",
             table(&preview)
         ))?;
     }

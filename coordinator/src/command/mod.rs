@@ -3,6 +3,9 @@
 mod compose;
 mod curate;
 mod dead_letters;
+mod doctor;
+mod evaluate;
+mod manual;
 mod plan;
 mod reach;
 mod release;
@@ -11,6 +14,7 @@ mod serve;
 mod status;
 mod submit;
 mod verify;
+mod workers;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -72,12 +76,20 @@ enum Command {
     DeadLetters(dead_letters::DeadLetters),
     /// Make a new release from what an old one stored: other strengths, concepts left out or added. No device is needed.
     Compose(compose::Compose),
+    /// Measure a release that `lethe compose` made: what is forgotten together, and what must stay. Gates then decide on it.
+    Evaluate(evaluate::Evaluate),
     /// Check that a release is what was released, file by file.
     Verify(verify::Verify),
     /// Look after releases: list them, lead channels such as `production` to them and back.
     Release(release::Release),
+    /// Look whether this machine, store and queue are fit for runs; each thing that is not, with what to do about it.
+    Doctor(Box<doctor::Doctor>),
     /// Print the manifest's JSON Schema.
     Schema,
+    /// Print a script by which a shell completes lethe's commands and options.
+    Completion(manual::Completion),
+    /// Write the manual pages of lethe and lethe-worker into a folder.
+    Man(manual::Man),
 }
 
 #[derive(Debug, Args)]
@@ -129,7 +141,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // A service has nothing but its log to tell what it does.
     let least = usize::from(matches!(cli.command, Command::Serve(_)));
-    let level = ["warn", "info", "debug"][usize::from(cli.verbose).max(least).min(2)];
+    // What a doctor finds is said by the findings.
+    let level = match (&cli.command, cli.verbose) {
+        (Command::Doctor(_), 0) => "error",
+        (_, verbose) => ["warn", "info", "debug"][usize::from(verbose).max(least).min(2)],
+    };
     log::start(cli.log_format, &format!("{level},object_store=warn,async_nats=warn"));
 
     let runtime = match tokio::runtime::Runtime::new() {
@@ -149,8 +165,12 @@ pub fn main() -> ExitCode {
             Command::Cancel(options) => status::cancel(&options).await,
             Command::DeadLetters(options) => dead_letters::main(&options).await,
             Command::Compose(options) => compose::main(&options).await,
+            Command::Evaluate(options) => evaluate::main(&options, cancel).await,
             Command::Verify(options) => verify::main(&options).await,
             Command::Release(options) => release::main(&options).await,
+            Command::Doctor(options) => doctor::main(&options).await,
+            Command::Completion(options) => manual::completion(&options),
+            Command::Man(options) => manual::man(&options),
             Command::Schema => print(&format!("{:#}", Manifest::schema())).map(|()| exit::DONE),
         }
     });

@@ -16,6 +16,7 @@ use super::{here, print};
 use crate::failure::Failure;
 use crate::gates;
 use crate::progress::human_bytes;
+use crate::release::evaluation;
 use crate::release::publish::{self, Published, Wanted};
 
 #[derive(Debug, Args)]
@@ -112,7 +113,7 @@ pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
         }
         Command::Promote { release, channel, gates } => {
             let found = publish::find(&store, release).await?;
-            let record = publish::open(&store, &found).await?.record;
+            let record = evaluation::measured(&store, &publish::open(&store, &found).await?).await?;
             let more = gates.as_deref().map(Gates::read).transpose()?;
             let missed: Vec<String> = record.gates.iter().chain(&more).flat_map(|gates| gates::missed(gates, &record)).collect();
             let shown = format!("{}:{}", found.release.name, found.number);
@@ -120,6 +121,9 @@ pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
                 say("error", &format!("{shown} misses a gate: {gate}"));
             }
             if !missed.is_empty() {
+                if !record.is_measured() {
+                    say("info", &format!("nobody has measured {shown}; `lethe evaluate {shown} --store {}` does", options.store));
+                }
                 if options.json {
                     print(&json!({ "release": found, "channel": channel, "missed": missed }).to_string())?;
                 }
@@ -188,7 +192,9 @@ fn row(listed: &Listed) -> String {
 }
 
 async fn show(store: &Store, found: Published, as_json: bool) -> Result<(), Failure> {
-    let record = publish::open(store, &found).await?.record;
+    let record = evaluation::measured(store, &publish::open(store, &found).await?).await?;
+    let apart = found.parent.is_some() && record.is_measured();
+    let evaluation = apart.then(|| format!("{}/{}", store.name(), evaluation::folder(&found.release)));
     let listed = list(store, &found.release.name).await?.into_iter().find(|listed| listed.release.number == found.number);
     let channels = listed.map(|listed| listed.channels).unwrap_or_default();
     let changes: &[Amendment] = record.parent.as_ref().map_or(&[], |parent| &parent.changes);
@@ -196,7 +202,7 @@ async fn show(store: &Store, found: Published, as_json: bool) -> Result<(), Fail
     if as_json {
         let address = format!("{}/{}", store.name(), found.prefix());
         let listed = Listed { release: found, address, channels };
-        return print(&json!({ "release": listed, "changes": changes, "missed": missed, "concepts": record.concepts.len() }).to_string());
+        return print(&json!({ "release": listed, "changes": changes, "missed": missed, "concepts": record.concepts.len(), "evaluation": evaluation }).to_string());
     }
     let mut rows = vec![
         ("release", format!("{}:{}", found.release.name, found.number)),
@@ -209,6 +215,10 @@ async fn show(store: &Store, found: Published, as_json: bool) -> Result<(), Fail
     ];
     rows.extend(found.parent.iter().map(|parent| ("composed from", parent.to_string())));
     rows.extend(changes.iter().map(|change| ("change", change.to_string())));
+    if let Some(on) = record.utility.test.as_ref().or(record.utility.validation.as_ref()) {
+        rows.push(("utility", format!("TA@1 {:.1} % → {:.1} %", 100.0 * on.before.ta1, 100.0 * on.after.ta1)));
+    }
+    rows.push(("measured", if record.is_measured() { evaluation.unwrap_or_default() } else { "not yet; see `lethe evaluate`".to_owned() }));
     rows.extend(missed.into_iter().map(|gate| ("misses", gate)));
     let rows: Vec<String> =
         rows.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| format!("  {name:<16}{value}")).collect();

@@ -198,7 +198,7 @@ impl Curation {
 pub async fn curate(options: Options, cancel: CancellationToken) -> Result<(Curation, usize), Failure> {
     let names = read_names(&options).await?;
     let sources = find(&options.pairs).await?;
-    let texts: Vec<_> = names.concepts.iter().map(|c| (&c.id, &c.name, &c.class, c.strength, &c.group)).collect();
+    let texts: Vec<_> = names.concepts.iter().map(|c| (&c.id, &c.name, &c.class, c.strength, &c.group, c.stop, c.tolerance)).collect();
     let job = Digest::of_json(&(VERSION, texts, &names.texts, names.classes.names(), options.limits, options.few, options.seed));
     let runtime = Handle::current();
     let work = move || of(&options, &names, &sources, job, runtime, cancel);
@@ -333,9 +333,12 @@ fn write(
     output.file("classes.txt", |file| names.classes.names().iter().try_for_each(|name| writeln!(file, "{name}")))?;
     let rows = there().map(|(_, c)| {
         let group = c.group.clone().unwrap_or_default();
-        [c.id.clone(), c.name.clone(), c.class.clone(), format!("forget/{}.tar", c.id), c.strength.to_string(), group]
+        let stop = c.stop.map(|stop| stop.name().to_owned()).unwrap_or_default();
+        let tolerance = c.tolerance.map(|tolerance| tolerance.to_string()).unwrap_or_default();
+        let forget = format!("forget/{}.tar", c.id);
+        [c.id.clone(), c.name.clone(), c.class.clone(), forget, c.strength.to_string(), group, stop, tolerance]
     });
-    output.table("concepts.csv", ["id", "name", "class", "forget", "strength", "group"], rows)?;
+    output.table("concepts.csv", ["id", "name", "class", "forget", "strength", "group", "stop", "tolerance"], rows)?;
     let rows = concepts.iter().map(|c| {
         let status = match c.status {
             Status::Ok => "ok",

@@ -1,11 +1,11 @@
 //! The table of what to look for: a manifest's concept table with names to find instead of shards.
 
-use lethe_shared::manifest::Error;
 use lethe_shared::manifest::concepts::Row;
+use lethe_shared::manifest::{Error, Stop};
 use serde::Deserialize;
 
 /// Columns that a table may have; `forget` is what curating writes, so what stands there is not looked at.
-const COLUMNS: [&str; 7] = ["id", "name", "aliases", "class", "forget", "strength", "group"];
+const COLUMNS: [&str; 9] = ["id", "name", "aliases", "class", "forget", "strength", "group", "stop", "tolerance"];
 /// Most concepts.
 const MAX_CONCEPTS: usize = 100_000;
 /// Most names of a concept.
@@ -43,6 +43,8 @@ struct Line {
     _forget: Option<serde_json::Value>,
     strength: Option<f64>,
     group: Option<String>,
+    stop: Option<Stop>,
+    tolerance: Option<f64>,
 }
 
 /// Reads a table; `name` decides the format, `.csv` or `.jsonl`.
@@ -89,16 +91,26 @@ fn parse_csv(text: &str, file: &str) -> Result<Vec<Wanted>, Error> {
         let record = record.map_err(wrong)?;
         let line = record.position().map_or(0, |position| position.line() as usize);
         let field = |column: &str| header.iter().position(|known| known == column).and_then(|at| record.get(at)).filter(|f| !f.is_empty());
-        let strength = field("strength")
-            .map(|text| text.parse().map_err(|_| Error::new(format!("{file}:{line}"), format!("strength is `{text}`, expected a number"))));
+        let number = |column: &str| {
+            let wrong = |text: &str| Error::new(format!("{file}:{line}"), format!("{column} is `{text}`, expected a number"));
+            field(column).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
+        };
+        let stop = match field("stop") {
+            None => None,
+            Some("fa1") => Some(Stop::Fa1),
+            Some("fa5") => Some(Stop::Fa5),
+            Some(other) => return Err(Error::new(format!("{file}:{line}"), format!("stop is `{other}`, expected fa1 or fa5"))),
+        };
         let row = Line {
             id: field("id").unwrap_or_default().to_owned(),
             name: field("name").unwrap_or_default().to_owned(),
             aliases: field("aliases").map(|text| Aliases::Text(text.to_owned())),
             class: field("class").map(str::to_owned),
             _forget: None,
-            strength: strength.transpose()?,
+            strength: number("strength")?,
             group: field("group").map(str::to_owned),
+            stop,
+            tolerance: number("tolerance")?,
         };
         rows.push(wanted(row, line, file)?);
     }
@@ -135,7 +147,7 @@ fn wanted(row: Line, line: usize, file: &str) -> Result<Wanted, Error> {
         return wrong(format!("concept `{id}`: `{shown}`: a name has 1 to {MAX_NAME} printable characters"));
     }
     let forget = format!("forget/{id}.tar");
-    let row = Row { id, name, class, forget, strength: row.strength, group: row.group };
+    let row = Row { id, name, class, forget, strength: row.strength, group: row.group, stop: row.stop, tolerance: row.tolerance };
     Ok(Wanted { line, row, names })
 }
 

@@ -2,22 +2,27 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `evaluated.rs` | what is left of what must go, and of what must stay, in a composed model |
 //! | `corrected.rs` | edits along corrected directions, doses solved together: `composition.method = "preconditioned"` |
 //! | `searched.rs` | edits by SLUG's full search, added up: `composition.method = "sum"` |
 
 mod corrected;
+mod evaluated;
 mod searched;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::job::{ArtifactRef, Job, JobId};
 use lethe_shared::manifest::{Required, Stop};
-use lethe_shared::outcome::{Accuracy, Chosen, Hits, Outcome, RankedLayer, TaskResult, Trial};
+use lethe_shared::outcome::{Accuracy, Chosen, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
-use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing, Utility};
+use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing};
+
+use self::evaluated::{HeldOut, held_out};
+pub use self::evaluated::{Judgement, evaluate};
 
 use crate::clusters;
 use crate::compose::{self, Change};
@@ -25,10 +30,11 @@ use crate::dispatch::{Dispatcher, Ended, Lost};
 use crate::failure::Failure;
 use crate::gates;
 use crate::jobs;
-use crate::measure::{self, Fates, Spread};
+use crate::measure::{self, Spread};
 use crate::merge;
 use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
+use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::{self, DirectionTensor, publish};
 use crate::summary::{Phase, Report, Status, Summary};
@@ -39,6 +45,8 @@ struct Run<'a> {
     dispatcher: &'a Dispatcher,
     classes: ArtifactRef,
     quiet: bool,
+    /// The phase under way, as those who see no bar are told of it.
+    current: Option<Current>,
     phases: Vec<Phase>,
     began: Instant,
     found: usize,
@@ -51,11 +59,12 @@ struct Run<'a> {
     stages: BTreeMap<String, f64>,
 }
 
-/// Hits on the held-out sets.
-#[derive(Default)]
-struct HeldOut {
-    validation: Option<Hits>,
-    test: Option<Hits>,
+/// What one phase came to so far, over all its rounds.
+struct Current {
+    name: &'static str,
+    jobs: usize,
+    found: usize,
+    took: Duration,
 }
 
 /// A concept that has an edit.
@@ -104,22 +113,7 @@ fn unsolved(found: &[Found<'_>]) -> Result<Recipe, Failure> {
 /// [`Failure`]; a run that ends incomplete is no failure, see [`Report::status`].
 pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(Report, Composition), Failure> {
     let store = &dispatcher.store;
-    let text = serde_json::to_vec(&plan.class_texts).map_err(Failure::input)?;
-    let classes = store.put_artifact(Bytes::from(text)).await?;
-    let mut run = Run {
-        plan,
-        dispatcher,
-        classes,
-        quiet,
-        phases: Vec::new(),
-        began: Instant::now(),
-        found: 0,
-        done: 0,
-        seen: BTreeSet::new(),
-        peak_memory: 0,
-        concept_seconds: BTreeMap::new(),
-        stages: BTreeMap::new(),
-    };
+    let mut run = Run::new(plan, dispatcher, quiet).await?;
     let (mut edits, base) =
         if plan.manifest.composition.method.corrects() { corrected::edits(&mut run).await? } else { searched::edits(&mut run).await? };
     edits.missing.sort_by(|a, b| a.id.cmp(&b.id));
@@ -128,12 +122,10 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let directions = fetch_directions(plan, dispatcher, found).await?;
     let (change, encoded) = run.compose(&edits.recipe.edits(), &directions).await?;
     let edited: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
-    let evaluated = run.must("evaluate", &jobs::composed_evaluation(plan, &edited, encoded, classes)).await?;
-    let mut hits: BTreeMap<String, Hits> = evaluated.into_iter().filter_map(evaluation).flatten().collect();
-    let composed = HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) };
+    let judgement = run.judge(&edited, &base, encoded).await?;
 
     let began = Instant::now();
-    let record = make_record(plan, &change, &edits, &base, &composed, &hits)?;
+    let record = make_record(plan, &change, &edits, &base, judgement)?;
     let tensors = found
         .iter()
         .map(|found| {
@@ -160,15 +152,43 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     }
     let report =
         Report { run: plan.run.clone(), release: address, number: published.number, digest: record.digest, status, missed, summary };
+    provenance::keep(store, plan).await?;
     store.put_json(&format!("runs/{}/summary.json", plan.run), &report).await?;
     Ok((report, record))
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    async fn new(plan: &'a Plan, dispatcher: &'a Dispatcher, quiet: bool) -> Result<Self, Failure> {
+        let text = serde_json::to_vec(&plan.class_texts).map_err(Failure::input)?;
+        let classes = dispatcher.store.put_artifact(Bytes::from(text)).await?;
+        Ok(Self {
+            plan,
+            dispatcher,
+            classes,
+            quiet,
+            current: None,
+            phases: Vec::new(),
+            began: Instant::now(),
+            found: 0,
+            done: 0,
+            seen: BTreeSet::new(),
+            peak_memory: 0,
+            concept_seconds: BTreeMap::new(),
+            stages: BTreeMap::new(),
+        })
+    }
+
     async fn phase(&mut self, name: &'static str, jobs: &[Job]) -> Result<Vec<Ended>, Failure> {
         let began = Instant::now();
         let mut progress = if self.quiet { Progress::silent() } else { self.dispatcher.show.progress(name, jobs.len()) };
+        if self.current.as_ref().is_some_and(|current| current.name != name) {
+            self.tell();
+        }
         let (ended, found) = self.dispatcher.run(&self.plan.run, jobs, &mut progress).await?;
+        let current = self.current.get_or_insert(Current { name, jobs: 0, found: 0, took: Duration::ZERO });
+        current.jobs += jobs.len();
+        current.found += found;
+        current.took += began.elapsed();
         self.found += found - jobs.iter().filter(|job| !self.seen.insert(job.id())).count().min(found);
         self.done += ended.len() - found;
         for (job, outcome) in jobs.iter().zip(&ended) {
@@ -183,6 +203,13 @@ impl Run<'_> {
         }
         self.took(name, began);
         Ok(ended)
+    }
+
+    /// Says how the phase went that has ended.
+    fn tell(&mut self) {
+        if let Some(Current { name, jobs, found, took }) = self.current.take().filter(|_| !self.quiet) {
+            self.dispatcher.show.ended(name, jobs, found, took);
+        }
     }
 
     fn took(&mut self, name: &str, began: Instant) {
@@ -297,18 +324,6 @@ fn mismatch(kind: &str) -> Failure {
     Failure::Infrastructure(format!("the store holds an outcome of another kind for a {kind} job; it was written by another program"))
 }
 
-fn evaluation(outcome: Outcome) -> Option<BTreeMap<String, Hits>> {
-    match outcome.result {
-        TaskResult::Evaluate(result) => Some(result.items),
-        _ => None,
-    }
-}
-
-fn held_out(outcomes: Vec<Outcome>) -> HeldOut {
-    let mut hits: BTreeMap<String, Hits> = outcomes.into_iter().filter_map(evaluation).flatten().collect();
-    HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) }
-}
-
 /// The results of concepts' jobs with the concepts they are of; a concept whose job is a dead letter by its input is missing.
 fn concept_results<'a>(
     concepts: &[&'a PlannedConcept],
@@ -340,14 +355,7 @@ async fn fetch_directions(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'
     Ok(directions)
 }
 
-fn make_record(
-    plan: &Plan,
-    change: &Change,
-    edits: &Edits<'_>,
-    base: &HeldOut,
-    composed: &HeldOut,
-    forget: &BTreeMap<String, Hits>,
-) -> Result<Composition, Failure> {
+fn make_record(plan: &Plan, change: &Change, edits: &Edits<'_>, base: &HeldOut, mut judgement: Judgement) -> Result<Composition, Failure> {
     let found = &edits.found;
     let solved = edits.recipe.parts().iter().zip(edits.recipe.by_others());
     let dosed = edits.recipe.edits().into_iter().zip(solved).map(|(edit, (part, by_others))| Dosed {
@@ -355,14 +363,11 @@ fn make_record(
         dose: edit.dose,
         by_others,
     });
-    let concepts = found.iter().zip(dosed).map(|(found, dosed)| concept_record(found, dosed, base, composed, forget)).collect();
-    let names = plan.classes.names();
-    let removed = found.iter().map(|found| found.planned.concept.class_index).collect();
-    let fates = Fates { retained: plan.retains(), covered: &plan.covered, removed: &removed };
-    let on = |before: &Option<Hits>, after: &Option<Hits>| {
-        before.as_ref().zip(after.as_ref()).map(|(before, after)| measure::utility(before, after, &fates, names))
+    let record = |(found, dosed): (&Found<'_>, Dosed)| {
+        let composed = judgement.concepts.remove(&found.planned.concept.id);
+        concept_record(found, dosed, base, composed)
     };
-    let retains = plan.retains();
+    let concepts = found.iter().zip(dosed).map(record).collect();
     Ok(Composition {
         version: record::VERSION,
         name: plan.manifest.name.clone(),
@@ -377,11 +382,7 @@ fn make_record(
         concepts,
         missing: edits.missing.clone(),
         near_duplicates: clusters::near_duplicates(&edits.recipe),
-        utility: Utility {
-            retained_classes: Some((0..names.len() as u32).filter(|&class| retains(class)).count() as u64),
-            validation: on(&base.validation, &composed.validation),
-            test: on(&base.test, &composed.test),
-        },
+        utility: judgement.utility,
         layers: compose::sizes(&plan.checkpoint, change)?,
         gates: Some(plan.manifest.gates).filter(|gates| !gates.is_empty()),
         files: BTreeMap::new(),
@@ -395,18 +396,17 @@ struct Dosed {
     by_others: Option<f64>,
 }
 
-fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: &HeldOut, forget: &BTreeMap<String, Hits>) -> ConceptRecord {
+fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: Option<Measured>) -> ConceptRecord {
     let (concept, answer) = (&found.planned.concept, &found.chosen.answer);
     let class = concept.class_index;
     let (before, alone) = measure::alone(found.before, &found.chosen, class, base.validation.as_ref());
-    let empty = Hits::default();
-    let forget = forget.get(&jobs::forget_item(&concept.id)).unwrap_or(&empty);
     let layer = found.ranking.iter().find(|layer| layer.layer == answer.layer);
     ConceptRecord {
         id: concept.id.clone(),
         name: concept.name.clone(),
         class: concept.class.clone(),
         group: concept.group.clone(),
+        run: None,
         tower: answer.tower,
         layer: answer.layer.clone(),
         step: answer.step,
@@ -422,7 +422,7 @@ fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: &He
         pairs: found.pairs,
         before,
         alone,
-        composed: Some(measure::composed(forget, class, composed.validation.as_ref())),
+        composed,
         ranking: found.ranking.clone(),
         search: found.search.clone(),
     }

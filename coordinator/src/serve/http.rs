@@ -7,6 +7,7 @@
 //! | `/api/v1/runs/{run}` | one run |
 //! | `/api/v1/dead-letters` | dead letters |
 //! | `/api/v1/events` | the same as server-sent events, whenever something changes |
+//! | `/openapi.json` | what this says, for programs ([`openapi`]) |
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,10 +20,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
 use futures::Stream;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::view::{LetterView, Overview};
-use super::{Service, Shared};
+use super::{Service, Shared, openapi};
 
 /// Events are at least this far apart.
 const AT_MOST_EVERY: Duration = Duration::from_secs(1);
@@ -30,10 +32,11 @@ const AT_MOST_EVERY: Duration = Duration::from_secs(1);
 const AT_LEAST_EVERY: Duration = Duration::from_secs(5);
 
 /// What the page shows.
-#[derive(Debug, Serialize)]
-struct Everything {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Everything {
     #[serde(flatten)]
     overview: Overview,
+    /// Dead letters of all runs, the newest last.
     dead_letters: Vec<LetterView>,
 }
 
@@ -52,6 +55,7 @@ impl Service {
                 "/api/v1/events",
                 get(|State(shared): State<Arc<Shared>>| async move { Sse::new(events(shared)).keep_alive(KeepAlive::default()) }),
             )
+            .route("/openapi.json", get(|| async { Json(openapi::document()) }))
             .layer(middleware::map_response(only_from_here))
             .with_state(Arc::clone(&self.shared))
     }
@@ -68,8 +72,10 @@ async fn only_from_here(mut response: Response) -> Response {
     response
 }
 
-#[derive(Serialize)]
-struct Problem {
+/// Why there is no answer.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Problem {
+    /// A sentence.
     problem: String,
 }
 

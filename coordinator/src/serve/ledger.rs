@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use lethe_shared::digest::Digest;
 use lethe_shared::store::{self, Store};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -22,7 +23,7 @@ const VERSION: u32 = 1;
 const AT_ONCE: usize = 32;
 
 /// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// It waits for its turn.

@@ -6,7 +6,7 @@
 //! | [`view`] | that and what each run is doing right now, as JSON |
 //! | [`answer`] | what commands ask |
 //! | [`work`] | one run |
-//! | [`http`] | page and JSON API |
+//! | [`http`], [`openapi`] | page and JSON API, and what it is |
 //!
 //! A coordinator that is killed leaves entries that say `running`; the next one reads them and goes on from the store. Two coordinators on one store
 //! share the runs: each run is done by whoever holds its lease.
@@ -14,6 +14,7 @@
 pub mod answer;
 pub mod http;
 pub mod ledger;
+pub mod openapi;
 pub mod view;
 pub mod work;
 

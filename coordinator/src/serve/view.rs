@@ -1,13 +1,15 @@
 //! Runs as JSON: for the page, the API and `lethe status`.
 
+use std::borrow::Cow;
 use std::sync::PoisonError;
 
+use lethe_shared::digest::Digest;
 use lethe_shared::queue::Cause;
 use lethe_shared::queue::nats::{JetStreamQueue, Letter};
-use serde::ser::SerializeStruct;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::ledger::Entry;
+use super::ledger::{Entry, State};
 use super::{Known, Shared, ledger};
 use crate::board::Seen;
 
@@ -28,27 +30,67 @@ pub struct RunView {
 }
 
 /// The API's own words: the store's format is another matter, and changes at another pace.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Run")]
+struct Document<'a> {
+    /// Its name.
+    run: &'a str,
+    /// Where it stands.
+    state: State,
+    /// When it was last submitted, seconds since 1970.
+    submitted: u64,
+    /// Since when it stands there, seconds since 1970.
+    since: u64,
+    /// The coordinator that says so.
+    coordinator: &'a str,
+    /// What jobs, dead letters and its release call it; known once it is planned.
+    plan: Option<&'a str>,
+    /// Address of its release.
+    release: Option<&'a str>,
+    /// SHA-256 over the released checkpoint's tensors, in hexadecimal.
+    #[schemars(with = "Option<String>")]
+    digest: Option<Digest>,
+    /// Why it failed, or which concepts are missing.
+    problem: Option<&'a str>,
+    /// What `lethe run` would have ended with.
+    exit_code: Option<u8>,
+    /// What it is doing, while this coordinator works on it.
+    live: Option<&'a Seen>,
+}
+
 impl Serialize for RunView {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { run, entry, live } = self;
-        let mut view = serializer.serialize_struct("RunView", 11)?;
-        view.serialize_field("run", run)?;
-        view.serialize_field("state", &entry.state)?;
-        view.serialize_field("submitted", &entry.submitted)?;
-        view.serialize_field("since", &entry.at)?;
-        view.serialize_field("coordinator", &entry.coordinator)?;
-        view.serialize_field("plan", &entry.plan)?;
-        view.serialize_field("release", &entry.release)?;
-        view.serialize_field("digest", &entry.digest)?;
-        view.serialize_field("problem", &entry.problem)?;
-        view.serialize_field("exit_code", &entry.exit_code)?;
-        view.serialize_field("live", live)?;
-        view.end()
+        let document = Document {
+            run,
+            state: entry.state,
+            submitted: entry.submitted,
+            since: entry.at,
+            coordinator: &entry.coordinator,
+            plan: entry.plan.as_deref(),
+            release: entry.release.as_deref(),
+            digest: entry.digest,
+            problem: entry.problem.as_deref(),
+            exit_code: entry.exit_code,
+            live: live.as_ref(),
+        };
+        document.serialize(serializer)
+    }
+}
+
+impl JsonSchema for RunView {
+    fn schema_name() -> Cow<'static, str> {
+        Document::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Document::json_schema(generator)
     }
 }
 
 /// All runs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Runs")]
 pub struct Overview {
     /// The coordinator that says so.
     pub coordinator: String,
@@ -61,7 +103,8 @@ pub struct Overview {
 }
 
 /// A dead letter.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "DeadLetter")]
 pub struct LetterView {
     /// What names it.
     pub letter: String,

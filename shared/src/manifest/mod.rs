@@ -145,6 +145,16 @@ pub enum Stop {
     Fa5,
 }
 
+impl Stop {
+    /// Its name in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fa1 => "fa1",
+            Self::Fa5 => "fa5",
+        }
+    }
+}
+
 /// `[method]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -166,6 +166,15 @@ pub async fn fetch_folder(address: &Address, cache: &Path) -> Result<PathBuf, Er
     Ok(folder)
 }
 
+/// An address as a pattern that matches it alone, whatever its last part holds.
+pub fn literally(address: &Address) -> String {
+    let text = address.to_string();
+    match text.rsplit_once('/') {
+        Some((folder, last)) => format!("{folder}/{}", glob::Pattern::escape(last)),
+        None => text,
+    }
+}
+
 /// The files that an address with `*`, `?` or `[…]` in its last part matches, sorted; an address without is itself.
 ///
 /// # Errors
@@ -219,6 +228,12 @@ mod tests {
         }
         let at = |name: &str| Address::Local(folder.path().join(name));
         assert_eq!(expand(&at("b-*.tar")).await.unwrap(), [at("b-1.tar"), at("b-2.tar")]);
+        let odd = folder.path().join("c[1]*.tar");
+        std::fs::write(&odd, "").unwrap();
+        std::fs::write(folder.path().join("c1.tar"), "").unwrap();
+        let literal = Address::parse(&literally(&Address::Local(odd.clone()))).unwrap();
+        assert_eq!(expand(&literal).await.unwrap(), [Address::Local(odd)]);
+        assert_eq!(literally(&at("none.tar")), at("none.tar").to_string());
         assert_eq!(expand(&at("none.tar")).await.unwrap(), [at("none.tar")]);
         assert!(matches!(expand(&at("c-*.tar")).await, Err(Error::NotFound { .. })));
         assert!(matches!(expand(&at("*/b.tar")).await, Err(Error::Invalid { .. })));

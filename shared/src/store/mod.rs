@@ -31,7 +31,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 pub use claim::Claim;
 pub use error::Error;
-pub use fetch::{expand, fetch_file, fetch_folder};
+pub use fetch::{expand, fetch_file, fetch_folder, literally};
 use futures::{StreamExt, TryStreamExt};
 pub use mend::{Damaged, Found};
 use object_store::path::Path as Key;
@@ -267,6 +267,19 @@ impl Store {
         let path = self.key(key)?;
         match again(|| async { self.inner.head(&path).await.map_err(|error| self.error(key, error)) }).await {
             Ok(meta) => Ok(Some(meta.size)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// When an object was written, seconds since 1970, by the store's clock; `None` when it is not there.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    pub async fn modified(&self, key: &str) -> Result<Option<i64>, Error> {
+        let path = self.key(key)?;
+        match again(|| async { self.inner.head(&path).await.map_err(|error| self.error(key, error)) }).await {
+            Ok(meta) => Ok(Some(meta.last_modified.timestamp())),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }

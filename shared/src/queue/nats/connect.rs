@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
 use clap::Args;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -53,6 +53,11 @@ impl fmt::Debug for Options {
 }
 
 impl Options {
+    /// Files that hold secrets.
+    pub fn secrets(&self) -> Vec<&std::path::Path> {
+        [&self.credentials, &self.nkey, &self.key].into_iter().filter_map(|file| file.as_deref()).collect()
+    }
+
     /// How long an unreachable server is waited for.
     pub fn give_up(&self) -> Duration {
         Duration::from_secs(self.give_up)
@@ -74,13 +79,24 @@ pub(super) type Connections = watch::Receiver<u64>;
 
 /// Connects, waiting for a server that cannot be reached yet as long as the options say.
 pub(super) async fn connect(url: &str, role: &str, name: &str, options: &Options) -> Result<(Client, Connections), Error> {
+    connect_hearing(url, role, name, options, None).await
+}
+
+/// The same; what the server complains about is told to `hears` too, in its words.
+pub(super) async fn connect_hearing(
+    url: &str,
+    role: &str,
+    name: &str,
+    options: &Options,
+    hears: Option<mpsc::UnboundedSender<String>>,
+) -> Result<(Client, Connections), Error> {
     let shown = without_secrets(url);
     let servers: Vec<&str> = url.split(',').map(str::trim).filter(|server| !server.is_empty()).collect();
     let (count, connections) = watch::channel(0u64);
     let deadline = Instant::now() + options.give_up();
     let mut pause = Duration::from_millis(200);
     loop {
-        let settings = settings(role, name, options, &shown, count.clone()).await?;
+        let settings = settings(role, name, options, &shown, count.clone(), hears.clone()).await?;
         let error = match settings.connect(&servers[..]).await {
             Ok(client) => return Ok((client, connections)),
             Err(error) => error,
@@ -102,7 +118,14 @@ pub(super) async fn connect(url: &str, role: &str, name: &str, options: &Options
     }
 }
 
-async fn settings(role: &str, name: &str, options: &Options, shown: &str, count: watch::Sender<u64>) -> Result<ConnectOptions, Error> {
+async fn settings(
+    role: &str,
+    name: &str,
+    options: &Options,
+    shown: &str,
+    count: watch::Sender<u64>,
+    hears: Option<mpsc::UnboundedSender<String>>,
+) -> Result<ConnectOptions, Error> {
     let unreadable = |what: &str, file: &PathBuf, error: std::io::Error| Error::Refused(format!("{what} {}: {error}", file.display()));
     let shown = shown.to_owned();
     let mut settings = ConnectOptions::new()
@@ -118,6 +141,8 @@ async fn settings(role: &str, name: &str, options: &Options, shown: &str, count:
                     info!(server = %shown, "connected");
                     count.send_modify(|connections| *connections += 1);
                 }
+                // Whoever asked to hear it says it.
+                Event::ServerError(error) if hears.as_ref().is_some_and(|hears| hears.send(error.to_string()).is_ok()) => {}
                 Event::Draining | Event::Closed => info!(server = %shown, %event, "connection"),
                 other => warn!(server = %shown, event = %other, "connection"),
             }

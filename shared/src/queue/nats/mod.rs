@@ -11,6 +11,7 @@
 //! | `dead.rs` | dead letters |
 //! | `keeper.rs` | what a coordinator looks after meanwhile |
 //! | `lease.rs` | one coordinator a run |
+//! | `examine.rs` | whether server and account are fit for a role |
 //! | `control.rs` | questions to a long-lived coordinator |
 //!
 //! Jobs lie in one work-queue stream with one pull consumer. That a job is there once is the server's doing: a message is
@@ -22,6 +23,7 @@
 mod connect;
 mod control;
 mod dead;
+mod examine;
 mod keeper;
 mod lease;
 mod ledger;
@@ -44,6 +46,7 @@ use async_trait::async_trait;
 pub use connect::{Options, without_secrets};
 pub use control::{Asked, Requests};
 pub use dead::Letter;
+pub use examine::examine;
 use futures::StreamExt;
 pub use lease::Lease;
 use tokio::task::JoinHandle;
@@ -74,6 +77,17 @@ pub enum Role {
     Worker,
     /// Asks coordinators, and looks after dead letters.
     Person,
+}
+
+impl Role {
+    /// Where answers to its requests come, below `_INBOX`.
+    fn inbox(self) -> &'static str {
+        match self {
+            Self::Coordinator => "lethe-coordinator",
+            Self::Worker => "lethe-worker",
+            Self::Person => "lethe-person",
+        }
+    }
 }
 
 /// A queue on NATS JetStream; clones share one connection.
@@ -125,11 +139,7 @@ impl JetStreamQueue {
     /// # Errors
     /// As there.
     pub async fn connect_with(url: &str, role: Role, name: &str, options: &Options, limits: Limits) -> Result<Self, Error> {
-        let inbox = match role {
-            Role::Coordinator => "lethe-coordinator",
-            Role::Worker => "lethe-worker",
-            Role::Person => "lethe-person",
-        };
+        let inbox = role.inbox();
         let (client, connections) = connect::connect(url, inbox, name, options).await?;
         let context = jetstream::new(client.clone());
         let replicas = usize::from(options.replicas.max(1));

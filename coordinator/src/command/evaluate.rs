@@ -1,0 +1,151 @@
+//! `lethe evaluate`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use lethe_shared::address::Address;
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::exit;
+use lethe_shared::manifest::Gates;
+use lethe_shared::record::{Composition, Measured, Utility};
+use lethe_shared::store::{self, Store};
+use lethe_shared::telemetry::log::say;
+use lethe_shared::telemetry::trace::TraceContext;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
+
+use super::workers::Workers;
+use super::{cache, here, print};
+use crate::evaluate::{self, Basis};
+use crate::failure::Failure;
+use crate::plan::Plan;
+use crate::release::evaluation::{self, Evaluation};
+use crate::release::publish::{self, Wanted};
+use crate::release::read::Release;
+use crate::{gates, run, summary};
+
+#[derive(Debug, Args)]
+pub(super) struct Evaluate {
+    /// The release: its folder, STORE/releases/NAME/DIGEST, or NAME, NAME:NUMBER or NAME@CHANNEL in --store.
+    release: String,
+    /// The manifest of the run that found its edits, when the store keeps none or the data has moved since; for concepts that were added
+    /// from other runs, theirs too.
+    #[arg(long, value_name = "MANIFEST")]
+    manifest: Vec<PathBuf>,
+    /// Where outcomes, the run's manifest and the numbers are, when that is not the store of the release.
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+    /// Gates to look at beside the record's: a file with a `[gates]` section.
+    #[arg(long, value_name = "FILE")]
+    gates: Option<PathBuf>,
+    #[command(flatten)]
+    workers: Workers,
+    /// Print one JSON object on stdout as the last line.
+    #[arg(long)]
+    json: bool,
+    /// Folder for files downloaded from remote addresses.
+    #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
+    cache: Option<PathBuf>,
+}
+
+/// The last line of `lethe evaluate --json`.
+#[derive(Debug, Serialize)]
+struct Evaluated<'a> {
+    release: String,
+    /// The folder with the numbers, card and report; absent where the release's own record has them.
+    evaluation: Option<String>,
+    digest: Digest,
+    concepts: BTreeMap<&'a str, Option<Measured>>,
+    utility: &'a Utility,
+    missed: Vec<String>,
+    jobs_found: usize,
+    jobs_done: usize,
+}
+
+pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Result<u8, Failure> {
+    let more = options.gates.as_deref().map(Gates::read).transpose()?;
+    let (release, store) = open(options).await?;
+    let there = evaluation::measured(&store, &release).await?;
+    let (record, jobs_found, jobs_done) =
+        if there.is_measured() { (there, 0, 0) } else { judge(options, &release, store.clone(), cancel).await? };
+    let missed: Vec<String> = record.gates.iter().chain(&more).flat_map(|gates| gates::missed(gates, &record)).collect();
+    let apart = !release.record.is_measured();
+    let folder = apart.then(|| format!("{}/{}", store.name(), evaluation::folder(&release.reference())));
+    for gate in &missed {
+        say("error", &format!("a gate is missed: {gate}"));
+    }
+    let code = if missed.is_empty() { exit::DONE } else { exit::NOT_PASSED };
+    if options.json {
+        let evaluated = Evaluated {
+            release: release.address(),
+            evaluation: folder,
+            digest: record.digest,
+            concepts: record.concepts.iter().map(|concept| (concept.id.as_str(), concept.composed)).collect(),
+            utility: &record.utility,
+            missed,
+            jobs_found,
+            jobs_done,
+        };
+        print(&serde_json::to_string(&evaluated).map_err(Failure::input)?)?;
+    } else {
+        let jobs = format!("{jobs_done} done, {jobs_found} found done");
+        print(&summary::evaluation_table(&record, &release.address(), &jobs, folder.as_deref()))?;
+    }
+    Ok(code)
+}
+
+/// The release, and the store with its run's outcomes.
+async fn open(options: &Evaluate) -> Result<(Release, Store), Failure> {
+    let store = options.store.as_deref().map(|text| here("--store", text)).transpose()?;
+    let release = if options.release.contains('/') {
+        Release::open(&here("RELEASE", &options.release)?).await?
+    } else {
+        let wanted: Wanted = options.release.parse().map_err(|problem| Failure::input(format!("RELEASE: {problem}")))?;
+        let address = store.clone().map_or_else(|| here("--store", "store"), Ok)?;
+        // Opening a store makes its folder.
+        if address.as_local().is_some_and(|path| !path.is_dir()) {
+            return Err(Failure::input(format!("{address} is no store; --store says where releases are")));
+        }
+        let store = Store::open(&address)?;
+        publish::open(&store, &publish::find(&store, &wanted).await?).await?
+    };
+    let store = match store {
+        Some(address) => Store::open(&address)?,
+        None if release.stored => release.store.clone(),
+        None => return Err(Failure::input(format!("{} is in no store of Lethe's; --store says where its numbers go", release.address()))),
+    };
+    Ok((release, store))
+}
+
+/// Measures a release; its record with the numbers, and how many jobs were found done and done.
+async fn judge(
+    options: &Evaluate,
+    release: &Release,
+    store: Store,
+    cancel: CancellationToken,
+) -> Result<(Composition, usize, usize), Failure> {
+    let cache = cache(options.cache.as_ref());
+    let mut given = Vec::new();
+    for manifest in &options.manifest {
+        given.push(Plan::make(manifest, &cache).await?);
+    }
+    let basis = Basis::find(release, &store, given, &cache).await?;
+    let plan = &basis.plan;
+    let folder = store::fetch_folder(&Address::parse(&release.address()).map_err(Failure::input)?, &cache).await?;
+    let released = tokio::task::spawn_blocking(move || Checkpoint::open(&folder));
+    let released = released.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
+    let change = evaluate::change(&plan.checkpoint, &released, &release.record)?;
+    options.workers.patience().keep("write", &cancel, || store.probe()).await?;
+    let span = info_span!("run", run = %plan.run, trace = TraceContext::of_run(&plan.run).trace_id());
+    let judged = options.workers.with(plan, store.clone(), &cache, cancel, async |dispatcher| {
+        let judgement = run::evaluate(plan, dispatcher, &change, &basis.edited()).await?;
+        let (found, done) = (judgement.jobs_found, judgement.jobs_done);
+        dispatcher.check_claim().await?;
+        let evaluation = Evaluation::new(release, judgement).write(&dispatcher.store, release).await?;
+        Ok((evaluation.onto(release.record.clone()), found, done))
+    });
+    judged.instrument(span).await
+}
