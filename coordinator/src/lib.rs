@@ -16,12 +16,14 @@
 //! | [`recompose`] | a new release from what an old one stored |
 //! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
+//! | [`attest`] | provenance, removal receipts, signatures |
 //! | [`summary`], [`progress`], [`board`] | what a person sees |
 //! | [`serve`], [`submission`] | the long-lived coordinator, and what it is given |
 //! | [`command`] | the command line |
 //!
 //! Nothing here names libtorch; only the feature `embedded` links the workers, so that one process does it all.
 
+pub mod attest;
 pub mod board;
 pub mod card;
 pub mod clusters;
