@@ -1,5 +1,6 @@
 //! What the tests share: the real binaries, and small jobs cut from the demo.
 
+pub mod azure;
 pub mod nats;
 pub mod ports;
 pub mod processes;
