@@ -22,7 +22,7 @@ setup: ## Fetch libtorch for the CPU into .libtorch/ (idempotent)
 setup-cuda: ## The same with CUDA, for --device cuda
 	@deploy/libtorch.sh --cuda
 
-setup-test: ## Fetch what tests drive: a real S3 server, two nats-servers
+setup-test: ## Fetch what tests drive: real S3 and Azure servers, two nats-servers
 	@tests/setup.sh
 
 test-deploy: setup setup-test ## Hold deploy/ and jobs/ against schemas, linters and running servers

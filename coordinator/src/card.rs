@@ -1,8 +1,11 @@
-//! The model card of a release.
+//! The model card of a release: metadata as the Hub reads it, and the tables that an auditor asks for.
 
 use std::fmt::Write;
 
-use lethe_shared::record::{Composition, Retained, UtilityOn};
+use lethe_shared::record::{Composition, ConceptRecord, DataFile, Measured, Origin, Retained, UtilityOn};
+use serde_json::{Value, json};
+
+use crate::attest::{PROVENANCE, RECEIPTS};
 
 /// Said of a release that nobody has measured.
 const NOT_MEASURED: &str = "Nothing was measured on this checkpoint; what is said of single concepts was measured with their edits alone.";
@@ -27,21 +30,13 @@ fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().replace('|', "\\|").replace('<', "&lt;")
 }
 
-/// `README.md` of a release, as model hubs show it.
-pub fn render(record: &Composition) -> String {
-    let mut page = String::new();
-    let of = record.concepts.len();
-    let alone = record.concepts.iter().filter(|c| c.alone.fa5 == 0.0).count();
-    let composed = match record.concepts.iter().filter_map(|c| c.composed).collect::<Vec<_>>() {
-        measured if measured.len() == of => format!("{} of {of}", measured.iter().filter(|c| c.fa5 == 0.0).count()),
-        _ => "not measured".to_owned(),
-    };
+/// `README.md` of a release, as model hubs show it; `files` are the release's other files.
+pub fn render(record: &Composition, files: &[String]) -> String {
+    let mut page = metadata(record, files);
     let _ = write!(
         page,
-        "---\ntags:\n- machine-unlearning\n- clip\n- lethe\n---\n\n# {}\n\n\
-         A CLIP checkpoint from which {} concepts were removed by single-layer edits (SLUG, arXiv 2407.11867), made with Lethe.\n\n\
-         | | |\n|---|---|\n| base | `{}` |\n| base digest | `{}` |\n| this digest | `{}` |\n| composition | {} |\n\
-         | forgotten (FA@5 = 0), each alone | {alone} of {of} |\n| forgotten (FA@5 = 0), all together | {composed} |\n",
+        "\n# {}\n\nA CLIP checkpoint from which {} concepts were removed by single-layer edits (SLUG, arXiv 2407.11867), made with Lethe.\n\n\
+         | | |\n|---|---|\n| base | `{}` |\n| base digest | `{}` |\n| this digest | `{}` |\n| composition | {} |\n",
         record.name,
         record.concepts.len(),
         plain(&record.base.address),
@@ -49,9 +44,167 @@ pub fn render(record: &Composition) -> String {
         record.digest,
         record.method,
     );
+    if let Some(parent) = &record.parent {
+        let changes: Vec<String> = parent.changes.iter().map(ToString::to_string).collect();
+        let changes = if changes.is_empty() { "nothing changed".to_owned() } else { changes.join(", ") };
+        let _ = writeln!(page, "\nComposed from release `{}`: {changes}. {}", parent.release, standing(record));
+    }
+    let _ = writeln!(
+        page,
+        "\nThe digests are SHA-256 over the checkpoint's tensor bytes in name order. `composition.json` is the full record, `{RECEIPTS}` has \
+         a receipt of each removal, `{PROVENANCE}` what this was made from, `edits.safetensors` each edit's direction, `report.html` the \
+         record for people."
+    );
+    removed(&mut page, record);
+    tested(&mut page, record);
+    cost(&mut page, record);
+    not_shown(&mut page, record);
+    page
+}
+
+/// The Hub's front matter. Values are JSON, which is YAML, so that no name can break out of its place.
+fn metadata(record: &Composition, files: &[String]) -> String {
+    let license_file = files.iter().find(|name| name.starts_with("LICEN"));
+    let origin = record.origin.as_ref();
+    let mut fields: Vec<(&str, Value)> = Vec::new();
+    match (origin.and_then(|origin| origin.license.as_ref()), license_file) {
+        (Some(license), _) => fields.push(("license", json!(license))),
+        (None, Some(file)) => {
+            fields.extend([("license", json!("other")), ("license_name", json!("as-the-base-model")), ("license_link", json!(file))]);
+        }
+        (None, None) => {}
+    }
+    if let Some(base) = origin.and_then(|origin| origin.base_model.as_ref()) {
+        fields.extend([("base_model", json!(base)), ("base_model_relation", json!("finetune"))]);
+    }
+    let open_clip = files.iter().any(|name| name == "open_clip_config.json");
+    fields.push(("library_name", json!(if open_clip { "open_clip" } else { "transformers" })));
+    fields.push(("pipeline_tag", json!("zero-shot-image-classification")));
+    fields.push(("tags", json!(["clip", "lethe", "machine-unlearning"])));
+    let results = results(record);
+    if !results.is_empty() {
+        fields.push(("metrics", json!(["accuracy"])));
+        fields.push(("model-index", json!([{ "name": record.name, "results": results }])));
+    }
+    let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+    format!("---\n{lines}---\n")
+}
+
+/// What was measured, as the Hub's model index has it: one entry a set of images.
+fn results(record: &Composition) -> Vec<Value> {
+    let entry = |name: String, split: &str, metrics: Value| {
+        json!({
+            "task": { "type": "zero-shot-image-classification", "name": "zero-shot image classification" },
+            "dataset": { "type": "webdataset", "name": name, "split": split },
+            "metrics": metrics,
+        })
+    };
+    // Four places: what YAML's readers take for a number, and JSON's writers would not write as `1e-5`.
+    let metric = |name: &str, value: f64| json!({ "type": "accuracy", "name": name, "value": (value * 1e4).round() / 1e4 });
     let sets = [("validation", &record.utility.validation), ("test", &record.utility.test)];
-    for (name, on) in sets {
-        let Some(on) = on else { continue };
+    let sets = sets.into_iter().filter_map(|(name, on)| Some((name, on.as_ref()?)));
+    let retained = sets.map(|(name, on)| {
+        let metrics = json!([metric("TA@1, classes that must stay", on.after.ta1), metric("TA@5, classes that must stay", on.after.ta5)]);
+        entry(format!("{name} images"), name, metrics)
+    });
+    let mut all: Vec<Value> = retained.collect();
+    if let Some(measured) = composed(record) {
+        let mean = |of: fn(&Measured) -> f64| measured.iter().map(of).sum::<f64>() / measured.len().max(1) as f64;
+        let metrics = json!([metric("FA@1, removed concepts", mean(|m| m.fa1)), metric("FA@5, removed concepts", mean(|m| m.fa5))]);
+        all.push(entry("forget images".to_owned(), "forget", metrics));
+    }
+    all
+}
+
+/// Measurements of all concepts in the composed model, where every one was measured.
+fn composed(record: &Composition) -> Option<Vec<Measured>> {
+    let all: Option<Vec<Measured>> = record.concepts.iter().map(|concept| concept.composed).collect();
+    all.filter(|all| !all.is_empty())
+}
+
+fn removed(page: &mut String, record: &Composition) {
+    let of = record.concepts.len();
+    let alone = record.concepts.iter().filter(|c| c.alone.fa5 == 0.0).count();
+    let together = composed(record)
+        .map_or_else(|| "not measured".to_owned(), |all| format!("{} of {of}", all.iter().filter(|c| c.fa5 == 0.0).count()));
+    *page += "\n## What was removed\n\n";
+    if record.origin.as_ref().is_some_and(|origin| origin.hashed_names) {
+        *page += "Names are salted hashes: who holds the salt can tell which is which.\n\n";
+    }
+    let _ = writeln!(page, "Forgotten (FA@5 = 0): {alone} of {of} each alone, {together} all together.\n");
+    *page += "| concept | layer | step λ | dose | strength | forget pairs | FA@5 before | alone | composed |\n|---|---|---|---|---|---|---|---|---|\n";
+    for concept in &record.concepts {
+        let ConceptRecord { name, layer, step, dose, strength, pairs, .. } = concept;
+        let _ = writeln!(
+            page,
+            "| {} | `{layer}` | {step:.4} | {dose:.3} | {strength} | {pairs} | {} | {} | {} |",
+            plain(name),
+            percent(concept.before.fa5),
+            percent(concept.alone.fa5),
+            concept.composed.map_or_else(|| "-".to_owned(), |composed| percent(composed.fa5))
+        );
+    }
+    if !record.near_duplicates.is_empty() {
+        *page += "\n### Hardly told apart\n\nWhat removes one of these goes far towards removing the others of its line.\n\n";
+        for group in &record.near_duplicates {
+            let _ = writeln!(page, "- {}", group.iter().map(|id| plain(id)).collect::<Vec<_>>().join(", "));
+        }
+    }
+    if !record.missing.is_empty() {
+        *page += "\n### Not removed\n\n| concept | why |\n|---|---|\n";
+        for missing in &record.missing {
+            let _ = writeln!(page, "| {} | {} |", plain(&missing.id), plain(&missing.reason));
+        }
+    }
+}
+
+fn tested(page: &mut String, record: &Composition) {
+    *page += "\n## How it was tested\n\n\
+              - **FA@k**: share of a concept's forget images whose own class is among the k that score highest, of all classes. \
+              The edits were found on these images.\n\
+              - **TA@k**: the same over images of classes that must stay.\n\
+              - *alone*: with this concept's edit and no other. *composed*: in this checkpoint.\n";
+    let Some(origin) = &record.origin else { return };
+    let _ = writeln!(
+        page,
+        "- Zero-shot among {} classes, prompt `{}`; SHA-256 of both together `{}`.\n",
+        origin.classes,
+        plain(&origin.template),
+        origin.class_texts
+    );
+    *page += "| data | files | items | SHA-256 |\n|---|---|---|---|\n";
+    let Origin { retain, retain_texts, validation, test, .. } = origin;
+    let sets = [
+        ("pairs that must stay", retain),
+        ("texts that must stay", retain_texts),
+        ("validation: step search and choice looked at it", validation),
+        ("test: nothing looked at it before", test),
+    ];
+    let items = |files: &[DataFile]| files.iter().map(|file| file.items).sum::<u64>();
+    for (name, files) in sets.into_iter().filter(|(_, files)| !files.is_empty()) {
+        let digests: Vec<String> = files.iter().take(MOST_DIGESTS).map(|file| format!("`{}`", file.digest.short())).collect();
+        let more = if files.len() > MOST_DIGESTS { format!(", and {} more", files.len() - MOST_DIGESTS) } else { String::new() };
+        let _ = writeln!(page, "| {name} | {} | {} | {}{more} |", files.len(), items(files), digests.join(", "));
+    }
+    let forget = record.concepts.iter().map(|concept| concept.forget.len()).sum::<usize>();
+    let pairs = record.concepts.iter().map(|concept| concept.pairs).sum::<u64>();
+    let _ = writeln!(page, "| forget sets | {forget} | {pairs} | in each receipt |");
+    let _ = writeln!(page, "\nWhole digests are in `{PROVENANCE}`.");
+}
+
+/// Digests of one set that are listed.
+const MOST_DIGESTS: usize = 8;
+
+fn cost(page: &mut String, record: &Composition) {
+    *page += "\n## What it cost\n\n";
+    let sets = [("validation", &record.utility.validation), ("test", &record.utility.test)];
+    let sets: Vec<(&str, &UtilityOn)> = sets.into_iter().filter_map(|(name, on)| Some((name, on.as_ref()?))).collect();
+    if sets.is_empty() {
+        *page += "Not measured.\n";
+        return;
+    }
+    *page += "| images of | before → after |\n|---|---|\n";
+    for (name, on) in &sets {
         let retained = record.utility.retained_classes.unwrap_or_default();
         let _ = writeln!(page, "| {name}: {} images of {retained} retained classes | {} |", on.images, change(on.before, on.after));
         for (group, of) in on.groups() {
@@ -59,41 +212,86 @@ pub fn render(record: &Composition) -> String {
             let _ = writeln!(page, "| {name}, {group}: {images} images of {classes} classes | {} |", change(of.before, of.after));
         }
     }
-    if record.utility.validation.is_some() || record.utility.test.is_some() {
-        let _ = writeln!(page, "\n{}", UtilityOn::GROUPS);
-    }
-    if let Some(parent) = &record.parent {
-        let changes: Vec<String> = parent.changes.iter().map(ToString::to_string).collect();
-        let changes = if changes.is_empty() { "nothing changed".to_owned() } else { changes.join(", ") };
-        let _ = writeln!(page, "\nComposed from release `{}`: {changes}. {}", parent.release, standing(record));
-    }
-    page += "\nThe digest is SHA-256 over the checkpoint's tensor bytes in name order. `composition.json` is the full record, \
-             `edits.safetensors` holds each edit's direction, `report.html` shows both.\n\n## Removed\n\n\
-             | concept | layer | step λ | strength | FA@5 before | alone | composed |\n|---|---|---|---|---|---|---|\n";
-    for concept in &record.concepts {
+    let _ = writeln!(page, "\n{}", UtilityOn::GROUPS);
+    for (name, on) in sets.iter().filter(|(_, on)| !on.worst.is_empty()) {
         let _ = writeln!(
             page,
-            "| {} | `{}` | {:.4} | {} | {} | {} | {} |",
-            plain(&concept.name),
-            concept.layer,
-            concept.step,
-            concept.strength,
-            percent(concept.before.fa5),
-            percent(concept.alone.fa5),
-            concept.composed.map_or_else(|| "-".to_owned(), |composed| percent(composed.fa5))
+            "\n### Retained classes that lost most ({name})\n\n| class | images | found before | found after |\n|---|---|---|---|"
         );
-    }
-    if !record.near_duplicates.is_empty() {
-        page += "\n## Hardly told apart\n\nWhat removes one of these goes far towards removing the others of its line.\n\n";
-        for group in &record.near_duplicates {
-            let _ = writeln!(page, "- {}", group.iter().map(|id| plain(id)).collect::<Vec<_>>().join(", "));
+        for worst in &on.worst {
+            let _ = writeln!(page, "| {} | {} | {} | {} |", plain(&worst.class), worst.before.n, worst.before.top1, worst.after.top1);
         }
     }
-    if !record.missing.is_empty() {
-        page += "\n## Not removed\n\n| concept | why |\n|---|---|\n";
-        for missing in &record.missing {
-            let _ = writeln!(page, "| {} | {} |", plain(&missing.id), plain(&missing.reason));
-        }
+}
+
+/// What the numbers above do not say. Each sentence holds for the record at hand.
+fn not_shown(page: &mut String, record: &Composition) {
+    *page += "\n## What was not shown\n\n";
+    let towers: std::collections::BTreeSet<&str> = record.concepts.iter().map(|concept| concept.tower.name()).collect();
+    let mut said = vec![
+        "That a concept cannot be brought back. Nobody tried to relearn it from a few images, or to find it by other probes than \
+         zero-shot classification."
+            .to_owned(),
+        "Removal under other names. Concepts were looked for by the prompt above; synonyms, descriptions and other languages were not \
+         tried, nor retrieval and generation with these embeddings."
+            .to_owned(),
+        "Removal on other images than the ones counted here: FA@k is on the images that the edits were found from.".to_owned(),
+    ];
+    match (towers.contains("text"), towers.contains("vision")) {
+        (true, false) => said.push(
+            "Anything about image features: edits touch the text tower alone, and image embeddings are the base model's, byte for byte. \
+             Whoever trains a classifier on them finds every concept as before."
+                .to_owned(),
+        ),
+        (false, true) => said.push(
+            "Anything about text features: edits touch the vision tower alone, and text embeddings are the base model's, byte for byte."
+                .to_owned(),
+        ),
+        _ => {}
     }
-    page
+    let unseen = record.utility.test.as_ref().or(record.utility.validation.as_ref()).and_then(|on| on.never_seen.as_ref());
+    said.push(match unseen {
+        Some(group) => format!(
+            "What must stay beyond what the run had seen. Of classes that no retain caption or text names, TA@1 went {} → {}: classes \
+             outside the class list have to be expected to fare like these.",
+            percent(group.before.ta1),
+            percent(group.after.ta1)
+        ),
+        None => "What must stay beyond what was measured: classes outside the class list, other tasks, other data.".to_owned(),
+    });
+    if !record.is_measured() {
+        said.push("Anything of this checkpoint as a whole: it was composed from a measured one, and nobody has measured it.".to_owned());
+    }
+    said.iter().for_each(|sentence| {
+        let _ = writeln!(page, "- {sentence}");
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gates::tests::record;
+
+    #[test]
+    fn no_name_breaks_out_of_its_place() {
+        let mut record = record();
+        record.name = "n".into();
+        record.concepts[0].name = "a | b\n---\n<script>".into();
+        record.utility.test.as_mut().unwrap().worst[0].class = "x|y\n# z".into();
+        let page = render(&record, &[]);
+        assert!(page.contains("| a \\| b --- &lt;script> |") && page.contains("| x\\|y # z |"), "{page}");
+        assert_eq!(page.lines().filter(|line| *line == "---").count(), 2, "{page}");
+    }
+
+    #[test]
+    fn what_is_said_is_of_the_record_at_hand() {
+        let mut record = record();
+        let page = render(&record, &["LICENSE".to_owned()]);
+        assert!(page.contains("license_link: \"LICENSE\"") && page.contains("edits touch the text tower alone"), "{page}");
+        record.concepts.iter_mut().for_each(|concept| concept.composed = None);
+        record.utility = lethe_shared::record::Utility::default();
+        let page = render(&record, &[]);
+        assert!(page.contains("not measured all together") && page.contains("\nNot measured.\n"), "{page}");
+        assert!(!page.contains("model-index") && !page.contains("license"), "{page}");
+    }
 }

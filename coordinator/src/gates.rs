@@ -1,7 +1,38 @@
-//! Whether a release keeps its gates. Pure: from bounds and a record to what is missed. What nobody measured keeps no bound.
+//! Whether a release keeps its gates: pure, from bounds and a record to what is missed. What nobody measured keeps no bound.
+//! Signatures are no part of a record; [`unsigned`] looks for them.
+
+use std::path::Path;
 
 use lethe_shared::manifest::Gates;
 use lethe_shared::record::{Composition, Measured};
+
+use crate::attest;
+use crate::attest::key::PublicKey;
+use crate::failure::Failure;
+use crate::release::read::Release;
+
+/// Reads a gate file, and the key that it names: a mistake should not wait for a run's end.
+///
+/// # Errors
+/// [`Failure::BadInput`] when one of them is none.
+pub fn read(path: &Path) -> Result<Gates, Failure> {
+    let gates = Gates::read(path)?;
+    gates.signed_by.as_deref().map(PublicKey::read).transpose()?;
+    Ok(gates)
+}
+
+/// What a release lacks of the signatures that gates ask for, a sentence for each.
+///
+/// # Errors
+/// When a key or the store cannot be read.
+pub async fn unsigned(gates: impl IntoIterator<Item = &Gates>, release: &Release) -> Result<Vec<String>, Failure> {
+    let mut missed = Vec::new();
+    for path in gates.into_iter().filter_map(|gates| gates.signed_by.as_ref()) {
+        let problems = attest::check(release, &PublicKey::read(path)?).await?;
+        missed.extend(problems.first().map(|problem| format!("signed_by {}: {problem}", path.display())));
+    }
+    Ok(missed)
+}
 
 /// What a release misses, a sentence for each gate; empty when it passes.
 pub fn missed(gates: &Gates, record: &Composition) -> Vec<String> {
@@ -46,7 +77,7 @@ pub fn missed(gates: &Gates, record: &Composition) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use lethe_shared::digest::Digest;
@@ -78,6 +109,7 @@ mod tests {
             direction: ArtifactRef { digest: Digest::of(b""), bytes: 0 },
             gradients: None,
             pairs: 1,
+            forget: Vec::new(),
             before: measured,
             alone: measured,
             composed: Some(measured),
@@ -86,7 +118,8 @@ mod tests {
         }
     }
 
-    fn record() -> Composition {
+    /// A record of two concepts, with numbers that are told apart easily.
+    pub(crate) fn record() -> Composition {
         let retained = |ta1| Retained { ta1, ta5: ta1 };
         let hits = |top1| ClassHits { n: 4, top1, top5: 4 };
         let worst = [("half", 4, 2), ("some", 2, 1)];
@@ -119,6 +152,7 @@ mod tests {
             utility: Utility { retained_classes: Some(2), validation: Some(on(0.9, 0.1)), test: Some(on(0.75, 0.5)) },
             layers: BTreeMap::from([("k".into(), 0.25), ("l".into(), 0.5)]),
             gates: None,
+            origin: None,
             files: BTreeMap::new(),
         }
     }
@@ -134,6 +168,7 @@ mod tests {
             neighbour_drop: Some(share),
             missing: Some(missing),
             change: Some(share),
+            signed_by: None,
         };
         assert_eq!(missed(&Gates::default(), &record()), Vec::<String>::new());
         assert_eq!(missed(&all(0.75, 1), &record()), Vec::<String>::new());

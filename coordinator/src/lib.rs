@@ -18,12 +18,14 @@
 //! | [`provenance`], [`evaluate`] | where a run's data is, and numbers for what was composed of its edits |
 //! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
+//! | [`attest`] | provenance, removal receipts, signatures |
 //! | [`summary`], [`progress`], [`board`] | what a person sees |
 //! | [`serve`], [`submission`] | the long-lived coordinator, and what it is given |
 //! | [`command`] | the command line |
 //!
 //! Nothing here names libtorch; only the feature `embedded` links the workers, so that one process does it all.
 
+pub mod attest;
 pub mod board;
 pub mod card;
 pub mod clusters;

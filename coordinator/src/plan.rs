@@ -10,11 +10,14 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::job::{ALGORITHM_VERSION, ClassTexts, MethodSettings, ModelRef, ShardRef};
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
-use lethe_shared::manifest::{Classes, Error, Gates, Manifest, Required, Stop};
+use lethe_shared::manifest::{Classes, Error, Gates, Manifest, Names, Required, Stop};
 use lethe_shared::phrases::Phrases;
+use lethe_shared::record::{DataFile, Origin};
 use lethe_shared::shard::{self, Captions};
 use lethe_shared::{store, texts};
 
+use crate::attest::key::SigningKey;
+use crate::attest::names::{MAX_SALT, Salt};
 use crate::coverage::Named;
 use crate::failure::Failure;
 
@@ -42,6 +45,8 @@ pub struct Plan {
     pub retain: Vec<ShardRef>,
     /// Unlabelled texts in the manifest's order, each file cut into slices of at most [`texts::SLICE`].
     pub retain_texts: Vec<Vec<String>>,
+    /// The files they are in.
+    pub text_files: Vec<DataFile>,
     /// Classes that a retain caption or an unlabelled text names, without those to remove: what retain statistics have
     /// seen. Every other retained class is known to none of them.
     pub covered: BTreeSet<u32>,
@@ -58,6 +63,8 @@ pub struct Plan {
     /// Bounds that the release has to keep before `latest` leads to it: the manifest's, and those of whoever runs it. No part of
     /// what determines the result, but for the manifest's, which are on record.
     pub gates: Vec<Gates>,
+    /// Key that the release is signed with, given by whoever runs it.
+    pub signer: Option<SigningKey>,
     /// Things worth knowing that stop nothing.
     pub warnings: Vec<String>,
 }
@@ -95,7 +102,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Failure::BadInput`] with every problem found.
-    pub async fn of(manifest: Manifest, cache: &Path) -> Result<Self, Failure> {
+    pub async fn of(mut manifest: Manifest, cache: &Path) -> Result<Self, Failure> {
         let classes = Arc::new(read_classes(&manifest, cache).await?);
         let phrases = Phrases::new(classes.names()).map_err(|error| Failure::input(Error::new(classes.file(), error.to_string())))?;
         let phrases = Arc::new(phrases);
@@ -104,12 +111,12 @@ impl Plan {
 
         let (naming, labels) = (Wanted::Naming(Arc::clone(&phrases)), Wanted::Classes(Arc::clone(&classes)));
         let (retain, captions) = shards(&manifest, "data.retain", &manifest.data.retain, naming, cache).await?;
-        let (retain_texts, texts) = read_texts(&manifest, phrases, cache).await?;
+        let (retain_texts, text_files, texts) = read_texts(&manifest, phrases, cache).await?;
         let (validation, _) = shards(&manifest, "data.validation", &manifest.data.validation, labels.clone(), cache).await?;
         let (test, _) = shards(&manifest, "data.test", &manifest.data.test, labels, cache).await?;
         let mut warnings = retain_warnings(&retain, &manifest)?;
         check_policy(&manifest, &concepts)?;
-        let concepts = find_forget_shards(concepts, &manifest, cache).await?;
+        let mut concepts = find_forget_shards(concepts, &manifest, cache).await?;
         if validation.is_empty() {
             warnings.push("without validation shards, ties between layers go to the smaller change".to_owned());
         }
@@ -117,11 +124,16 @@ impl Plan {
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
         let covered = named.covered(&classes_of(&concepts));
 
+        if let Some(salt) = read_salt(&manifest, cache).await? {
+            hide(&mut manifest, &mut concepts, &salt);
+        }
+
         let settings = MethodSettings::from(&manifest.method);
         let class_texts = ClassTexts { names: classes.names().to_vec(), template: manifest.data.template.clone() };
         let mut plan = Self {
             run: String::new(),
-            gates: vec![manifest.gates],
+            gates: vec![manifest.gates.clone()],
+            signer: None,
             manifest,
             model,
             checkpoint,
@@ -129,6 +141,7 @@ impl Plan {
             class_texts,
             retain,
             retain_texts,
+            text_files,
             covered,
             named,
             validation,
@@ -162,6 +175,25 @@ impl Plan {
             &self.settings,
             (&self.manifest.composition, &self.manifest.policy, &self.manifest.gates),
         ))
+    }
+
+    /// What edits will be found from, for the record.
+    pub fn origin(&self) -> Origin {
+        let files = |shards: &[ShardRef]| shards.iter().map(DataFile::from).collect();
+        Origin {
+            manifest: self.identity(),
+            algorithm: ALGORITHM_VERSION,
+            hashed_names: self.manifest.release.names == Names::Hashed,
+            classes: self.classes.names().len() as u64,
+            class_texts: Digest::of_json(&self.class_texts),
+            template: self.class_texts.template.clone(),
+            retain: files(&self.retain),
+            retain_texts: self.text_files.clone(),
+            validation: files(&self.validation),
+            test: files(&self.test),
+            license: self.manifest.release.license.clone(),
+            base_model: self.manifest.release.base_model.clone(),
+        }
     }
 
     /// Bytes of all shards that will be read.
@@ -253,6 +285,24 @@ async fn read_classes(manifest: &Manifest, cache: &Path) -> Result<Classes, Fail
     let address = manifest.address("data.classes", &manifest.data.classes)?;
     let bytes = read_file(&place, &address, MAX_CLASSES, cache).await?;
     Ok(Classes::parse(&bytes, &address.to_string())?)
+}
+
+/// What names are hashed with, where they are.
+async fn read_salt(manifest: &Manifest, cache: &Path) -> Result<Option<Salt>, Failure> {
+    let Some(salt) = &manifest.release.salt else { return Ok(None) };
+    let place = format!("{}: release.salt", manifest.file.display());
+    let address = manifest.address("release.salt", salt)?;
+    let bytes = read_file(&place, &address, MAX_SALT, cache).await?;
+    Salt::of(&bytes).map(Some).map_err(|problem| Failure::input(Error::new(place, format!("{address} {problem}"))))
+}
+
+/// From here on concepts have no names: jobs, record and everything else that is stored knows them by their hashes.
+fn hide(manifest: &mut Manifest, concepts: &mut [PlannedConcept], salt: &Salt) {
+    concepts.iter_mut().for_each(|planned| salt.hide(&mut planned.concept));
+    concepts.sort_by(|a, b| a.concept.id.cmp(&b.concept.id));
+    if let Required::These(ids) = &mut manifest.policy.required {
+        ids.iter_mut().for_each(|id| *id = salt.hash(id));
+    }
 }
 
 async fn read_concepts(manifest: &Manifest, classes: &Classes, cache: &Path) -> Result<Vec<Concept>, Failure> {
@@ -367,11 +417,15 @@ async fn inspect(place: String, address: Address, wanted: Wanted, cache: &Path) 
     Ok((ShardRef { digest: info.digest, bytes: info.bytes, pairs: info.pairs, address }, info.by_class))
 }
 
-/// The slices of all unlabelled texts, and how many texts name each class.
-async fn read_texts(manifest: &Manifest, phrases: Arc<Phrases>, cache: &Path) -> Result<(Vec<Vec<String>>, ByClass), Failure> {
+/// The slices of all unlabelled texts, the files they are in, and how many texts name each class.
+async fn read_texts(
+    manifest: &Manifest,
+    phrases: Arc<Phrases>,
+    cache: &Path,
+) -> Result<(Vec<Vec<String>>, Vec<DataFile>, ByClass), Failure> {
     let field = "data.retain_texts";
     let place = format!("{}: {field}", manifest.file.display());
-    let (mut slices, mut by_class, mut total) = (Vec::new(), ByClass::new(), 0);
+    let (mut slices, mut files, mut by_class, mut total) = (Vec::new(), Vec::new(), ByClass::new(), 0);
     for address in expand(manifest, field, &manifest.data.retain_texts).await? {
         let bytes = read_file(&place, &address, texts::MAX_FILE, cache).await?;
         total += bytes.len() as u64;
@@ -379,6 +433,7 @@ async fn read_texts(manifest: &Manifest, phrases: Arc<Phrases>, cache: &Path) ->
             return Err(Failure::input(Error::new(place, "the files hold more than 1 GiB; give fewer texts")));
         }
         let (file, phrases) = (address.to_string(), Arc::clone(&phrases));
+        let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
         let parsed = tokio::task::spawn_blocking(move || {
             let texts = texts::parse(&bytes, &file)?;
             let named: Vec<u32> = texts.iter().flat_map(|text| phrases.find(text)).collect();
@@ -386,9 +441,10 @@ async fn read_texts(manifest: &Manifest, phrases: Arc<Phrases>, cache: &Path) ->
         });
         let (texts, named) = parsed.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
         named.into_iter().for_each(|class| *by_class.entry(class).or_default() += 1);
+        files.push(DataFile { digest, bytes: size, items: texts.len() as u64 });
         slices.extend(texts::slices(texts));
     }
-    Ok((slices, by_class))
+    Ok((slices, files, by_class))
 }
 
 fn retain_warnings(retain: &[ShardRef], manifest: &Manifest) -> Result<Vec<String>, Failure> {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use lethe_shared::job::ShardRef;
 use lethe_shared::manifest::concepts::Row;
-use lethe_shared::manifest::{ConceptsSection, DataSection, ExecutionSection, Manifest, ModelSection, ReleaseSection};
+use lethe_shared::manifest::{ConceptsSection, DataSection, ExecutionSection, Manifest, ModelSection, Names, ReleaseSection};
 use lethe_shared::store::{self, Store};
 
 use crate::failure::Failure;
@@ -55,11 +55,15 @@ fn manifest(plan: &Plan) -> Result<Manifest, Failure> {
     })
 }
 
-/// Keeps where a run's data is; where it was found last counts.
+/// Keeps where a run's data is; where it was found last counts. Of a run whose names are hashed nothing is kept: its manifest would
+/// name them.
 ///
 /// # Errors
 /// When the store cannot be written.
 pub async fn keep(store: &Store, plan: &Plan) -> Result<(), Failure> {
+    if plan.manifest.release.names == Names::Hashed {
+        return Ok(());
+    }
     Ok(store.put_json(&key(&plan.run), &manifest(plan)?).await?)
 }
 

@@ -67,6 +67,17 @@ impl Member {
     }
 }
 
+/// How weights compare with what base and edits give.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Compared {
+    /// Tensors that no edit touches, and that are the base's, byte for byte.
+    pub untouched: usize,
+    /// Tensors that follow from base and edits, byte for byte.
+    pub composed: usize,
+    /// Tensors that are neither, and how.
+    pub other: BTreeMap<String, &'static str>,
+}
+
 /// What a change is expected to do, to first order. Nothing here was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Preview {
@@ -361,12 +372,32 @@ impl Amended {
         compose::compose(checkpoint, edits, self.parent.record.merge, |edit, shape| self.direction(&edit.concept, shape))
     }
 
-    /// Digest of the weights that come of it.
+    /// Holds weights against what comes of base and edits, tensor by tensor.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when edits do not fit the checkpoint.
-    pub fn digest(&self, checkpoint: &Checkpoint) -> Result<Digest, Failure> {
-        Ok(checkpoint.digest_with(&self.compose(checkpoint, &self.edits().1)?))
+    /// [`Failure::BadInput`] when edits do not fit the base.
+    pub fn compare(&self, base: &Checkpoint, weights: &Checkpoint) -> Result<Compared, Failure> {
+        let change = self.compose(base, &self.edits().1)?;
+        let mut compared = Compared::default();
+        let names: BTreeSet<&String> = base.tensors().keys().chain(weights.tensors().keys()).collect();
+        for name in names {
+            let (Some(before), Some(after)) = (base.tensors().get(name), weights.tensors().get(name)) else {
+                compared.other.insert(name.clone(), "is in one of base and release alone");
+                continue;
+            };
+            let composed = change.get(name);
+            let expected = composed.map_or_else(|| base.bytes(name), |bytes| Ok(bytes))?;
+            if (before.dtype, &before.shape) != (after.dtype, &after.shape) {
+                compared.other.insert(name.clone(), "has another type or shape than the base's");
+            } else if weights.bytes(name)? == expected {
+                *(if composed.is_some() { &mut compared.composed } else { &mut compared.untouched }) += 1;
+            } else {
+                let how =
+                    if composed.is_some() { "does not follow from base and edits" } else { "is touched by no edit, and is not the base's" };
+                compared.other.insert(name.clone(), how);
+            }
+        }
+        Ok(compared)
     }
 
     /// Composes, writes and publishes the new release; its address, record and number. No channel leads to it: nobody has measured it.

@@ -25,6 +25,7 @@ use lethe_shared::store::Store;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 
+use crate::attest::{PROVENANCE, RECEIPTS, provenance, receipts};
 use crate::compose::Change;
 use crate::dosing::Interference;
 use crate::failure::Failure;
@@ -102,13 +103,18 @@ pub async fn write(
         write_interference(&folder.join(INTERFERENCE), &record, interference)?;
         names.push(INTERFERENCE.to_owned());
     }
-    write_text(&folder.join(CARD), &card::render(&record))?;
+    write_text(&folder.join(CARD), &card::render(&record, &names))?;
     write_text(&folder.join(REPORT), &report::render(&record))?;
     names.extend([EDITS, CARD, REPORT].map(str::to_owned));
     names.sort();
     names.dedup();
 
     record.files = digests(folder, &names)?;
+    let receipts = receipts::lines(&record, &checkpoint.weight_files());
+    state(folder, RECEIPTS, &receipts, &mut record)?;
+    let provenance = provenance::statement(&record).to_string() + "\n";
+    state(folder, PROVENANCE, &provenance, &mut record)?;
+    names.extend([PROVENANCE, RECEIPTS].map(str::to_owned));
     let bytes = encode(&record)?;
     let digest = Digest::of(&bytes);
     let prefix = publish::prefix(&ReleaseRef { name: record.name.clone(), record: digest });
@@ -147,6 +153,12 @@ fn write_interference(path: &Path, record: &Composition, interference: &Interfer
     // One key: several would stand in another order every time.
     let header = HashMap::from([(CONCEPTS.to_owned(), serde_json::to_string(&ids).map_err(Failure::input)?)]);
     serialize_to_file([(EFFECT, view)], Some(header), path).map_err(|error| Failure::Infrastructure(format!("{}: {error}", path.display())))
+}
+
+/// Writes a statement about the release, and puts it on record.
+fn state(folder: &Path, name: &str, text: &str, record: &mut Composition) -> Result<(), Failure> {
+    record.files.insert(name.to_owned(), ArtifactRef { digest: Digest::of(text.as_bytes()), bytes: text.len() as u64 });
+    write_text(&folder.join(name), text)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), Failure> {

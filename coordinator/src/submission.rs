@@ -57,7 +57,11 @@ impl Submission {
             row.forget = shards.join(";");
         }
         manifest.execution = ExecutionSection::default();
-        manifest.release = ReleaseSection::default();
+        let ReleaseSection { uri, salt, names: _, license: _, base_model: _ } = &mut manifest.release;
+        *uri = ReleaseSection::default().uri;
+        if let Some(salt) = salt {
+            absolute("release.salt", salt)?;
+        }
         let submission = Self { version: VERSION, manifest };
         let size = submission.to_json().len();
         if size > MAX_BYTES {
@@ -153,6 +157,9 @@ workers = 3
         assert_eq!(made.concepts.list[0].forget, format!("{here}/a.tar;{here}/b.tar"));
         let read = Submission::from_json(&submission.to_json()).unwrap();
         assert_eq!(read.id(), submission.id());
+        let hashed = TEXT.to_owned() + "[release]\nuri = \"elsewhere\"\nnames = \"hashed\"\nsalt = \"names.salt\"\n";
+        let release = Submission::new(manifest(folder.path(), &hashed)).unwrap().into_manifest().release;
+        assert_eq!((release.uri.as_str(), release.salt), ("store", Some(format!("{here}/names.salt"))));
         // How one machine is used is nobody else's business.
         let other = Submission::new(manifest(folder.path(), &TEXT.replace("workers = 3", "workers = 1"))).unwrap();
         assert_eq!(other.id(), submission.id());

@@ -11,6 +11,8 @@ use crate::manifest::Stop;
 
 /// Version of the algorithm: part of every job's id, raised whenever the same job would give another result.
 pub const ALGORITHM_VERSION: u32 = 4;
+/// The libtorch that workers compute with: `tch` is built for this one, and its build refuses every other.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 /// The name of a job: the digest of everything that determines its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

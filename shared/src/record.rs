@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::job::{ArtifactRef, MethodSettings};
+use crate::job::{ArtifactRef, MethodSettings, ShardRef};
 use crate::manifest::Gates;
 use crate::outcome::{Accuracy, ClassHits, RankedLayer, Tower, Trial};
 
@@ -58,6 +58,9 @@ pub struct Composition {
     /// Bounds that the manifest sets before a channel may lead to it, where it sets some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gates: Option<Gates>,
+    /// What edits were found from. Absent in releases of earlier versions of Lethe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// Every file of the release but this one: SHA-256 and size.
     pub files: BTreeMap<String, ArtifactRef>,
 }
@@ -66,6 +69,60 @@ impl Composition {
     /// Whether the model as a whole was measured: by its run, or by `lethe evaluate` since.
     pub fn is_measured(&self) -> bool {
         self.parent.is_none() || self.utility.retained_classes.is_some()
+    }
+}
+
+/// What edits were found from: nothing of where or when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// Digest over everything that determines the run's result: settings, model, data and concepts. Its first digits end the run's name.
+    pub manifest: Digest,
+    /// Version of the algorithm, see [`crate::job::ALGORITHM_VERSION`].
+    pub algorithm: u32,
+    /// Whether names are hashed: ids, names, classes and groups of concepts are then no words.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hashed_names: bool,
+    /// Class names in the class list.
+    pub classes: u64,
+    /// Digest of class list and prompt.
+    pub class_texts: Digest,
+    /// Prompt around a class name.
+    pub template: String,
+    /// Shards of pairs that must stay.
+    pub retain: Vec<DataFile>,
+    /// Files of unlabelled texts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retain_texts: Vec<DataFile>,
+    /// Shards that search and choice looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub validation: Vec<DataFile>,
+    /// Shards that nothing looked at before the numbers were taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub test: Vec<DataFile>,
+    /// Licence of the weights for the model card, as the Hub names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// What the base model is called on the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
+}
+
+/// A file of data by its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFile {
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+    /// Image-text pairs in it, or texts.
+    pub items: u64,
+}
+
+impl From<&ShardRef> for DataFile {
+    fn from(shard: &ShardRef) -> Self {
+        Self { digest: shard.digest, bytes: shard.bytes, items: shard.pairs }
     }
 }
 
@@ -219,6 +276,9 @@ pub struct ConceptRecord {
     pub gradients: Option<ArtifactRef>,
     /// Forget pairs.
     pub pairs: u64,
+    /// The shards they are in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forget: Vec<DataFile>,
     /// Before any edit.
     pub before: Measured,
     /// With this edit alone, at strength 1.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Removes eight concepts from the demo model and checks the release with transformers, in a Python environment of its own.
+# Removes eight concepts from the demo model and checks the release with transformers, and what it proves with OpenSSF Model Signing
+# and the Hub's model card parser, in a Python environment of its own.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -31,3 +32,6 @@ target/release/lethe-embed jobs/emoji/model jobs/emoji/validation.tar "$work/bas
 target/release/lethe-embed "$release" jobs/emoji/validation.tar "$work/released.safetensors"
 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$HOME_DIR/site" \
   python3 tests/ecosystem/check_release.py jobs/emoji small.toml "$release" "$work/base.safetensors" "$work/released.safetensors"
+mkdir "$work/proof"
+HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$HOME_DIR/site" \
+  python3 tests/ecosystem/check_proof.py target/release/lethe "$work/store" emoji-8:1 "$work/proof"

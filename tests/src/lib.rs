@@ -1,5 +1,6 @@
 //! What the tests share: the real binaries, and small jobs cut from the demo.
 
+pub mod azure;
 pub mod nats;
 pub mod ports;
 pub mod processes;
@@ -118,7 +119,7 @@ impl SmallJob {
     pub fn command(&self, command: &str, more: &[&str]) -> Command {
         let mut lethe = Command::new(binary("lethe"));
         // What a person has set must not decide a test.
-        lethe.env_remove("LETHE_LOG").env("LETHE_CACHE", self.path("cache"));
+        lethe.env_remove("LETHE_LOG").env_remove("LETHE_SIGN_KEY").env("LETHE_CACHE", self.path("cache"));
         lethe.arg(command).arg(self.path("job.toml")).arg("--json").args(more);
         lethe
     }

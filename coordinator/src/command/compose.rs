@@ -11,9 +11,11 @@ use lethe_shared::record::Parent;
 use lethe_shared::store::Store;
 use serde::Serialize;
 
-use super::{cache, here, print};
+use super::{Signing, cache, here, print};
+use crate::attest;
 use crate::failure::Failure;
 use crate::recompose::{Preview, Request, amend};
+use crate::release::publish;
 use crate::release::read::Release;
 
 #[derive(Debug, Args)]
@@ -38,6 +40,8 @@ pub(super) struct Compose {
     /// Where the new release goes, when not into the store of the old one.
     #[arg(long, value_name = "ADDRESS")]
     store: Option<String>,
+    #[command(flatten)]
+    signing: Signing,
     /// Only say what the change is expected to do; write nothing.
     #[arg(long)]
     preview: bool,
@@ -70,6 +74,7 @@ fn addition(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
+    let signer = options.signing.key()?;
     let parent = Release::open(&here("RELEASE", &options.release)?).await?;
     let mut request = Request { remove: options.remove.clone(), strength: options.strength.clone(), ..Request::default() };
     for (group, strength) in &options.group_strength {
@@ -96,6 +101,9 @@ pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
     let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
     let target = store.map_or(Ok(target), |address| Store::open(&address))?;
     let (release, record, published) = amended.write(&target, &checkpoint).await?;
+    if let Some(key) = &signer {
+        attest::sign(&publish::open(&target, &published).await?, key).await?;
+    }
     if options.json {
         let composed = Composed { release, number: published.number, digest: record.digest, parent: record.parent, preview };
         print(&serde_json::to_string(&composed).map_err(Failure::input)?)?;

@@ -27,6 +27,7 @@ use lethe_shared::manifest::Manifest;
 use lethe_shared::telemetry::log::{self, say};
 use tokio_util::sync::CancellationToken;
 
+use crate::attest::key::SigningKey;
 use crate::failure::Failure;
 
 /// Remove concepts from CLIP models: hundreds in one run, into one checkpoint.
@@ -118,6 +119,20 @@ impl Common {
 
     fn cache(&self) -> PathBuf {
         cache(self.cache.as_ref())
+    }
+}
+
+#[derive(Debug, Args)]
+struct Signing {
+    /// Sign the release with this private key: a PEM file, elliptic curve P-256, P-384 or P-521. It is never part of a manifest.
+    #[arg(long, value_name = "FILE", env = "LETHE_SIGN_KEY", hide_env_values = true)]
+    sign_key: Option<PathBuf>,
+}
+
+impl Signing {
+    /// Read before anything is computed: a mistake should not wait for a run's end.
+    fn key(&self) -> Result<Option<SigningKey>, Failure> {
+        self.sign_key.as_deref().map(SigningKey::read).transpose()
     }
 }
 

@@ -1,11 +1,11 @@
 //! `lethe release`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
+use lethe_shared::address::Address;
 use lethe_shared::exit;
-use lethe_shared::manifest::Gates;
 use lethe_shared::record::Amendment;
 use lethe_shared::store::Store;
 use lethe_shared::telemetry::log::say;
@@ -13,11 +13,15 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{here, print};
+use crate::attest;
+use crate::attest::key::SigningKey;
+use crate::attest::names::{MAX_SALT, Salt};
 use crate::failure::Failure;
 use crate::gates;
 use crate::progress::human_bytes;
 use crate::release::evaluation;
 use crate::release::publish::{self, Published, Wanted};
+use crate::release::verify::verify;
 
 #[derive(Debug, Args)]
 pub(super) struct Release {
@@ -55,6 +59,24 @@ enum Command {
         /// More gates that it has to pass: a file with a `[gates]` section.
         #[arg(long, value_name = "FILE")]
         gates: Option<PathBuf>,
+    },
+    /// Sign a release with a private key, after checking it as `lethe verify` does. The tool of OpenSSF Model Signing can verify it.
+    Sign {
+        /// The release: NAME:NUMBER or NAME@CHANNEL.
+        release: Wanted,
+        /// The private key: a PEM file, elliptic curve P-256, P-384 or P-521.
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Print the receipt of one removal, as it can be handed out: signed, when the release is.
+    Receipt {
+        /// The release: NAME:NUMBER or NAME@CHANNEL.
+        release: Wanted,
+        /// The concept's id in the release.
+        concept: String,
+        /// The salt, where names are hashed: the concept is then given by its id in the manifest.
+        #[arg(long, value_name = "FILE")]
+        salt: Option<PathBuf>,
     },
     /// Lead a channel back to where it led before.
     Rollback {
@@ -113,9 +135,12 @@ pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
         }
         Command::Promote { release, channel, gates } => {
             let found = publish::find(&store, release).await?;
-            let record = evaluation::measured(&store, &publish::open(&store, &found).await?).await?;
-            let more = gates.as_deref().map(Gates::read).transpose()?;
-            let missed: Vec<String> = record.gates.iter().chain(&more).flat_map(|gates| gates::missed(gates, &record)).collect();
+            let there = publish::open(&store, &found).await?;
+            let record = evaluation::measured(&store, &there).await?;
+            let more = gates.as_deref().map(gates::read).transpose()?;
+            let asked = || record.gates.iter().chain(&more);
+            let mut missed: Vec<String> = asked().flat_map(|gates| gates::missed(gates, &record)).collect();
+            missed.extend(gates::unsigned(asked(), &there).await?);
             let shown = format!("{}:{}", found.release.name, found.number);
             for gate in &missed {
                 say("error", &format!("{shown} misses a gate: {gate}"));
@@ -135,6 +160,20 @@ pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
                 format!("{}@{channel} leads to {shown}{from}", found.release.name),
                 json!({ "release": found, "channel": channel, "before": before, "missed": [] }),
             )?;
+        }
+        Command::Sign { release, key } => {
+            let key = SigningKey::read(key)?;
+            let found = publish::find(&store, release).await?;
+            return sign(&store, found, &key, options.json).await;
+        }
+        Command::Receipt { release, concept, salt } => {
+            let found = publish::open(&store, &publish::find(&store, release).await?).await?;
+            let concept = match salt {
+                Some(path) => read_salt(path)?.hash(concept),
+                None => concept.clone(),
+            };
+            let none = || Failure::input(format!("{} removes no concept `{}`", found.address(), concept.escape_default()));
+            print(&attest::receipt(&found, &concept).await?.ok_or_else(none)?)?;
         }
         Command::Rollback { name, channel } => {
             let (from, to) = publish::rollback(&store, name, channel).await?;
@@ -162,6 +201,36 @@ pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
         }
     }
     Ok(exit::DONE)
+}
+
+async fn sign(store: &Store, found: Published, key: &SigningKey, as_json: bool) -> Result<u8, Failure> {
+    let release = publish::open(store, &found).await?;
+    let address = Address::parse(&release.address()).map_err(Failure::input)?;
+    let problems = verify(&address).await?.problems;
+    for problem in &problems {
+        say("error", &format!("{address}/{problem}"));
+    }
+    if problems.is_empty() {
+        attest::sign(&release, key).await?;
+    }
+    let signed = problems.is_empty();
+    let hint = key.public().hint();
+    let text = format!("{}:{} is signed, by the key with SHA-256 {hint}", found.release.name, found.number);
+    if as_json {
+        print(&json!({ "release": found, "signed": signed, "key": hint, "problems": problems }).to_string())?;
+    } else if signed {
+        print(&text)?;
+    }
+    Ok(if signed { exit::DONE } else { exit::NOT_PASSED })
+}
+
+fn read_salt(path: &Path) -> Result<Salt, Failure> {
+    let wrong = |problem: String| Failure::input(format!("{}: {problem}", path.display()));
+    let size = std::fs::metadata(path).map_err(|error| wrong(format!("cannot be read: {error}")))?.len();
+    if size > MAX_SALT {
+        return Err(wrong(format!("has {size} bytes; no salt is that large")));
+    }
+    Salt::of(&std::fs::read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?).map_err(wrong)
 }
 
 async fn named(store: &Store, name: Option<&String>) -> Result<Vec<String>, Failure> {

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lethe_shared::exit;
-use lethe_shared::manifest::Gates;
 use lethe_shared::record::Composition;
 use lethe_shared::store::Store;
 use lethe_shared::telemetry::Health;
@@ -15,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::workers::Workers;
-use super::{Common, print};
+use super::{Common, Signing, print};
 use crate::failure::Failure;
+use crate::gates;
 use crate::plan::Plan;
 use crate::summary::{self, Report, Status};
 
@@ -29,6 +29,8 @@ pub(super) struct Options {
     /// More gates that the release has to pass before `latest` leads to it, beside the manifest's: a file with a `[gates]` section.
     #[arg(long, value_name = "FILE")]
     gates: Option<PathBuf>,
+    #[command(flatten)]
+    signing: Signing,
     /// Where metrics and probes are while the run lasts: a port on loopback, or ADDRESS:PORT. Port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", env = "LETHE_HTTP")]
     http: Option<ListenOn>,
@@ -43,9 +45,11 @@ pub(super) async fn main(options: &Options, cancel: CancellationToken) -> Result
         say("info", &format!("http://{}: metrics and probes", server.address()));
         tokio::spawn(server.run(CancellationToken::new()));
     }
-    let gates = options.gates.as_deref().map(Gates::read).transpose()?;
+    let gates = options.gates.as_deref().map(gates::read).transpose()?;
+    let signer = options.signing.key()?;
     let mut plan = Plan::make(&common.manifest, &common.cache()).await?;
     plan.gates.extend(gates);
+    plan.signer = signer;
     for warning in &plan.warnings {
         say("warning", warning);
     }

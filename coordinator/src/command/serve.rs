@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use clap::Args;
 use lethe_shared::exit;
-use lethe_shared::manifest::Gates;
 use lethe_shared::queue::nats::{JetStreamQueue, Options, Role, without_secrets};
 use lethe_shared::store::Store;
 use lethe_shared::telemetry::Health;
@@ -13,8 +12,9 @@ use lethe_shared::telemetry::http::{ListenOn, Server};
 use lethe_shared::telemetry::log::say;
 use tokio_util::sync::CancellationToken;
 
-use super::{cache, here};
+use super::{Signing, cache, here};
 use crate::failure::Failure;
+use crate::gates;
 use crate::lease::name_of_this_process;
 use crate::patience::Patience;
 use crate::serve::{self, Service};
@@ -36,6 +36,8 @@ pub(super) struct Serve {
     /// Gates that every run's release has to pass before `latest` leads to it, beside its manifest's: a file with a `[gates]` section.
     #[arg(long, value_name = "FILE")]
     gates: Option<PathBuf>,
+    #[command(flatten)]
+    signing: Signing,
     /// Folder for files downloaded from remote addresses.
     #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
     cache: Option<PathBuf>,
@@ -45,7 +47,8 @@ pub(super) struct Serve {
 
 pub(super) async fn main(options: &Serve, cancel: CancellationToken) -> Result<u8, Failure> {
     let address = here("--store", &options.store)?;
-    let gates = options.gates.as_deref().map(Gates::read).transpose()?;
+    let gates = options.gates.as_deref().map(gates::read).transpose()?;
+    let signer = options.signing.key()?;
     let health = Health::waiting_for(&["queue", "store", "runs"]);
     let name = name_of_this_process();
 
@@ -60,7 +63,7 @@ pub(super) async fn main(options: &Serve, cancel: CancellationToken) -> Result<u
     health.met("queue");
 
     let patience = Patience { give_up: options.options.give_up() };
-    let settings = serve::Options { name, runs: usize::from(options.runs), cache: cache(options.cache.as_ref()), gates, patience };
+    let settings = serve::Options { name, runs: usize::from(options.runs), cache: cache(options.cache.as_ref()), gates, signer, patience };
     let service = Service::new(Arc::clone(&queue), store.clone(), settings, health.clone());
     let in_use = |error: std::io::Error| Failure::input(format!("--http {}: {error}", options.http));
     let server = Server::bind(options.http, health, service.routes()).await.map_err(in_use)?;

@@ -9,8 +9,10 @@ use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 
 use super::{cache, here, print};
+use crate::attest;
+use crate::attest::key::PublicKey;
 use crate::failure::Failure;
-use crate::recompose::{Request, amend};
+use crate::recompose::{Compared, Request, amend};
 use crate::release::verify::{Problem, verify};
 
 #[derive(Debug, Args)]
@@ -21,6 +23,9 @@ pub(super) struct Verify {
     /// the base's, and every other follows from the edits.
     #[arg(long)]
     recompute: bool,
+    /// Also ask for a signature over every file by this key's owner: a PEM file. `model_signing verify key` asks the same.
+    #[arg(long, value_name = "FILE")]
+    public_key: Option<PathBuf>,
     /// Where the base model is now, when it is no longer where the release says.
     #[arg(long, value_name = "ADDRESS", requires = "recompute")]
     base: Option<String>,
@@ -40,33 +45,52 @@ struct Verified {
     record: Option<Digest>,
     /// Files checked beside the record.
     files: usize,
+    /// SHA-256 of the public key's PEM text, where a key was given and has signed it.
+    signed_by: Option<Digest>,
+    /// With `--recompute`.
+    tensors: Option<Compared>,
     problems: Vec<Problem>,
 }
 
 pub(super) async fn main(options: &Verify) -> Result<u8, Failure> {
     let address = here("RELEASE", &options.release)?;
-    let (release, mut problems) = verify(&address).await?;
+    let key = options.public_key.as_deref().map(PublicKey::read).transpose()?;
+    let mut checked = verify(&address).await?;
+    let release = checked.release.take();
     let (record, files) = release.as_ref().map_or((None, 0), |release| (Some(release.digest), release.record.files.len()));
-    if let Some(release) = release.filter(|_| options.recompute && problems.is_empty()) {
-        let digest = release.record.digest;
+    // What is said of files that are not as released would mean nothing.
+    let sound = release.filter(|_| checked.problems.is_empty());
+    let mut signed_by = None;
+    if let Some((release, key)) = sound.as_ref().zip(key.as_ref()) {
+        checked.problems.extend(attest::check(release, key).await?);
+        signed_by = Some(key.hint()).filter(|_| checked.problems.is_empty());
+    }
+    let mut tensors = None;
+    if let Some(release) = sound.filter(|_| options.recompute) {
         let amended = amend(release, Request::default()).await?;
         let base = options.base.as_deref().map(|text| here("--base", text)).transpose()?;
         let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
-        let found = amended.digest(&checkpoint)?;
-        if found != digest {
-            problems
-                .push(Problem::new("weights", format!("do not follow from base and edits: these give {found}, the release has {digest}")));
-        }
+        let compared = amended.compare(&checkpoint, &checked.weights()?)?;
+        checked.problems.extend(compared.other.iter().map(|(tensor, problem)| Problem::new("weights", format!("`{tensor}` {problem}"))));
+        tensors = Some(compared);
     }
+    let problems = checked.problems;
     for problem in &problems {
-        say("error", &format!("{}/{problem}", address));
+        say("error", &format!("{address}/{problem}"));
     }
     let good = problems.is_empty();
     if options.json {
-        let verified = Verified { release: address.to_string(), record, files, problems };
+        let verified = Verified { release: address.to_string(), record, files, signed_by, tensors, problems };
         print(&serde_json::to_string(&verified).map_err(Failure::input)?)?;
     } else if good {
-        print(&format!("{address}: {files} files, all as released"))?;
+        let mut said = format!("{address}: {files} files, all as released");
+        if let Some(key) = signed_by {
+            said += &format!("; signed by the key with SHA-256 {key}");
+        }
+        if let Some(Compared { untouched, composed, .. }) = tensors {
+            said += &format!("; {untouched} tensors are the base's, {composed} follow from base and edits, byte for byte");
+        }
+        print(&said)?;
     }
     Ok(if good { exit::DONE } else { exit::NOT_PASSED })
 }

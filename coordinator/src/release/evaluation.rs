@@ -84,7 +84,8 @@ impl Evaluation {
     pub async fn write(self, store: &Store, release: &Release) -> Result<Self, Failure> {
         let folder = folder(&self.release);
         let record = self.onto(release.record.clone());
-        for (name, text) in [("README.md", card::render(&record)), ("report.html", report::render(&record))] {
+        let files: Vec<String> = record.files.keys().cloned().collect();
+        for (name, text) in [("README.md", card::render(&record, &files)), ("report.html", report::render(&record))] {
             match store.create(&format!("{folder}/{name}"), Bytes::from(text)).await {
                 Ok(_) | Err(store::Error::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),

@@ -11,6 +11,7 @@ use lethe_shared::store::Store;
 use safetensors::SafeTensors;
 
 use super::{CONCEPTS, EDITS, EFFECT, INTERFERENCE, RECORD};
+use crate::attest::BESIDE;
 use crate::failure::Failure;
 use crate::recipe::{Part, Recipe};
 
@@ -81,7 +82,11 @@ impl Place {
         if let Some(name) = ids.chain([&record.name]).find(|name| !is_id(name)) {
             return Err(self.wrong(&format!("`{}` names neither release nor concept", name.escape_default())));
         }
-        if let Some(name) = record.files.keys().find(|name| name.contains(['/', '\\']) || name.starts_with('.') || *name == RECORD) {
+        if let Some(name) = record
+            .files
+            .keys()
+            .find(|name| name.contains(['/', '\\']) || name.starts_with('.') || *name == RECORD || BESIDE.contains(&name.as_str()))
+        {
             return Err(self.wrong(&format!("names `{name}`, which is no file of a release")));
         }
         let Self { store, prefix, stored } = self;

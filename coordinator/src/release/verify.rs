@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::RECORD;
 use super::read::Release;
+use crate::attest::BESIDE;
 use crate::failure::Failure;
 
 /// What is wrong with a file of a release.
@@ -37,46 +38,72 @@ impl fmt::Display for Problem {
     }
 }
 
+/// What a check found.
+#[derive(Debug)]
+pub struct Checked {
+    /// The release, where its record could be read.
+    pub release: Option<Release>,
+    /// What is wrong; empty when it is what was released.
+    pub problems: Vec<Problem>,
+    /// Its files on this machine.
+    folder: PathBuf,
+    /// Holds them, when they were brought here for the check.
+    _staging: Option<tempfile::TempDir>,
+}
+
+impl Checked {
+    /// The released weights.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] when they cannot be read; they can when there is no problem.
+    pub fn weights(&self) -> Result<Checkpoint, Failure> {
+        Ok(Checkpoint::open(&self.folder)?)
+    }
+}
+
 /// Checks the release in a folder. A record that is not the one its folder is named after is not looked into; nothing it says would
 /// mean anything. The release itself is returned when it could be read.
 ///
 /// # Errors
 /// [`Failure::BadInput`] when there is no release; [`Failure::Infrastructure`] when the store cannot be read.
-pub async fn verify(address: &Address) -> Result<(Option<Release>, Vec<Problem>), Failure> {
+pub async fn verify(address: &Address) -> Result<Checked, Failure> {
+    let wrong =
+        |problem: String| Checked { release: None, problems: vec![Problem::new(RECORD, problem)], folder: PathBuf::new(), _staging: None };
     let place = Release::place(address)?;
     let digest = Digest::of(&place.record_bytes().await?);
     if let Some(named) = place.named_after().filter(|named| **named != digest.short()) {
-        let problem = format!("is not what was released: its digest is {}, its folder is named after {named}", digest.short());
-        return Ok((None, vec![Problem::new(RECORD, problem)]));
+        return Ok(wrong(format!("is not what was released: its digest is {}, its folder is named after {named}", digest.short())));
     }
     let release = match place.open().await {
         Ok(release) => release,
-        Err(Failure::BadInput(problems)) => return Ok((None, vec![Problem::new(RECORD, problems.join("; "))])),
+        Err(Failure::BadInput(problems)) => return Ok(wrong(problems.join("; "))),
         Err(other) => return Err(other),
     };
     let mut problems = Vec::new();
-    let expected: BTreeSet<&str> = release.record.files.keys().map(String::as_str).chain([RECORD]).collect();
+    let expected: BTreeSet<&str> = release.record.files.keys().map(String::as_str).chain([RECORD]).chain(BESIDE).collect();
     let there = release.names().await?;
     for name in there.iter().filter(|name| !expected.contains(name.as_str())) {
         problems.push(Problem::new(name, "is no file of this release"));
     }
-    let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
-    let folder = address.as_local().unwrap_or_else(|| staging.path()).to_owned();
+    let no_folder = |error| Failure::Infrastructure(format!("no folder for temporary files: {error}"));
+    let staging = address.as_local().is_none().then(tempfile::tempdir).transpose().map_err(no_folder)?;
+    let folder = staging.as_ref().map(tempfile::TempDir::path).or(address.as_local()).unwrap_or(Path::new("")).to_owned();
     for (name, &file) in &release.record.files {
-        if let Some(problem) = check(&release, name, file, &folder, address.as_local().is_none()).await? {
+        if let Some(problem) = check(&release, name, file, &folder, staging.is_some()).await? {
             problems.push(Problem::new(name, problem));
         }
     }
     if problems.is_empty() {
         let digest = release.record.digest;
-        let read = move || Checkpoint::open(&folder).map(|checkpoint| checkpoint.digest()).map_err(|error| error.to_string());
+        let weights = folder.clone();
+        let read = move || Checkpoint::open(&weights).map(|checkpoint| checkpoint.digest()).map_err(|error| error.to_string());
         match tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Infrastructure(error.to_string()))? {
             Ok(found) if found == digest => {}
             Ok(found) => problems.push(Problem::new(RECORD, format!("states digest {digest} of the weights, they have {found}"))),
             Err(problem) => problems.push(Problem::new(RECORD, format!("is about weights that cannot be read: {problem}"))),
         }
     }
-    Ok((Some(release), problems))
+    Ok(Checked { release: Some(release), problems, folder, _staging: staging })
 }
 
 /// What is wrong with one file; a remote one is brought into `folder` first.

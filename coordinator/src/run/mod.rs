@@ -16,14 +16,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::job::{ArtifactRef, Job, JobId};
-use lethe_shared::manifest::{Required, Stop};
+use lethe_shared::manifest::{Names, Required, Stop};
 use lethe_shared::outcome::{Accuracy, Chosen, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
-use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing};
+use lethe_shared::record::{self, Base, Composition, ConceptRecord, DataFile, Measured, Missing};
 
 use self::evaluated::{HeldOut, held_out};
 pub use self::evaluated::{Judgement, evaluate};
 
+use crate::attest;
 use crate::clusters;
 use crate::compose::{self, Change};
 use crate::dispatch::{Dispatcher, Ended, Lost};
@@ -138,10 +139,15 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let (address, record, published) =
         release::write(store, &plan.checkpoint, &change, tensors.into_iter().flatten().collect(), edits.recipe.interference(), record)
             .await?;
+    let released = publish::open(store, &published).await?;
+    if let Some(key) = &plan.signer {
+        attest::sign(&released, key).await?;
+    }
     run.took("release", began);
 
     let summary = run.summarise(&record);
-    let missed: Vec<String> = plan.gates.iter().flat_map(|gates| gates::missed(gates, &record)).collect();
+    let mut missed: Vec<String> = plan.gates.iter().flat_map(|gates| gates::missed(gates, &record)).collect();
+    missed.extend(gates::unsigned(&plan.gates, &released).await?);
     let status = match satisfies(&plan.manifest.policy.required, &record, plan) {
         _ if !missed.is_empty() => Status::GatesMissed,
         true => Status::Complete,
@@ -380,13 +386,21 @@ fn make_record(plan: &Plan, change: &Change, edits: &Edits<'_>, base: &HeldOut, 
         search: plan.settings.clone(),
         moments: edits.moments.clone(),
         concepts,
-        missing: edits.missing.clone(),
+        missing: hidden(&edits.missing, plan),
         near_duplicates: clusters::near_duplicates(&edits.recipe),
         utility: judgement.utility,
         layers: compose::sizes(&plan.checkpoint, change)?,
-        gates: Some(plan.manifest.gates).filter(|gates| !gates.is_empty()),
+        gates: Some(plan.manifest.gates.clone()).filter(|gates| !gates.is_empty()),
+        origin: Some(plan.origin()),
         files: BTreeMap::new(),
     })
+}
+
+/// Concepts that are missing. Why may name files, and with that what is to have no name.
+fn hidden(missing: &[Missing], plan: &Plan) -> Vec<Missing> {
+    let hide = plan.manifest.release.names == Names::Hashed;
+    let reason = |missing: &Missing| if hide { "the run's log says why".to_owned() } else { missing.reason.clone() };
+    missing.iter().map(|missing| Missing { id: missing.id.clone(), reason: reason(missing) }).collect()
 }
 
 /// How one concept came out of the doses.
@@ -420,6 +434,7 @@ fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: Opt
         direction: found.chosen.direction,
         gradients: found.gradients,
         pairs: found.pairs,
+        forget: found.planned.forget.iter().map(DataFile::from).collect(),
         before,
         alone,
         composed,

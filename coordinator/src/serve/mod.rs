@@ -36,6 +36,7 @@ use tracing::{error, info, warn};
 
 use self::ledger::{Entry, Ledger, State};
 use self::view::LetterView;
+use crate::attest::key::SigningKey;
 use crate::board::Board;
 use crate::failure::Failure;
 use crate::patience::Patience;
@@ -58,6 +59,8 @@ pub struct Options {
     pub cache: PathBuf,
     /// Gates that every run's release has to pass, beside its manifest's.
     pub gates: Option<Gates>,
+    /// Key that releases are signed with.
+    pub signer: Option<SigningKey>,
     /// How long a queue or store that cannot be reached is waited for, each time.
     pub patience: Patience,
 }

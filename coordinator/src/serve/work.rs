@@ -138,7 +138,8 @@ async fn one_attempt(shared: &Shared, run: &str, stop: &CancellationToken) -> Re
         () = stop.cancelled() => return Err(Failure::Cancelled),
         plan = Plan::of(manifest, &shared.options.cache) => plan?,
     };
-    plan.gates.extend(shared.options.gates);
+    plan.gates.extend(shared.options.gates.clone());
+    plan.signer.clone_from(&shared.options.signer);
     tracing::Span::current().record("trace", TraceContext::of_run(&plan.run).trace_id());
     for warning in &plan.warnings {
         warn!(%warning, "planned");

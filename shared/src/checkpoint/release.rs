@@ -34,8 +34,9 @@ impl Checkpoint {
             if !wanted || name.starts_with('.') || !metadata.is_file() || Some(&name) == self.index.as_ref() {
                 continue;
             }
-            // An index of weights in another format names files that are not copied.
-            if name.ends_with(".index.json") || name == "composition.json" {
+            // An index of weights in another format names files that are not copied. A model that is a release itself has a record
+            // and a provenance of its own.
+            if name.ends_with(".index.json") || name == "composition.json" || name == "provenance.json" {
                 continue;
             }
             if metadata.len() > MAX_COMPANION {

@@ -1,6 +1,6 @@
 //! Gates: bounds that a release has to keep before a channel leads to it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use super::read::at_line;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// `[gates]`: what is absent is not asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gates {
     /// FA@1 in the composed model, mean over the removed concepts, on their forget sets; 0 to 1.
@@ -39,6 +39,11 @@ pub struct Gates {
     /// Size of the change of a layer against the layer, ‖Δ‖/‖θ‖, of the layer that changes most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub change: Option<f64>,
+    /// Public key, a PEM file relative to this one, whose owner must have signed the release. Only in a gate file: a submitter
+    /// does not choose whose signature counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
+    pub signed_by: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -64,10 +69,13 @@ impl Gates {
             return Err(Error::new(shown, "is larger than 1 MiB; gates are a few numbers"));
         }
         let text = String::from_utf8(std::fs::read(path).map_err(io)?).map_err(|_| Error::new(shown.clone(), "is not UTF-8 text"))?;
-        let file: GateFile = toml::from_str(&text).map_err(|error| {
+        let mut file: GateFile = toml::from_str(&text).map_err(|error| {
             let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
             at_line(&shown, line, error.message())
         })?;
+        if let Some(key) = &mut file.gates.signed_by {
+            *key = path.parent().unwrap_or(Path::new("")).join(&*key);
+        }
         match file.gates.problem() {
             None => Ok(file.gates),
             Some((field, problem)) => Err(Error::new(shown, format!("{field} {problem}"))),
@@ -108,6 +116,9 @@ mod tests {
         let gates = read("[gates]\nfa5_mean = 0.1\nmissing = 2\nchange = 1.5\n").unwrap();
         assert_eq!(gates, Gates { fa5_mean: Some(0.1), missing: Some(2), change: Some(1.5), ..Gates::default() });
         assert!(read("[gates]\n").unwrap().is_empty());
+        // A key stands beside the file that names it.
+        let key = read("[gates]\nsigned_by = \"keys/owner.pub\"\n").unwrap().signed_by.unwrap();
+        assert!(key.is_absolute() && key.ends_with("keys/owner.pub"), "{}", key.display());
         for (text, says) in [
             ("", "missing field `gates`"),
             ("[gates]\nfa5 = 0.1\n", "gates.toml:2: unknown field `fa5`"),

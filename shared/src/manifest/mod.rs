@@ -346,17 +346,46 @@ impl Default for ExecutionSection {
     }
 }
 
+/// How a release names the concepts that it removes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Names {
+    /// By id, name and class, as in the manifest.
+    #[default]
+    Plain,
+    /// By salted hashes: who holds the salt can tell which is which.
+    Hashed,
+}
+
+impl Names {
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
+}
+
 /// `[release]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReleaseSection {
     /// Where artifacts and releases go; `--store` overrides it.
     pub uri: String,
+    /// How concepts are named in the release: `plain`, or `hashed` where names are personal data.
+    #[serde(skip_serializing_if = "Names::is_plain")]
+    pub names: Names,
+    /// With `names = "hashed"`: a file of 16 to 4096 bytes that nobody else knows. It is read, and goes nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub salt: Option<String>,
+    /// Licence of the weights for the model card, as the Hub names it: `apache-2.0`, `mit`, `other` …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// What the base model is called on the Hub, for the model card: `openai/clip-vit-base-patch32`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
 }
 
 impl Default for ReleaseSection {
     fn default() -> Self {
-        Self { uri: "store".to_owned() }
+        Self { uri: "store".to_owned(), names: Names::Plain, salt: None, license: None, base_model: None }
     }
 }
 

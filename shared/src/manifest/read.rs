@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Error, Manifest, Required};
+use super::{Error, Manifest, Names, Required};
 
 /// Largest manifest, bytes.
 const MAX_BYTES: u64 = 8 << 20;
@@ -119,6 +119,25 @@ impl Manifest {
         }
         if let Some((field, problem)) = self.gates.problem() {
             return wrong(field, problem);
+        }
+        if self.gates.signed_by.is_some() {
+            return wrong(
+                "gates.signed_by",
+                "belongs into the file that --gates names: whoever runs the pipeline says whose signature counts".into(),
+            );
+        }
+        let release = &self.release;
+        if (release.names == Names::Hashed) != release.salt.is_some() {
+            return wrong(
+                "release.salt",
+                "names the file of a salt (`openssl rand -hex 32 > FILE`) where names = \"hashed\", and only there".into(),
+            );
+        }
+        for (field, text) in [("release.license", &release.license), ("release.base_model", &release.base_model)] {
+            let fits = |text: &String| text.split('/').count() <= 2 && text.split('/').all(is_id);
+            if let Some(text) = text.as_ref().filter(|text| !fits(text)) {
+                return wrong(field, format!("is `{}`; the Hub knows names of letters, digits, `.`, `_`, `-`", text.escape_default()));
+            }
         }
         if self.execution.workers > 1024 {
             return wrong("execution.workers", format!("is {}, expected 0 to 1024", self.execution.workers));
@@ -237,6 +256,11 @@ batch_size = 64
             (("batch_size = 64", "stop = \"fa2\""), "m.toml:17: unknown variant `fa2`"),
             (("batch_size = 64", "batch_size = \"x\""), "m.toml:17: invalid type"),
             (("batch_size = 64", "[policy]\nrequired = 1.5"), "m.toml:18: policy.required is 1.5"),
+            (("batch_size = 64", "[gates]\nsigned_by = \"k.pub\""), "m.toml:18: gates.signed_by belongs into the file that --gates names"),
+            (("batch_size = 64", "[release]\nnames = \"hashed\""), "release.salt names the file of a salt"),
+            (("batch_size = 64", "[release]\nsalt = \"x\""), "m.toml:18: release.salt names the file of a salt"),
+            (("batch_size = 64", "[release]\nlicense = \"a: b\""), "m.toml:18: release.license is `a: b`"),
+            (("batch_size = 64", "[release]\nbase_model = \"a/b/c\""), "m.toml:18: release.base_model is `a/b/c`"),
             (("batch_size = 64", "[execution]\ndevice = \"tpu\""), "m.toml:18: execution.device is `tpu`"),
             (("[concepts]\ntable = \"concepts-8.csv\"", "[concepts]"), "must have a table, or a list"),
             (("classes = ", "template = \"a photo\"\nclasses = "), "m.toml:11: data.template is `a photo`"),
