@@ -181,7 +181,8 @@ impl Progress {
             Shown::Lines if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
                 let left = if left.is_empty() { String::new() } else { format!(", {left}") };
-                say("info", &format!("{}: {}/{} after {}{left}", self.phase, self.done, self.total, human(self.began.elapsed())));
+                let (done, total, after) = (self.done, self.total, human(self.began.elapsed()));
+                say("info", &format!("{}: {done}/{total} {} after {after}{left}", self.phase, self.unit));
             }
             Shown::Lines | Shown::Board(_) | Shown::Nothing => {}
         }
