@@ -1,5 +1,7 @@
 //! `composition.json`: the record of a release. Nothing in it depends on when, where or how fast it was made.
 
+pub mod targets;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -10,6 +12,7 @@ use crate::digest::Digest;
 use crate::job::{ArtifactRef, MethodSettings};
 use crate::manifest::Gates;
 use crate::outcome::{Accuracy, ClassHits, RankedLayer, Tower, Trial};
+use crate::record::targets::TargetRecord;
 
 /// Version of the record's format.
 pub const VERSION: u32 = 1;
@@ -58,7 +61,10 @@ pub struct Composition {
     /// Bounds that the manifest sets before a channel may lead to it, where it sets some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gates: Option<Gates>,
-    /// Every file of the release but this one: SHA-256 and size.
+    /// Other models that got the edits too, by the manifest's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetRecord>,
+    /// Every file of the release but this one and those of targets: SHA-256 and size.
     pub files: BTreeMap<String, ArtifactRef>,
 }
 
