@@ -77,6 +77,16 @@ pub fn render(record: &Composition) -> String {
             concept.composed.map_or_else(|| "-".to_owned(), |composed| percent(composed.fa5))
         );
     }
+    if !record.targets.is_empty() {
+        page += "\n## Targets\n\nOther models with these edits: each stands at `targets/NAME/`.\n\n\
+                 | target | kind | made from | changed files | edits that cannot act in it |\n|---|---|---|---|---|\n";
+        for target in &record.targets {
+            let changed = target.changed.keys().map(|name| format!("`{}`", plain(name))).collect::<Vec<_>>().join(", ");
+            let without = if target.without.is_empty() { "none".to_owned() } else { plain(&target.without.join(", ")) };
+            let (name, kind, from) = (&target.name, target.kind.name(), plain(&target.address));
+            let _ = writeln!(page, "| {name} | {kind} | `{from}` | {changed} | {without} |");
+        }
+    }
     if !record.near_duplicates.is_empty() {
         page += "\n## Hardly told apart\n\nWhat removes one of these goes far towards removing the others of its line.\n\n";
         for group in &record.near_duplicates {

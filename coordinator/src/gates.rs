@@ -118,6 +118,7 @@ mod tests {
             utility: Utility { retained_classes: Some(2), validation: Some(on(0.9, 0.1)), test: Some(on(0.75, 0.5)) },
             layers: BTreeMap::from([("k".into(), 0.25), ("l".into(), 0.5)]),
             gates: None,
+            targets: Vec::new(),
             files: BTreeMap::new(),
         }
     }

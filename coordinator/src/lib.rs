@@ -16,6 +16,7 @@
 //! | [`recompose`] | a new release from what an old one stored |
 //! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
+//! | [`target`] | other models that get the edits too |
 //! | [`summary`], [`progress`], [`board`] | what a person sees |
 //! | [`serve`], [`submission`] | the long-lived coordinator, and what it is given |
 //! | [`command`] | the command line |
@@ -50,3 +51,4 @@ pub mod run;
 pub mod serve;
 pub mod submission;
 pub mod summary;
+pub mod target;

@@ -57,7 +57,11 @@ impl Submission {
             row.forget = shards.join(";");
         }
         manifest.execution = ExecutionSection::default();
-        manifest.release = ReleaseSection::default();
+        let mut target = manifest.release.target;
+        for target in &mut target {
+            absolute("release.target", &mut target.uri)?;
+        }
+        manifest.release = ReleaseSection { target, ..ReleaseSection::default() };
         let submission = Self { version: VERSION, manifest };
         let size = submission.to_json().len();
         if size > MAX_BYTES {
@@ -138,6 +142,10 @@ name = "a"
 forget = "a.tar; b.tar"
 [execution]
 workers = 3
+[[release.target]]
+name = "sd15"
+kind = "stable-diffusion"
+uri = "sd"
 "#;
 
     #[test]
@@ -150,6 +158,7 @@ workers = 3
         assert_eq!(made.data.retain[0], format!("{here}/r-*.tar"));
         assert_eq!(made.data.retain_texts, [format!("{here}/words.txt")]);
         assert_eq!(made.data.classes, format!("{}/classes.txt", folder.path().parent().unwrap().display()));
+        assert_eq!((made.release.target[0].uri.clone(), made.release.uri.as_str()), (format!("{here}/sd"), "store"));
         assert_eq!(made.concepts.list[0].forget, format!("{here}/a.tar;{here}/b.tar"));
         let read = Submission::from_json(&submission.to_json()).unwrap();
         assert_eq!(read.id(), submission.id());

@@ -1,5 +1,6 @@
 //! `lethe verify`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,6 +9,7 @@ use lethe_shared::exit;
 use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 
+use super::compose::{places, target};
 use super::{cache, here, print};
 use crate::failure::Failure;
 use crate::recompose::{Request, amend};
@@ -24,6 +26,9 @@ pub(super) struct Verify {
     /// Where the base model is now, when it is no longer where the release says.
     #[arg(long, value_name = "ADDRESS", requires = "recompute")]
     base: Option<String>,
+    /// Where a target's model is now, when it is no longer where the release says.
+    #[arg(long, value_name = "NAME=ADDRESS", value_parser = target, requires = "recompute")]
+    target: Vec<(String, String)>,
     /// Print one JSON object on stdout as the last line.
     #[arg(long)]
     json: bool,
@@ -46,16 +51,29 @@ struct Verified {
 pub(super) async fn main(options: &Verify) -> Result<u8, Failure> {
     let address = here("RELEASE", &options.release)?;
     let (release, mut problems) = verify(&address).await?;
-    let (record, files) = release.as_ref().map_or((None, 0), |release| (Some(release.digest), release.record.files.len()));
+    let (record, files) = release.as_ref().map_or((None, 0), |release| {
+        let of_targets: usize = release.record.targets.iter().map(|target| target.files().len()).sum();
+        (Some(release.digest), release.record.files.len() + of_targets)
+    });
     if let Some(release) = release.filter(|_| options.recompute && problems.is_empty()) {
-        let digest = release.record.digest;
+        let (digest, store, recorded) = (release.record.digest, release.store.clone(), release.record.targets.clone());
         let amended = amend(release, Request::default()).await?;
         let base = options.base.as_deref().map(|text| here("--base", text)).transpose()?;
-        let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
+        let cache = cache(options.cache.as_ref());
+        let checkpoint = amended.base(base.as_ref(), &cache).await?;
         let found = amended.digest(&checkpoint)?;
         if found != digest {
             problems
                 .push(Problem::new("weights", format!("do not follow from base and edits: these give {found}, the release has {digest}")));
+        }
+        let targets = amended.targets(&places(&options.target)?, &BTreeSet::new(), &checkpoint, &cache).await?;
+        for (again, recorded) in amended.staged(&targets, &checkpoint, &store).await?.iter().zip(&recorded) {
+            for name in recorded.changed.keys().chain(again.record.changed.keys()).collect::<BTreeSet<_>>() {
+                if recorded.changed.get(name) != again.record.changed.get(name) {
+                    let file = format!("{}/{name}", recorded.folder());
+                    problems.push(Problem::new(&file, "does not follow from the target's model and the edits"));
+                }
+            }
         }
     }
     for problem in &problems {

@@ -84,6 +84,9 @@ impl Place {
         if let Some(name) = record.files.keys().find(|name| name.contains(['/', '\\']) || name.starts_with('.') || *name == RECORD) {
             return Err(self.wrong(&format!("names `{name}`, which is no file of a release")));
         }
+        if let Some(problem) = record::targets::problem(&record.targets) {
+            return Err(self.wrong(&problem));
+        }
         let Self { store, prefix, stored } = self;
         Ok(Release { store, prefix, stored, record, digest: Digest::of(&bytes) })
     }

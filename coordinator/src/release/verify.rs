@@ -1,7 +1,7 @@
 //! Whether a release is what was released: the record against its folder's name, every file against the record, the weights
 //! against the digest that the record states.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::job::ArtifactRef;
+use lethe_shared::record::targets::TargetRecord;
 use serde::Serialize;
 
 use super::RECORD;
@@ -55,7 +56,8 @@ pub async fn verify(address: &Address) -> Result<(Option<Release>, Vec<Problem>)
         Err(other) => return Err(other),
     };
     let mut problems = Vec::new();
-    let expected: BTreeSet<&str> = release.record.files.keys().map(String::as_str).chain([RECORD]).collect();
+    let targets: BTreeMap<String, ArtifactRef> = target_files(&release);
+    let expected: BTreeSet<&str> = release.record.files.keys().chain(targets.keys()).map(String::as_str).chain([RECORD]).collect();
     let there = release.names().await?;
     for name in there.iter().filter(|name| !expected.contains(name.as_str())) {
         problems.push(Problem::new(name, "is no file of this release"));
@@ -63,7 +65,15 @@ pub async fn verify(address: &Address) -> Result<(Option<Release>, Vec<Problem>)
     let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
     let folder = address.as_local().unwrap_or_else(|| staging.path()).to_owned();
     for (name, &file) in &release.record.files {
-        if let Some(problem) = check(&release, name, file, &folder, address.as_local().is_none()).await? {
+        let copy = address.as_local().is_none().then_some(Copy::Kept);
+        if let Some(problem) = check(&release, name, file, &folder, copy).await? {
+            problems.push(Problem::new(name, problem));
+        }
+    }
+    for (name, &file) in &targets {
+        // A target may be larger than this machine's disk.
+        let copy = address.as_local().is_none().then_some(Copy::Passing);
+        if let Some(problem) = check(&release, name, file, &folder, copy).await? {
             problems.push(Problem::new(name, problem));
         }
     }
@@ -79,8 +89,32 @@ pub async fn verify(address: &Address) -> Result<(Option<Release>, Vec<Problem>)
     Ok((Some(release), problems))
 }
 
-/// What is wrong with one file; a remote one is brought into `folder` first.
-async fn check(release: &Release, name: &str, expected: ArtifactRef, folder: &Path, remote: bool) -> Result<Option<String>, Failure> {
+/// The files of a release's targets, by their names in the release.
+fn target_files(release: &Release) -> BTreeMap<String, ArtifactRef> {
+    let of = |target: &TargetRecord| {
+        let folder = target.folder();
+        target.files().into_iter().map(move |(name, file)| (format!("{folder}/{name}"), file))
+    };
+    release.record.targets.iter().flat_map(of).collect()
+}
+
+/// What becomes of a remote file's bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    /// They are brought into a folder.
+    Kept,
+    /// They pass by.
+    Passing,
+}
+
+/// What is wrong with one file; a remote one that is kept is brought into `folder`.
+async fn check(
+    release: &Release,
+    name: &str,
+    expected: ArtifactRef,
+    folder: &Path,
+    remote: Option<Copy>,
+) -> Result<Option<String>, Failure> {
     let key = format!("{}/{name}", release.prefix);
     match release.store.size(&key).await? {
         None => return Ok(Some("is missing".to_owned())),
@@ -88,12 +122,15 @@ async fn check(release: &Release, name: &str, expected: ArtifactRef, folder: &Pa
         Some(_) => {}
     }
     let path = folder.join(name);
-    let found = if remote {
-        release.store.get_file(&key, &path).await?.digest
-    } else {
-        let read = move || std::fs::File::open(&path).and_then(Digest::of_reader).map_err(|error| format!("{}: {error}", path.display()));
-        let read = tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Infrastructure(error.to_string()))?;
-        read.map_err(Failure::Infrastructure)?
+    let found = match remote {
+        Some(Copy::Kept) => release.store.get_file(&key, &path).await?.digest,
+        Some(Copy::Passing) => release.store.hash(&key).await?.digest,
+        None => {
+            let read =
+                move || std::fs::File::open(&path).and_then(Digest::of_reader).map_err(|error| format!("{}: {error}", path.display()));
+            let read = tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Infrastructure(error.to_string()))?;
+            read.map_err(Failure::Infrastructure)?
+        }
     };
     Ok((found != expected.digest).then(|| "has other bytes than were released".to_owned()))
 }

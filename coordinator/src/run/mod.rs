@@ -18,6 +18,7 @@ use lethe_shared::manifest::{Required, Stop};
 use lethe_shared::outcome::{Accuracy, Chosen, Hits, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
 use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing, Utility};
+use lethe_shared::store::Store;
 
 use crate::clusters;
 use crate::compose::{self, Change};
@@ -32,6 +33,7 @@ use crate::progress::Progress;
 use crate::recipe::{Part, Recipe};
 use crate::release::{self, DirectionTensor, publish};
 use crate::summary::{Phase, Report, Status, Summary};
+use crate::target::{self, Staged};
 
 /// A run in progress.
 struct Run<'a> {
@@ -142,10 +144,11 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
             Ok(DirectionTensor::of(id, &info.shape, edit::decode_direction(&found.chosen.answer.layer, &info.shape, &directions[id])?))
         })
         .collect::<Result<Vec<_>, Failure>>()?;
+    let tensors = tensors.into_iter().flatten().collect();
+    let targets = staged(plan, &edits.recipe.edits(), &directions, store).await?;
     dispatcher.check_claim().await?;
     let (address, record, published) =
-        release::write(store, &plan.checkpoint, &change, tensors.into_iter().flatten().collect(), edits.recipe.interference(), record)
-            .await?;
+        release::write(store, &plan.checkpoint, &change, tensors, edits.recipe.interference(), targets, record).await?;
     run.took("release", began);
 
     let summary = run.summarise(&record);
@@ -328,6 +331,20 @@ fn concept_results<'a>(
     Ok(results)
 }
 
+/// The manifest's targets with the edits, ready to be written.
+async fn staged<'a>(plan: &'a Plan, edits: &[Edit], directions: &Directions, store: &Store) -> Result<Vec<Staged<'a>>, Failure> {
+    let mut staged = Vec::with_capacity(plan.targets.len());
+    for one in &plan.targets {
+        let edited = one.edited(&plan.checkpoint, edits, merge::rule(&plan.manifest.composition), |edit, shape| {
+            Ok(edit::decode_direction(&edit.layer, shape, &directions[&edit.concept])?)
+        })?;
+        let one = target::stage(one, edited, store).await?;
+        one.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+        staged.push(one);
+    }
+    Ok(staged)
+}
+
 /// Directions by concept, as files, checked against their digests.
 type Directions = BTreeMap<String, Bytes>;
 
@@ -384,6 +401,7 @@ fn make_record(
         },
         layers: compose::sizes(&plan.checkpoint, change)?,
         gates: Some(plan.manifest.gates).filter(|gates| !gates.is_empty()),
+        targets: Vec::new(),
         files: BTreeMap::new(),
     })
 }
