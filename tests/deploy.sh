@@ -207,12 +207,14 @@ LAUNCH=$(at_kubernetes 0) check "the Job" "${launch[@]}" kubernetes "$work/job.y
 step "manifests"
 plan() { (set -a; . "$work/lethe-store"; AWS_REGION=us-east-1 lethe plan "$@"); }
 mkdir "$work/cluster"
-cp jobs/cluster-300.toml "$work/cluster/"
+cp jobs/cluster-300.toml jobs/stable-diffusion.toml jobs/llava.toml "$work/cluster/"
 check "stand-in data" python3 tests/deploy/stand_in.py folder jobs/emoji "$work/cluster"
 check "jobs/clip-s3.toml" plan jobs/clip-s3.toml
-check "jobs/cluster-300.toml" plan "$work/cluster/cluster-300.toml"
+for manifest in cluster-300 stable-diffusion llava; do
+  check "jobs/$manifest.toml" plan "$work/cluster/$manifest.toml"
+done
 for manifest in jobs/*.toml; do
-  case "$manifest" in jobs/clip-s3.toml | jobs/cluster-300.toml) ;; *) die "$manifest is not checked here" ;; esac
+  case "$manifest" in jobs/clip-s3.toml | jobs/cluster-300.toml | jobs/stable-diffusion.toml | jobs/llava.toml) ;; *) die "$manifest is not checked here" ;; esac
 done
 stop_all
 
