@@ -210,15 +210,19 @@ LAUNCH=$(at_kubernetes 0) check "the Job" "${launch[@]}" kubernetes "$work/job.y
 step "manifests"
 plan() { (set -a; . "$work/lethe-store"; AWS_REGION=us-east-1 lethe plan "$@"); }
 mkdir "$work/cluster"
-cp jobs/cluster-300.toml jobs/incremental.toml "$work/cluster/"
+cp jobs/cluster-300.toml jobs/incremental.toml jobs/stable-diffusion.toml jobs/llava.toml "$work/cluster/"
 check "stand-in data" python3 tests/deploy/stand_in.py folder jobs/emoji "$work/cluster"
-check "jobs/clip-s3.toml" plan jobs/clip-s3.toml
-check "jobs/cluster-300.toml" plan "$work/cluster/cluster-300.toml"
 # Concepts that come later are in a table of their own.
 cp "$work/cluster/concepts.csv" "$work/cluster/concepts-added.csv"
-check "jobs/incremental.toml" plan "$work/cluster/incremental.toml"
+check "jobs/clip-s3.toml" plan jobs/clip-s3.toml
+for manifest in cluster-300 incremental stable-diffusion llava; do
+  check "jobs/$manifest.toml" plan "$work/cluster/$manifest.toml"
+done
 for manifest in jobs/*.toml; do
-  case "$manifest" in jobs/clip-s3.toml | jobs/cluster-300.toml | jobs/incremental.toml) ;; *) die "$manifest is not checked here" ;; esac
+  case "${manifest#jobs/}" in
+    clip-s3.toml | cluster-300.toml | incremental.toml | stable-diffusion.toml | llava.toml) ;;
+    *) die "$manifest is not checked here" ;;
+  esac
 done
 stop_all
 

@@ -1,15 +1,9 @@
 //! What a release engineer does with a release: verify it, publish it, lead channels to it and back.
 
-use std::fmt;
-use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use futures::stream::BoxStream;
 use lethe::compose::Change;
 use lethe::failure::Failure;
 use lethe::release::publish::{self, LATEST, Published, Wanted};
@@ -21,13 +15,10 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::record::Composition;
 use lethe_shared::store::Store;
+use lethe_tests::mortal::Mortal;
 use lethe_tests::s3::S3Server;
 use lethe_tests::{SmallJob, binary, last_line, repository, stderr};
-use object_store::path::Path as Key;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, Result,
-};
+use object_store::ObjectStore;
 use serde_json::Value;
 
 fn lethe(arguments: &[&str]) -> Output {
@@ -216,76 +207,6 @@ fn the_readme_s_way_to_production_works_as_written() {
     assert_eq!(said.trim().lines().last(), Some("my-release@production leads to my-release:1, before to 2"));
 }
 
-/// A store whose process dies after a number of writes: nothing works from then on.
-#[derive(Debug)]
-struct Mortal {
-    inner: Arc<dyn ObjectStore>,
-    left: AtomicUsize,
-}
-
-impl Mortal {
-    fn write(&self) -> Result<()> {
-        let alive = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        alive.map(drop).map_err(|_| dead())
-    }
-
-    fn read(&self) -> Result<()> {
-        if self.left.load(Ordering::SeqCst) == 0 { Err(dead()) } else { Ok(()) }
-    }
-}
-
-/// An error that nobody tries again after.
-fn dead() -> Error {
-    Error::PermissionDenied { path: "anything".into(), source: "the process was killed".into() }
-}
-
-impl fmt::Display for Mortal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Mortal {
-    async fn put_opts(&self, location: &Key, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.write()?;
-        self.inner.put_opts(location, payload, options).await
-    }
-
-    async fn put_multipart_opts(&self, location: &Key, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.write()?;
-        self.inner.put_multipart_opts(location, options).await
-    }
-
-    async fn get_opts(&self, location: &Key, options: GetOptions) -> Result<GetResult> {
-        self.read()?;
-        self.inner.get_opts(location, options).await
-    }
-
-    async fn get_ranges(&self, location: &Key, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.read()?;
-        self.inner.get_ranges(location, ranges).await
-    }
-
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Key>>) -> BoxStream<'static, Result<Key>> {
-        self.inner.delete_stream(locations)
-    }
-
-    fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Key>) -> Result<ListResult> {
-        self.read()?;
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Key, to: &Key, options: CopyOptions) -> Result<()> {
-        self.write()?;
-        self.inner.copy_opts(from, to, options).await
-    }
-}
-
 /// A release of a small model that differs by its step.
 struct Candidate {
     model: tempfile::TempDir,
@@ -304,9 +225,10 @@ impl Candidate {
     }
 
     /// What a run does when all is measured.
-    async fn publish(&self, store: &Store) -> std::result::Result<Published, Failure> {
+    async fn publish(&self, store: &Store) -> Result<Published, Failure> {
         let checkpoint = Checkpoint::open(self.model.path()).unwrap();
-        let (_, _, published) = release::write(store, &checkpoint, &Change::new(), Vec::new(), None, self.record.clone()).await?;
+        let (_, _, published) =
+            release::write(store, &checkpoint, &Change::new(), Vec::new(), None, Vec::new(), self.record.clone()).await?;
         publish::advance(store, &published).await?;
         publish::promote(store, &published, "production").await?;
         Ok(published)
@@ -340,7 +262,7 @@ async fn dies_at_every_step(inner: Arc<dyn ObjectStore>, address: &Address, reco
     let mut steps = 0;
     for writes in 1.. {
         let candidate = Candidate::new(record, writes as f32);
-        let mortal = Store::over(Arc::new(Mortal { inner: Arc::clone(&inner), left: AtomicUsize::new(writes) }), "mortal");
+        let mortal = Store::over(Arc::new(Mortal::over(Arc::clone(&inner), writes)), "mortal");
         let before = sound(&whole, address).await;
         let died = candidate.publish(&mortal).await.is_err();
         let after = sound(&whole, address).await;
@@ -364,7 +286,7 @@ async fn dies_at_every_step(inner: Arc<dyn ObjectStore>, address: &Address, reco
     assert!(steps >= 9, "{steps}");
     // Dead for good before its record was written, it is nothing but what gc removes.
     let candidate = Candidate::new(record, -1.0);
-    let mortal = Store::over(Arc::new(Mortal { inner, left: AtomicUsize::new(3) }), "mortal");
+    let mortal = Store::over(Arc::new(Mortal::over(inner, 3)), "mortal");
     assert!(candidate.publish(&mortal).await.is_err());
     let left = publish::leftovers(&whole, "small", i64::MAX).await.unwrap();
     assert_eq!(left.len(), 1);
@@ -401,7 +323,7 @@ async fn of_many_publishers_each_gets_a_number_and_the_last_is_the_latest() {
     let published = futures::future::join_all(candidates.iter().map(|candidate| async {
         let checkpoint = Checkpoint::open(candidate.model.path()).unwrap();
         let change = Change::new();
-        let written = release::write(&store, &checkpoint, &change, Vec::new(), None, candidate.record.clone());
+        let written = release::write(&store, &checkpoint, &change, Vec::new(), None, Vec::new(), candidate.record.clone());
         let (_, _, published) = written.await.unwrap();
         publish::advance(&store, &published).await.unwrap();
         published.number

@@ -56,6 +56,7 @@ pub fn render(record: &Composition, files: &[String]) -> String {
          record for people."
     );
     removed(&mut page, record);
+    targets(&mut page, record);
     tested(&mut page, record);
     cost(&mut page, record);
     not_shown(&mut page, record);
@@ -120,6 +121,20 @@ fn results(record: &Composition) -> Vec<Value> {
 fn composed(record: &Composition) -> Option<Vec<Measured>> {
     let all: Option<Vec<Measured>> = record.concepts.iter().map(|concept| concept.composed).collect();
     all.filter(|all| !all.is_empty())
+}
+
+fn targets(page: &mut String, record: &Composition) {
+    if record.targets.is_empty() {
+        return;
+    }
+    *page += "\n## Targets\n\nOther models with these edits: each stands at `targets/NAME/`.\n\n\
+              | target | kind | made from | changed files | edits that cannot act in it |\n|---|---|---|---|---|\n";
+    for target in &record.targets {
+        let changed = target.changed.keys().map(|name| format!("`{}`", plain(name))).collect::<Vec<_>>().join(", ");
+        let without = if target.without.is_empty() { "none".to_owned() } else { plain(&target.without.join(", ")) };
+        let (name, kind, from) = (&target.name, target.kind.name(), plain(&target.address));
+        let _ = writeln!(page, "| {name} | {kind} | `{from}` | {changed} | {without} |");
+    }
 }
 
 fn removed(page: &mut String, record: &Composition) {

@@ -3,7 +3,7 @@
 //! Edits are taken in the order of their concepts' ids and summed in float64; the result is rounded once to the type
 //! the layer is stored in. So a composition is the same bytes whoever computes it and in whichever order edits arrived.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::edit::{self, Direction, Edit};
@@ -27,24 +27,36 @@ pub fn compose(
     rule: Merge,
     direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
 ) -> Result<Change, Failure> {
-    let mut by_layer: BTreeMap<&str, Vec<&Edit>> = BTreeMap::new();
-    for edit in edits.iter().filter(|edit| edit.factor() != 0.0) {
-        by_layer.entry(&edit.layer).or_default().push(edit);
-    }
+    let layers: BTreeSet<&str> = edits.iter().filter(|edit| edit.factor() != 0.0).map(|edit| edit.layer.as_str()).collect();
     let mut change = Change::new();
-    for (layer, mut edits) in by_layer {
-        edits.sort_by(|a, b| a.concept.cmp(&b.concept));
-        let info = checkpoint.tensor(layer)?;
-        let dtype = info.dtype;
+    for layer in layers {
+        let dtype = checkpoint.tensor(layer)?.dtype;
         let base = edit::widen(layer, checkpoint.bytes(layer)?, dtype)?;
         // The sum of changes first: rounding against the far larger weights happens once.
-        let mut moved = merge::layer(rule, &edits, base.len(), |edit| direction(edit, &info.shape))?;
+        let mut moved = delta(checkpoint, edits, layer, rule, &direction)?;
         for (value, base) in moved.iter_mut().zip(&base) {
             *value += base;
         }
         change.insert(layer.to_owned(), edit::narrow(layer, &moved, dtype)?);
     }
     Ok(change)
+}
+
+/// The merged edits of one layer, float64, before any rounding.
+///
+/// # Errors
+/// When the checkpoint lacks the layer, or a direction cannot be read.
+pub fn delta(
+    checkpoint: &Checkpoint,
+    edits: &[Edit],
+    layer: &str,
+    rule: Merge,
+    direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
+) -> Result<Vec<f64>, Failure> {
+    let shape = &checkpoint.tensor(layer)?.shape;
+    let mut own: Vec<&Edit> = edits.iter().filter(|edit| edit.layer == layer && edit.factor() != 0.0).collect();
+    own.sort_by(|a, b| a.concept.cmp(&b.concept));
+    merge::layer(rule, &own, shape.iter().product(), |edit| direction(edit, shape))
 }
 
 /// How large a change is of each layer: ‖Δ‖/‖θ‖.

@@ -153,6 +153,7 @@ pub(crate) mod tests {
             layers: BTreeMap::from([("k".into(), 0.25), ("l".into(), 0.5)]),
             gates: None,
             origin: None,
+            targets: Vec::new(),
             files: BTreeMap::new(),
         }
     }

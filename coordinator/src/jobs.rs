@@ -123,6 +123,7 @@ pub fn concepts(plan: &Plan, retain_gradient: ArtifactRef, classes: ArtifactRef)
         validation: plan.validation.clone(),
         retain_gradient,
         classes,
+        layers: plan.layers.as_ref().map(|layers| layers.iter().cloned().collect()),
         method: settings(plan, planned),
     };
     plan.concepts.iter().map(|planned| job(plan, Task::Concept(Box::new(task(planned))))).collect()

@@ -4,7 +4,7 @@
 //! direction (see `docs/composition.md`). It costs no evaluation. The run takes the layers whose mean over all concepts is
 //! highest; each concept then goes to the one of them that serves it best.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::outcome::RankedLayer;
 
@@ -17,10 +17,11 @@ pub struct Assignment {
     pub of: Vec<Option<String>>,
 }
 
-/// Assigns concepts to at most `most` layers. Equal efficiencies go to the first by name.
-pub fn assign(rankings: &[&[RankedLayer]], most: usize) -> Assignment {
+/// Assigns concepts to at most `most` layers, of those in `among` where it is given. Equal efficiencies go to the first by name.
+pub fn assign(rankings: &[&[RankedLayer]], most: usize, among: Option<&BTreeSet<String>>) -> Assignment {
     let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
-    for layer in rankings.iter().copied().flatten() {
+    let may = |layer: &&RankedLayer| among.is_none_or(|among| among.contains(&layer.layer));
+    for layer in rankings.iter().copied().flatten().filter(may) {
         if let Some(efficiency) = layer.efficiency {
             *sums.entry(&layer.layer).or_default() += efficiency;
         }
@@ -68,16 +69,26 @@ mod tests {
     fn the_best_on_average_are_taken_and_each_concept_goes_where_it_does_best() {
         let first = ranking(&[("a", Some(3.0)), ("b", Some(1.0)), ("c", None), ("d", Some(2.5))]);
         let second = ranking(&[("a", Some(2.0)), ("b", Some(9.0)), ("c", None), ("d", Some(2.6))]);
-        let assigned = assign(&[&first, &second], 2);
+        let assigned = assign(&[&first, &second], 2, None);
         // b has the highest mean, then d.
         assert_eq!(assigned.of, [Some("d".to_owned()), Some("b".to_owned())]);
         assert_eq!(assigned.layers, ["b", "d"]);
-        assert_eq!(assign(&[&first, &second], 1).of, [Some("b".to_owned()), Some("b".to_owned())]);
+        assert_eq!(assign(&[&first, &second], 1, None).of, [Some("b".to_owned()), Some("b".to_owned())]);
+    }
+
+    #[test]
+    fn only_layers_that_may_be_edited_are_taken() {
+        let first = ranking(&[("a", Some(3.0)), ("b", Some(1.0)), ("d", Some(2.5))]);
+        let second = ranking(&[("a", Some(2.0)), ("b", Some(9.0)), ("d", Some(2.6))]);
+        let among = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+        let assigned = assign(&[&first, &second], 1, Some(&among(&["a", "d"])));
+        assert_eq!(assigned.of, [Some("d".to_owned()), Some("d".to_owned())]);
+        assert_eq!(assign(&[&first, &second], 1, Some(&among(&["x"]))).of, [None, None]);
     }
 
     #[test]
     fn without_moments_there_is_no_layer() {
         let only = ranking(&[("a", None)]);
-        assert_eq!(assign(&[&only], 3), Assignment { layers: vec![], of: vec![None] });
+        assert_eq!(assign(&[&only], 3, None), Assignment { layers: vec![], of: vec![None] });
     }
 }

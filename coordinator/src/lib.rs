@@ -19,6 +19,7 @@
 //! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
 //! | [`attest`] | provenance, removal receipts, signatures |
+//! | [`target`] | other models that get the edits too |
 //! | [`summary`], [`progress`], [`board`] | what a person sees |
 //! | [`serve`], [`submission`] | the long-lived coordinator, and what it is given |
 //! | [`command`] | the command line |
@@ -57,3 +58,4 @@ pub mod run;
 pub mod serve;
 pub mod submission;
 pub mod summary;
+pub mod target;

@@ -20,6 +20,7 @@ use crate::attest::key::SigningKey;
 use crate::attest::names::{MAX_SALT, Salt};
 use crate::coverage::Named;
 use crate::failure::Failure;
+use crate::target::{Target, layers};
 
 /// Files inspected at once.
 const AT_ONCE: usize = 4;
@@ -60,6 +61,10 @@ pub struct Plan {
     pub concepts: Vec<PlannedConcept>,
     /// How edits are found.
     pub settings: MethodSettings,
+    /// Other models that get the edits too.
+    pub targets: Vec<Target>,
+    /// The layers that edits may go to, where not every candidate acts in all targets.
+    pub layers: Option<BTreeSet<String>>,
     /// Bounds that the release has to keep before `latest` leads to it: the manifest's, and those of whoever runs it. No part of
     /// what determines the result, but for the manifest's, which are on record.
     pub gates: Vec<Gates>,
@@ -108,6 +113,10 @@ impl Plan {
         let phrases = Arc::new(phrases);
         let concepts = read_concepts(&manifest, &classes, cache).await?;
         let (model, checkpoint) = open_model(&manifest, cache).await?;
+        let targets = Target::open_all(&manifest, &checkpoint, cache).await?;
+        let place = |problem: String| Error::new(format!("{}: release.target", manifest.file.display()), problem).to_string();
+        let among = layers::among(&manifest, &checkpoint, &targets)
+            .map_err(|problems| Failure::BadInput(problems.into_iter().map(place).collect()))?;
 
         let (naming, labels) = (Wanted::Naming(Arc::clone(&phrases)), Wanted::Classes(Arc::clone(&classes)));
         let (retain, captions) = shards(&manifest, "data.retain", &manifest.data.retain, naming, cache).await?;
@@ -120,6 +129,11 @@ impl Plan {
         if validation.is_empty() {
             warnings.push("without validation shards, ties between layers go to the smaller change".to_owned());
         }
+        warnings.extend(targets.iter().flat_map(|target| target.warnings.iter().cloned()));
+        let layers = among.map(|among| {
+            warnings.extend(among.warnings);
+            among.layers
+        });
         let named = Named { captions, texts };
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
         let covered = named.covered(&classes_of(&concepts));
@@ -148,6 +162,8 @@ impl Plan {
             test,
             concepts,
             settings,
+            targets,
+            layers,
             warnings,
         };
         plan.run = format!("{}-{}", plan.manifest.name, plan.identity().short());
@@ -165,7 +181,7 @@ impl Plan {
                 ((&concept.id, &concept.name, &concept.class, &concept.group), concept.strength, (c.stop, c.tolerance), digests(&c.forget))
             })
             .collect();
-        Digest::of_json(&(
+        let run = Digest::of_json(&(
             ALGORITHM_VERSION,
             (self.model.weights, self.model.settings),
             (digests(&self.retain), digests(&self.validation), digests(&self.test)),
@@ -174,7 +190,11 @@ impl Plan {
             concepts,
             &self.settings,
             (&self.manifest.composition, &self.manifest.policy, &self.manifest.gates),
-        ))
+        ));
+        match self.targets.as_slice() {
+            [] => run,
+            targets => Digest::of_json(&(run, targets.iter().map(Target::identity).collect::<Vec<_>>())),
+        }
     }
 
     /// What edits will be found from, for the record.
@@ -237,6 +257,10 @@ pub async fn glance(manifest: &Manifest, cache: &Path) -> Result<(), Failure> {
     check_policy(manifest, &concepts)?;
     let model = manifest.address("model.uri", &manifest.model.uri)?;
     let mut named = vec![(format!("{}: model.uri", manifest.file.display()), model)];
+    for target in &manifest.release.target {
+        let place = format!("{}: release.target `{}`", manifest.file.display(), target.name);
+        named.push((place, manifest.address("release.target", &target.uri)?));
+    }
     for (field, patterns) in
         [("data.retain", &manifest.data.retain), ("data.validation", &manifest.data.validation), ("data.test", &manifest.data.test)]
     {

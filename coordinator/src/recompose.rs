@@ -26,6 +26,7 @@ use crate::recipe::{Part, Recipe};
 use crate::release::publish::Published;
 use crate::release::read::{Release, direction};
 use crate::release::{self, DirectionTensor, EDITS};
+use crate::target::{self, Staged, Target};
 
 /// What is to be changed: first what is added, then what is left out, then strengths.
 #[derive(Debug, Default)]
@@ -358,6 +359,65 @@ impl Amended {
         }
     }
 
+    /// The targets that get the edits too, from where the record says they were or from other places, without those to be left out.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] when one is not there or not what it was, or a name is none of them.
+    pub async fn targets(
+        &self,
+        elsewhere: &BTreeMap<String, Address>,
+        dropped: &BTreeSet<String>,
+        base: &Checkpoint,
+        cache: &Path,
+    ) -> Result<Vec<Target>, Failure> {
+        let records = &self.parent.record.targets;
+        if let Some(name) = elsewhere.keys().chain(dropped).find(|name| !records.iter().any(|record| record.name == **name)) {
+            return Err(Failure::input(format!("{} has no target `{name}`", self.parent.address())));
+        }
+        let mut targets = Vec::new();
+        for record in records.iter().filter(|record| !dropped.contains(&record.name)) {
+            let name = &record.name;
+            let opened = Target::of_record(record, elsewhere.get(name), base, cache).await;
+            targets.push(opened.map_err(|failure| match failure {
+                Failure::BadInput(problems) => Failure::input(format!(
+                    "{}; --target {name}=ADDRESS says where it is that {} was made from",
+                    problems.join("; "),
+                    self.parent.address()
+                )),
+                other => other,
+            })?);
+        }
+        Ok(targets)
+    }
+
+    /// These targets with the edits, ready to be written to a store.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] when one is not the model that the release was made from.
+    pub async fn staged<'a>(&self, targets: &'a [Target], base: &Checkpoint, store: &Store) -> Result<Vec<Staged<'a>>, Failure> {
+        let edits = self.edits().1;
+        let mut staged = Vec::with_capacity(targets.len());
+        for one in targets {
+            let edited = one.edited(base, &edits, self.parent.record.merge, |edit, shape| self.direction(&edit.concept, shape))?;
+            let one = target::stage(one, edited, store).await?;
+            let recorded = self.parent.record.targets.iter().find(|record| record.name == one.record.name);
+            if let Some(recorded) = recorded.filter(|recorded| recorded.source != one.record.source) {
+                let names: BTreeSet<&String> = recorded.source.keys().chain(one.record.source.keys()).collect();
+                let other = names.into_iter().find(|name| recorded.source.get(*name) != one.record.source.get(*name));
+                return Err(Failure::input(format!(
+                    "target `{}` ({}) is not the model that {} was made from: {} differs",
+                    recorded.name,
+                    one.record.address,
+                    self.parent.address(),
+                    other.map_or("something", String::as_str)
+                )));
+            }
+            one.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+            staged.push(one);
+        }
+        Ok(staged)
+    }
+
     fn edits(&self) -> (Recipe, Vec<Edit>) {
         let recipe = self.after.keeping(|part| !self.removed.contains(&part.concept));
         let edits = recipe.edits();
@@ -404,7 +464,13 @@ impl Amended {
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn write(self, store: &Store, checkpoint: &Checkpoint) -> Result<(String, Composition, Published), Failure> {
+    pub async fn write(
+        self,
+        store: &Store,
+        checkpoint: &Checkpoint,
+        targets: &[Target],
+    ) -> Result<(String, Composition, Published), Failure> {
+        let targets = self.staged(targets, checkpoint, store).await?;
         let (recipe, edits) = self.edits();
         let change = self.compose(checkpoint, &edits)?;
         let (mut concepts, mut tensors) = (Vec::new(), Vec::new());
@@ -443,6 +509,6 @@ impl Amended {
             concepts,
             ..parent.clone()
         };
-        release::write(store, checkpoint, &change, tensors, recipe.interference(), record).await
+        release::write(store, checkpoint, &change, tensors, recipe.interference(), targets, record).await
     }
 }

@@ -30,6 +30,7 @@ use crate::compose::Change;
 use crate::dosing::Interference;
 use crate::failure::Failure;
 use crate::release::publish::Published;
+use crate::target::Staged;
 use crate::{card, report};
 
 /// The record's name in a release.
@@ -79,7 +80,8 @@ impl DirectionTensor {
     }
 }
 
-/// Writes a release, gives it its number, and returns its address. `record` is complete but for its files; `interference` is of its concepts in their order.
+/// Writes a release, gives it its number, and returns its address. `record` is complete but for its files and targets; `interference` is
+/// of its concepts in their order.
 ///
 /// # Errors
 /// When the store or the folder for temporary files cannot be written; no half-written release becomes visible.
@@ -89,10 +91,12 @@ pub async fn write(
     change: &Change,
     directions: Vec<DirectionTensor>,
     interference: Option<&Interference>,
+    targets: Vec<Staged<'_>>,
     mut record: Composition,
 ) -> Result<(String, Composition, Published), Failure> {
     let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
     let folder = staging.path();
+    record.targets = targets.iter().map(|target| target.record.clone()).collect();
     let mut names = checkpoint.write_changed(change, folder)?;
     for name in checkpoint.companions()? {
         std::fs::copy(checkpoint.folder().join(&name), folder.join(&name)).map_err(|error| local(folder, error))?;
@@ -122,6 +126,9 @@ pub async fn write(
     if store.get(&format!("{prefix}/{RECORD}")).await?.is_none_or(|there| there != bytes) {
         for name in &names {
             store.put_file(&format!("{prefix}/{name}"), &folder.join(name)).await?;
+        }
+        for target in &targets {
+            target.put(store, &prefix).await?;
         }
         store.create(&format!("{prefix}/{RECORD}"), bytes).await?;
     }

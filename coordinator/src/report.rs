@@ -46,6 +46,7 @@ pub fn render(record: &Composition) -> String {
     utility(&mut page, record);
     cost(&mut page, record);
     concepts(&mut page, record);
+    targets(&mut page, record);
     near_duplicates(&mut page, record);
     missing(&mut page, record);
     page += "</body></html>\n";
@@ -213,6 +214,28 @@ fn concepts(page: &mut String, record: &Composition) {
             escape(&c.layer),
             c.step,
             c.relative_step,
+        );
+    }
+    *page += "</table></div>\n";
+}
+
+/// Other models that got the edits.
+fn targets(page: &mut String, record: &Composition) {
+    if record.targets.is_empty() {
+        return;
+    }
+    *page += "<h2>Targets</h2><div class=\"wide\"><table><tr><th>target</th><th>kind</th><th>made from</th><th>changed files</th>\
+              <th>edits that cannot act in it</th></tr>";
+    for target in &record.targets {
+        let changed: Vec<String> = target.changed.keys().map(|name| format!("<code>{}</code>", escape(name))).collect();
+        let without = if target.without.is_empty() { "none".to_owned() } else { escape(&target.without.join(", ")) };
+        let _ = write!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td><code>{}</code></td><td>{}</td><td style=\"white-space:normal\">{without}</td></tr>",
+            escape(&target.name),
+            target.kind.name(),
+            escape(&target.address),
+            changed.join(", ")
         );
     }
     *page += "</table></div>\n";

@@ -57,8 +57,11 @@ impl Submission {
             row.forget = shards.join(";");
         }
         manifest.execution = ExecutionSection::default();
-        let ReleaseSection { uri, salt, names: _, license: _, base_model: _ } = &mut manifest.release;
+        let ReleaseSection { uri, target, salt, names: _, license: _, base_model: _ } = &mut manifest.release;
         *uri = ReleaseSection::default().uri;
+        for target in target {
+            absolute("release.target", &mut target.uri)?;
+        }
         if let Some(salt) = salt {
             absolute("release.salt", salt)?;
         }
@@ -142,6 +145,10 @@ name = "a"
 forget = "a.tar; b.tar"
 [execution]
 workers = 3
+[[release.target]]
+name = "sd15"
+kind = "stable-diffusion"
+uri = "sd"
 "#;
 
     #[test]
@@ -154,6 +161,7 @@ workers = 3
         assert_eq!(made.data.retain[0], format!("{here}/r-*.tar"));
         assert_eq!(made.data.retain_texts, [format!("{here}/words.txt")]);
         assert_eq!(made.data.classes, format!("{}/classes.txt", folder.path().parent().unwrap().display()));
+        assert_eq!((made.release.target[0].uri.clone(), made.release.uri.as_str()), (format!("{here}/sd"), "store"));
         assert_eq!(made.concepts.list[0].forget, format!("{here}/a.tar;{here}/b.tar"));
         let read = Submission::from_json(&submission.to_json()).unwrap();
         assert_eq!(read.id(), submission.id());

@@ -131,6 +131,13 @@ pub fn table(report: &Report, record: &Composition) -> String {
     for gate in &report.missed {
         row("misses", gate.clone());
     }
+    for target in &record.targets {
+        let changed = target.changed.keys().cloned().collect::<Vec<_>>().join(", ");
+        row(
+            "target",
+            format!("{} ({}): changed {}", target.folder(), target.kind.name(), if changed.is_empty() { "nothing" } else { &changed }),
+        );
+    }
     row("release", report.release.clone());
     row("name", format!("{}:{}", record.name, report.number));
     row("report", format!("{}/report.html", report.release));

@@ -222,6 +222,7 @@ mod tests {
                 validation: vec![shard(9)],
                 retain_gradient: artifact(1),
                 classes: artifact(2),
+                layers: None,
                 method,
             })),
             Task::Evaluate {
@@ -296,7 +297,15 @@ mod tests {
     proptest! {
         #[test]
         fn jobs_survive(seed in 0u64..1000) {
-            for task in tasks(seed) {
+            let mut tasks = tasks(seed);
+            // One that only some layers may serve is another job.
+            let mut among = tasks[2].clone();
+            if let Task::Concept(task) = &mut among {
+                task.layers = Some((0..seed % 3).map(|i| format!("layer.{i}")).collect());
+            }
+            prop_assert_ne!(job(among.clone()).id(), job(tasks[2].clone()).id());
+            tasks.push(among);
+            for task in tasks {
                 let job = job(task);
                 let read = decode_job(&encode_job(&job).unwrap()).unwrap();
                 prop_assert_eq!(read.id(), job.id());

@@ -320,6 +320,9 @@ pub struct ConceptTask {
     pub retain_gradient: ArtifactRef,
     /// The class list.
     pub classes: ArtifactRef,
+    /// The layers that its edit may change, in order, where not every candidate may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<String>>,
     /// Settings.
     pub method: MethodSettings,
 }
@@ -363,6 +366,8 @@ enum Identity<'a> {
         validation: Vec<Digest>,
         retain_gradient: Digest,
         classes: Digest,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        layers: Option<&'a [String]>,
         method: &'a MethodSettings,
     },
     Evaluate {
@@ -428,6 +433,7 @@ impl Job {
                 validation: digests(&task.validation),
                 retain_gradient: task.retain_gradient.digest,
                 classes: task.classes.digest,
+                layers: task.layers.as_deref(),
                 method: &task.method,
             },
             Task::Evaluate { change, items, classes } => Identity::Evaluate {
@@ -542,6 +548,7 @@ mod tests {
                 validation: vec![shard("v", "s3://b/v.tar")],
                 retain_gradient: artifact("g"),
                 classes: artifact("c"),
+                layers: None,
                 method: MethodSettings {
                     batch_size: 128,
                     search_evaluations: 10,

@@ -1,5 +1,7 @@
 //! `composition.json`: the record of a release. Nothing in it depends on when, where or how fast it was made.
 
+pub mod targets;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -10,6 +12,7 @@ use crate::digest::Digest;
 use crate::job::{ArtifactRef, MethodSettings, ShardRef};
 use crate::manifest::Gates;
 use crate::outcome::{Accuracy, ClassHits, RankedLayer, Tower, Trial};
+use crate::record::targets::TargetRecord;
 
 /// Version of the record's format.
 pub const VERSION: u32 = 1;
@@ -61,7 +64,10 @@ pub struct Composition {
     /// What edits were found from. Absent in releases of earlier versions of Lethe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// Every file of the release but this one: SHA-256 and size.
+    /// Other models that got the edits too, by the manifest's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetRecord>,
+    /// Every file of the release but this one and those of targets: SHA-256 and size.
     pub files: BTreeMap<String, ArtifactRef>,
 }
 

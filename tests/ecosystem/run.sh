@@ -30,8 +30,22 @@ target/release/lethe run jobs/emoji/small.toml --store "$work/store" --json > "$
 release=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/report.json")
 target/release/lethe-embed jobs/emoji/model jobs/emoji/validation.tar "$work/base.safetensors"
 target/release/lethe-embed "$release" jobs/emoji/validation.tar "$work/released.safetensors"
-HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$HOME_DIR/site" \
-  python3 tests/ecosystem/check_release.py jobs/emoji small.toml "$release" "$work/base.safetensors" "$work/released.safetensors"
+peer() { HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$HOME_DIR/site" python3 "$@"; }
+peer tests/ecosystem/check_release.py jobs/emoji small.toml "$release" "$work/base.safetensors" "$work/released.safetensors"
 mkdir "$work/proof"
-HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$HOME_DIR/site" \
-  python3 tests/ecosystem/check_proof.py target/release/lethe "$work/store" emoji-8:1 "$work/proof"
+peer tests/ecosystem/check_proof.py target/release/lethe "$work/store" emoji-8:1 "$work/proof"
+
+say "the same into a pipeline and a LLaVA …"
+mkdir "$work/job"
+cp -rs "$PWD/jobs/emoji/." "$work/job/"
+peer tests/ecosystem/check_targets.py make jobs/emoji/model "$work"
+target() { printf '[[release.target]]\nname = "%s"\nkind = "%s"\nuri = "%s"\n' "$1" "$2" "$work/$3"; }
+{ cat jobs/emoji/small.toml; target sd stable-diffusion pipeline; } > "$work/job/text.toml"
+# How far each concept is forgotten is not what is checked here.
+{ cat jobs/emoji/small.toml; printf '[policy]\nrequired = 0.1\n[composition]\ntowers = "vision"\nrounds = 1\n'; target llava llava llava; } > "$work/job/vision.toml"
+releases=()
+for tower in text vision; do
+  target/release/lethe run "$work/job/$tower.toml" --store "$work/store" --json > "$work/$tower.json"
+  releases+=("$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/$tower.json")")
+done
+peer tests/ecosystem/check_targets.py check "$work" "${releases[@]}"

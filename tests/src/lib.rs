@@ -1,11 +1,13 @@
 //! What the tests share: the real binaries, and small jobs cut from the demo.
 
 pub mod azure;
+pub mod mortal;
 pub mod nats;
 pub mod ports;
 pub mod processes;
 pub mod proxy;
 pub mod s3;
+pub mod targets;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

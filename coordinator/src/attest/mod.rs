@@ -27,7 +27,7 @@ use self::model_signing::Files;
 use crate::failure::Failure;
 use crate::release::RECORD;
 use crate::release::read::Release;
-use crate::release::verify::Problem;
+use crate::release::verify::{self, Problem};
 
 /// The provenance's name in a release.
 pub const PROVENANCE: &str = "provenance.json";
@@ -139,7 +139,8 @@ fn differences(expected: &Files, signed: &Files) -> Vec<Problem> {
 fn files(release: &Release, attestations: Option<&[u8]>) -> Files {
     let named = release.record.files.iter().map(|(name, file)| (name.clone(), file.digest));
     let attestations = attestations.map(|bytes| (ATTESTATIONS.to_owned(), lethe_shared::digest::Digest::of(bytes)));
-    named.chain([(RECORD.to_owned(), release.digest)]).chain(attestations).collect()
+    let targets = verify::target_files(release).into_iter().map(|(name, file)| (name, file.digest));
+    named.chain(targets).chain([(RECORD.to_owned(), release.digest)]).chain(attestations).collect()
 }
 
 /// The statements that a release makes: its provenance, then its receipts. None in a release of an earlier version of Lethe.

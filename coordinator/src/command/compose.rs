@@ -1,6 +1,6 @@
 //! `lethe compose`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -37,6 +37,12 @@ pub(super) struct Compose {
     /// Where the base model is now, when it is no longer where the release says.
     #[arg(long, value_name = "ADDRESS")]
     base: Option<String>,
+    /// Where a target's model is now, when it is no longer where the release says.
+    #[arg(long, value_name = "NAME=ADDRESS", value_parser = target)]
+    target: Vec<(String, String)>,
+    /// Leave a target out.
+    #[arg(long, value_name = "NAME")]
+    drop_target: Vec<String>,
     /// Where the new release goes, when not into the store of the old one.
     #[arg(long, value_name = "ADDRESS")]
     store: Option<String>,
@@ -68,6 +74,17 @@ fn strength(text: &str) -> Result<(String, f64), String> {
     Ok((id.to_owned(), strength.parse().map_err(|_| format!("`{strength}` is no number"))?))
 }
 
+/// A target and where it is.
+pub(super) fn target(text: &str) -> Result<(String, String), String> {
+    let (name, address) = text.split_once('=').ok_or("expected NAME=ADDRESS, as in sd15=/models/stable-diffusion-v1-5")?;
+    Ok((name.to_owned(), address.to_owned()))
+}
+
+/// Where targets are, by name.
+pub(super) fn places(targets: &[(String, String)]) -> Result<BTreeMap<String, Address>, Failure> {
+    targets.iter().map(|(name, address)| Ok((name.clone(), here("--target", address)?))).collect()
+}
+
 fn addition(text: &str) -> Result<(String, String), String> {
     let (release, id) = text.rsplit_once(':').ok_or("expected RELEASE:ID, as in store/releases/other/0123456789ab:pizza")?;
     Ok((release.to_owned(), id.to_owned()))
@@ -90,7 +107,7 @@ pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
             return Err(Failure::input(format!("{} is in no store of Lethe's; --store says where the new release goes", parent.address())));
         }
     };
-    let target = parent.store.clone();
+    let own = parent.store.clone();
     let amended = amend(parent, request).await?;
     let preview = amended.preview();
     if options.preview {
@@ -98,11 +115,14 @@ pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
         return Ok(exit::DONE);
     }
     let base: Option<Address> = options.base.as_deref().map(|text| here("--base", text)).transpose()?;
-    let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
-    let target = store.map_or(Ok(target), |address| Store::open(&address))?;
-    let (release, record, published) = amended.write(&target, &checkpoint).await?;
+    let cache = cache(options.cache.as_ref());
+    let checkpoint = amended.base(base.as_ref(), &cache).await?;
+    let dropped = options.drop_target.iter().cloned().collect();
+    let targets = amended.targets(&places(&options.target)?, &dropped, &checkpoint, &cache).await?;
+    let into = store.map_or(Ok(own), |address| Store::open(&address))?;
+    let (release, record, published) = amended.write(&into, &checkpoint, &targets).await?;
     if let Some(key) = &signer {
-        attest::sign(&publish::open(&target, &published).await?, key).await?;
+        attest::sign(&publish::open(&into, &published).await?, key).await?;
     }
     if options.json {
         let composed = Composed { release, number: published.number, digest: record.digest, parent: record.parent, preview };
@@ -157,5 +177,7 @@ mod tests {
         assert!(strength("a").is_err() && strength("a=much").is_err());
         assert_eq!(addition("s3://b/releases/n/d:id"), Ok(("s3://b/releases/n/d".into(), "id".into())));
         assert!(addition("id").is_err());
+        assert_eq!(target("sd15=s3://b/sd"), Ok(("sd15".into(), "s3://b/sd".into())));
+        assert!(target("sd15").is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! `lethe plan`
 
 use lethe_shared::exit;
-use lethe_shared::manifest::Towers;
+use lethe_shared::manifest::{TargetKind, Towers};
+use lethe_shared::outcome::Tower;
 use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 
@@ -10,6 +11,7 @@ use crate::failure::Failure;
 use crate::jobs;
 use crate::plan::{Plan, groups};
 use crate::progress::human_bytes;
+use crate::target::Target;
 
 /// The last line of `lethe plan --json`.
 #[derive(Debug, Serialize)]
@@ -32,7 +34,21 @@ struct Planned {
     dose_jobs: usize,
     shard_bytes: u64,
     model_bytes: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    targets: Vec<PlannedTarget>,
+    /// Layers that edits may go to, so that they act in all targets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<Vec<String>>,
     warnings: Vec<String>,
+}
+
+/// A target of a planned run.
+#[derive(Debug, Serialize)]
+struct PlannedTarget {
+    name: String,
+    kind: TargetKind,
+    tower: Tower,
+    bytes: u64,
 }
 
 pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
@@ -62,6 +78,8 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
         dose_jobs: if composition.method.corrects() { composition.rounds as usize * slices } else { 0 },
         shard_bytes: plan.shard_bytes(),
         model_bytes: plan.checkpoint.tensor_bytes(),
+        targets: plan.targets.iter().map(target).collect(),
+        layers: plan.layers.as_ref().map(|layers| layers.iter().cloned().collect()),
         warnings: plan.warnings.clone(),
     };
     for warning in &planned.warnings {
@@ -73,6 +91,10 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
     }
     print(&table(&planned, &plan))?;
     Ok(exit::DONE)
+}
+
+fn target(target: &Target) -> PlannedTarget {
+    PlannedTarget { name: target.request.name.clone(), kind: target.request.kind, tower: target.tower(), bytes: target.bytes() }
 }
 
 /// Jobs that corrected directions need beyond what summed ones do: moments, surveys, interference.
@@ -129,6 +151,12 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         ),
         ("store", planned.store.clone()),
     ];
+    let targets = planned.targets.iter().map(|target| {
+        let shown = format!("{} ({}: {} tower, {})", target.name, target.kind.name(), target.tower.name(), human_bytes(target.bytes));
+        ("target", shown)
+    });
+    let layers = planned.layers.iter().map(|layers| ("layers that act in targets", layers.len().to_string()));
+    let rows: Vec<_> = rows.into_iter().chain(targets).chain(layers).collect();
     let lines: Vec<String> = rows.iter().map(|(name, value)| format!("  {name:<26}{value}")).collect();
     format!("everything the manifest names is there and sound\n{}", lines.join("\n"))
 }

@@ -1,5 +1,6 @@
 //! `lethe verify`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,6 +9,7 @@ use lethe_shared::exit;
 use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 
+use super::compose::{places, target};
 use super::{cache, here, print};
 use crate::attest;
 use crate::attest::key::PublicKey;
@@ -29,6 +31,9 @@ pub(super) struct Verify {
     /// Where the base model is now, when it is no longer where the release says.
     #[arg(long, value_name = "ADDRESS", requires = "recompute")]
     base: Option<String>,
+    /// Where a target's model is now, when it is no longer where the release says.
+    #[arg(long, value_name = "NAME=ADDRESS", value_parser = target, requires = "recompute")]
+    target: Vec<(String, String)>,
     /// Print one JSON object on stdout as the last line.
     #[arg(long)]
     json: bool,
@@ -57,7 +62,10 @@ pub(super) async fn main(options: &Verify) -> Result<u8, Failure> {
     let key = options.public_key.as_deref().map(PublicKey::read).transpose()?;
     let mut checked = verify(&address).await?;
     let release = checked.release.take();
-    let (record, files) = release.as_ref().map_or((None, 0), |release| (Some(release.digest), release.record.files.len()));
+    let (record, files) = release.as_ref().map_or((None, 0), |release| {
+        let of_targets: usize = release.record.targets.iter().map(|target| target.files().len()).sum();
+        (Some(release.digest), release.record.files.len() + of_targets)
+    });
     // What is said of files that are not as released would mean nothing.
     let sound = release.filter(|_| checked.problems.is_empty());
     let mut signed_by = None;
@@ -67,12 +75,23 @@ pub(super) async fn main(options: &Verify) -> Result<u8, Failure> {
     }
     let mut tensors = None;
     if let Some(release) = sound.filter(|_| options.recompute) {
+        let (store, recorded) = (release.store.clone(), release.record.targets.clone());
         let amended = amend(release, Request::default()).await?;
         let base = options.base.as_deref().map(|text| here("--base", text)).transpose()?;
-        let checkpoint = amended.base(base.as_ref(), &cache(options.cache.as_ref())).await?;
+        let cache = cache(options.cache.as_ref());
+        let checkpoint = amended.base(base.as_ref(), &cache).await?;
         let compared = amended.compare(&checkpoint, &checked.weights()?)?;
         checked.problems.extend(compared.other.iter().map(|(tensor, problem)| Problem::new("weights", format!("`{tensor}` {problem}"))));
         tensors = Some(compared);
+        let targets = amended.targets(&places(&options.target)?, &BTreeSet::new(), &checkpoint, &cache).await?;
+        for (again, recorded) in amended.staged(&targets, &checkpoint, &store).await?.iter().zip(&recorded) {
+            for name in recorded.changed.keys().chain(again.record.changed.keys()).collect::<BTreeSet<_>>() {
+                if recorded.changed.get(name) != again.record.changed.get(name) {
+                    let file = format!("{}/{name}", recorded.folder());
+                    checked.problems.push(Problem::new(&file, "does not follow from the target's model and the edits"));
+                }
+            }
+        }
     }
     let problems = checked.problems;
     for problem in &problems {

@@ -89,6 +89,9 @@ impl Place {
         {
             return Err(self.wrong(&format!("names `{name}`, which is no file of a release")));
         }
+        if let Some(problem) = record::targets::problem(&record.targets) {
+            return Err(self.wrong(&problem));
+        }
         let Self { store, prefix, stored } = self;
         Ok(Release { store, prefix, stored, record, digest: Digest::of(&bytes) })
     }

@@ -1,7 +1,7 @@
 //! Whether a release is what was released: the record against its folder's name, every file against the record, the weights
 //! against the digest that the record states.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::job::ArtifactRef;
+use lethe_shared::record::targets::TargetRecord;
 use serde::Serialize;
 
 use super::RECORD;
@@ -80,7 +81,9 @@ pub async fn verify(address: &Address) -> Result<Checked, Failure> {
         Err(other) => return Err(other),
     };
     let mut problems = Vec::new();
-    let expected: BTreeSet<&str> = release.record.files.keys().map(String::as_str).chain([RECORD]).chain(BESIDE).collect();
+    let targets: BTreeMap<String, ArtifactRef> = target_files(&release);
+    let files = release.record.files.keys().chain(targets.keys()).map(String::as_str);
+    let expected: BTreeSet<&str> = files.chain([RECORD]).chain(BESIDE).collect();
     let there = release.names().await?;
     for name in there.iter().filter(|name| !expected.contains(name.as_str())) {
         problems.push(Problem::new(name, "is no file of this release"));
@@ -89,7 +92,15 @@ pub async fn verify(address: &Address) -> Result<Checked, Failure> {
     let staging = address.as_local().is_none().then(tempfile::tempdir).transpose().map_err(no_folder)?;
     let folder = staging.as_ref().map(tempfile::TempDir::path).or(address.as_local()).unwrap_or(Path::new("")).to_owned();
     for (name, &file) in &release.record.files {
-        if let Some(problem) = check(&release, name, file, &folder, staging.is_some()).await? {
+        let copy = staging.is_some().then_some(Remote::Kept);
+        if let Some(problem) = check(&release, name, file, &folder, copy).await? {
+            problems.push(Problem::new(name, problem));
+        }
+    }
+    for (name, &file) in &targets {
+        // A target may be larger than this machine's disk.
+        let copy = staging.is_some().then_some(Remote::Passing);
+        if let Some(problem) = check(&release, name, file, &folder, copy).await? {
             problems.push(Problem::new(name, problem));
         }
     }
@@ -106,8 +117,32 @@ pub async fn verify(address: &Address) -> Result<Checked, Failure> {
     Ok(Checked { release: Some(release), problems, folder, _staging: staging })
 }
 
-/// What is wrong with one file; a remote one is brought into `folder` first.
-async fn check(release: &Release, name: &str, expected: ArtifactRef, folder: &Path, remote: bool) -> Result<Option<String>, Failure> {
+/// The files of a release's targets, by their names in the release.
+pub fn target_files(release: &Release) -> BTreeMap<String, ArtifactRef> {
+    let of = |target: &TargetRecord| {
+        let folder = target.folder();
+        target.files().into_iter().map(move |(name, file)| (format!("{folder}/{name}"), file))
+    };
+    release.record.targets.iter().flat_map(of).collect()
+}
+
+/// What becomes of a remote file's bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Remote {
+    /// They are brought into a folder.
+    Kept,
+    /// They pass by.
+    Passing,
+}
+
+/// What is wrong with one file; a remote one that is kept is brought into `folder`.
+async fn check(
+    release: &Release,
+    name: &str,
+    expected: ArtifactRef,
+    folder: &Path,
+    remote: Option<Remote>,
+) -> Result<Option<String>, Failure> {
     let key = format!("{}/{name}", release.prefix);
     match release.store.size(&key).await? {
         None => return Ok(Some("is missing".to_owned())),
@@ -115,12 +150,15 @@ async fn check(release: &Release, name: &str, expected: ArtifactRef, folder: &Pa
         Some(_) => {}
     }
     let path = folder.join(name);
-    let found = if remote {
-        release.store.get_file(&key, &path).await?.digest
-    } else {
-        let read = move || std::fs::File::open(&path).and_then(Digest::of_reader).map_err(|error| format!("{}: {error}", path.display()));
-        let read = tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Infrastructure(error.to_string()))?;
-        read.map_err(Failure::Infrastructure)?
+    let found = match remote {
+        Some(Remote::Kept) => release.store.get_file(&key, &path).await?.digest,
+        Some(Remote::Passing) => release.store.hash(&key).await?.digest,
+        None => {
+            let read =
+                move || std::fs::File::open(&path).and_then(Digest::of_reader).map_err(|error| format!("{}: {error}", path.display()));
+            let read = tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Infrastructure(error.to_string()))?;
+            read.map_err(Failure::Infrastructure)?
+        }
     };
     Ok((found != expected.digest).then(|| "has other bytes than were released".to_owned()))
 }

@@ -39,7 +39,7 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
         surveyed.push((planned, result));
     }
     let rankings: Vec<&[_]> = surveyed.iter().map(|(_, survey)| survey.ranking.as_slice()).collect();
-    let assignment = layers::assign(&rankings, plan.manifest.composition.layers as usize);
+    let assignment = layers::assign(&rankings, plan.manifest.composition.layers as usize, plan.layers.as_ref());
 
     let found = directions(run, surveyed, &assignment, &moments.inverses, &mut missing).await?;
     let recipe = if found.is_empty() { unsolved(&found)? } else { dose(run, &found).await? };

@@ -20,6 +20,7 @@ use lethe_shared::manifest::{Names, Required, Stop};
 use lethe_shared::outcome::{Accuracy, Chosen, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
 use lethe_shared::record::{self, Base, Composition, ConceptRecord, DataFile, Measured, Missing};
+use lethe_shared::store::Store;
 
 use self::evaluated::{HeldOut, held_out};
 pub use self::evaluated::{Judgement, evaluate};
@@ -39,6 +40,7 @@ use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::{self, DirectionTensor, publish};
 use crate::summary::{Phase, Report, Status, Summary};
+use crate::target::{self, Staged};
 
 /// A run in progress.
 struct Run<'a> {
@@ -135,10 +137,11 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
             Ok(DirectionTensor::of(id, &info.shape, edit::decode_direction(&found.chosen.answer.layer, &info.shape, &directions[id])?))
         })
         .collect::<Result<Vec<_>, Failure>>()?;
+    let tensors = tensors.into_iter().flatten().collect();
+    let targets = staged(plan, &edits.recipe.edits(), &directions, store).await?;
     dispatcher.check_claim().await?;
     let (address, record, published) =
-        release::write(store, &plan.checkpoint, &change, tensors.into_iter().flatten().collect(), edits.recipe.interference(), record)
-            .await?;
+        release::write(store, &plan.checkpoint, &change, tensors, edits.recipe.interference(), targets, record).await?;
     let released = publish::open(store, &published).await?;
     if let Some(key) = &plan.signer {
         attest::sign(&released, key).await?;
@@ -349,6 +352,20 @@ fn concept_results<'a>(
     Ok(results)
 }
 
+/// The manifest's targets with the edits, ready to be written.
+async fn staged<'a>(plan: &'a Plan, edits: &[Edit], directions: &Directions, store: &Store) -> Result<Vec<Staged<'a>>, Failure> {
+    let mut staged = Vec::with_capacity(plan.targets.len());
+    for one in &plan.targets {
+        let edited = one.edited(&plan.checkpoint, edits, merge::rule(&plan.manifest.composition), |edit, shape| {
+            Ok(edit::decode_direction(&edit.layer, shape, &directions[&edit.concept])?)
+        })?;
+        let one = target::stage(one, edited, store).await?;
+        one.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+        staged.push(one);
+    }
+    Ok(staged)
+}
+
 /// Directions by concept, as files, checked against their digests.
 type Directions = BTreeMap<String, Bytes>;
 
@@ -392,6 +409,7 @@ fn make_record(plan: &Plan, change: &Change, edits: &Edits<'_>, base: &HeldOut, 
         layers: compose::sizes(&plan.checkpoint, change)?,
         gates: Some(plan.manifest.gates.clone()).filter(|gates| !gates.is_empty()),
         origin: Some(plan.origin()),
+        targets: Vec::new(),
         files: BTreeMap::new(),
     })
 }

@@ -5,11 +5,13 @@
 //! |---|---|
 //! | [`open`](Checkpoint::open) | finds the layout, checks headers and index, maps the weights into memory |
 //! | [`release`](Checkpoint::write_changed) | copies files byte for byte and replaces the changed tensors' bytes in place |
+//! | [`tower`] | which tensor does what in which tower, in any layout |
 //!
 //! Only safetensors is read: a pickle runs code when it is opened.
 
 mod open;
 mod release;
+pub mod tower;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 pub use safetensors::Dtype;
+
+pub use self::open::read_index;
 
 use crate::digest::{Digest, Hasher};
 
@@ -53,6 +57,14 @@ pub enum Error {
     Tensor {
         /// Its name.
         tensor: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A tower cannot be made out.
+    #[error("the {tower} tower {problem}")]
+    Tower {
+        /// Which one.
+        tower: &'static str,
         /// What is wrong.
         problem: String,
     },

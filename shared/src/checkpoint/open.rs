@@ -25,6 +25,29 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// Which file holds which tensor, by an index.
+///
+/// # Errors
+/// [`Error::Malformed`] when it is none, or names files elsewhere.
+pub fn read_index(folder: &Path, index_name: &str) -> Result<BTreeMap<String, String>, Error> {
+    let path = folder.join(index_name);
+    let io = |source| Error::Io { path: path.clone(), source };
+    if std::fs::metadata(&path).map_err(io)?.len() > MAX_INDEX {
+        return Err(malformed(&path, "the index is larger than 64 MiB"));
+    }
+    let index: Index = serde_json::from_slice(&std::fs::read(&path).map_err(io)?)
+        .map_err(|error| malformed(&path, format!("not a safetensors index: {error}")))?;
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    if names.len() > MAX_FILES {
+        return Err(malformed(&path, "names more than 10,000 files"));
+    }
+    if let Some(name) = names.iter().find(|name| !is_plain(name)) {
+        return Err(malformed(&path, format!("names `{name}`; weight files must stand in the same folder")));
+    }
+    drop(names);
+    Ok(index.weight_map)
+}
+
 impl Checkpoint {
     /// Opens the checkpoint in a folder: `model.safetensors` or `open_clip_model.safetensors`, whole or in pieces with
     /// an index. Headers and index are checked; tensors are mapped, not read.
@@ -35,19 +58,34 @@ impl Checkpoint {
     /// [`Error::NoWeights`] when there are none, or only pickles; [`Error::Malformed`] when a file is damaged.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         for name in SINGLE {
-            let path = folder.join(name);
-            if is_file(&path)? {
-                let (file, found) = map(folder, name)?;
-                let tensors = found.into_iter().map(|(name, info)| (name, TensorInfo { file: 0, ..info })).collect();
-                return Ok(Self { folder: folder.to_owned(), files: vec![file], index: None, tensors });
+            if is_file(&folder.join(name))? {
+                return Self::open_file(folder, name);
             }
         }
         for name in INDEXED {
             if is_file(&folder.join(name))? {
-                return open_indexed(folder, name);
+                return open_indexed(folder, name, |_| true);
             }
         }
         Err(Error::NoWeights { folder: folder.to_owned(), problem: describe(folder)? })
+    }
+
+    /// Opens one weight file of whatever name.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_file(folder: &Path, name: &str) -> Result<Self, Error> {
+        let (file, found) = map(folder, name)?;
+        let tensors = found.into_iter().map(|(name, info)| (name, TensorInfo { file: 0, ..info })).collect();
+        Ok(Self { folder: folder.to_owned(), files: vec![file], index: None, tensors })
+    }
+
+    /// Opens those of an index's files that hold a tensor which is wanted; the others need not be there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_part(folder: &Path, index: &str, wanted: impl Fn(&str) -> bool) -> Result<Self, Error> {
+        open_indexed(folder, index, wanted)
     }
 }
 
@@ -126,34 +164,23 @@ fn map(folder: &Path, name: &str) -> Result<(WeightFile, Vec<(String, TensorInfo
     Ok((WeightFile { name: name.to_owned(), map }, tensors))
 }
 
-fn open_indexed(folder: &Path, index_name: &str) -> Result<Checkpoint, Error> {
+fn open_indexed(folder: &Path, index_name: &str, wanted: impl Fn(&str) -> bool) -> Result<Checkpoint, Error> {
     let path = folder.join(index_name);
-    let io = |source| Error::Io { path: path.clone(), source };
-    if std::fs::metadata(&path).map_err(io)?.len() > MAX_INDEX {
-        return Err(malformed(&path, "the index is larger than 64 MiB"));
-    }
-    let index: Index = serde_json::from_slice(&std::fs::read(&path).map_err(io)?)
-        .map_err(|error| malformed(&path, format!("not a safetensors index: {error}")))?;
-    let names: BTreeSet<&String> = index.weight_map.values().collect();
-    if names.len() > MAX_FILES {
-        return Err(malformed(&path, "names more than 10,000 files"));
-    }
+    let index = read_index(folder, index_name)?;
+    let names: BTreeSet<&String> = index.iter().filter(|(tensor, _)| wanted(tensor)).map(|(_, file)| file).collect();
     let mut files = Vec::new();
     let mut tensors = BTreeMap::new();
-    for name in names {
-        if !is_plain(name) {
-            return Err(malformed(&path, format!("names `{name}`; weight files must stand in the same folder")));
-        }
+    for &name in &names {
         let (file, found) = map(folder, name)?;
         for (tensor, info) in found {
-            if index.weight_map.get(&tensor) != Some(name) {
+            if index.get(&tensor) != Some(name) {
                 return Err(malformed(&path, format!("tensor `{tensor}` is in {name}, which the index does not say")));
             }
             tensors.insert(tensor, TensorInfo { file: files.len(), ..info });
         }
         files.push(file);
     }
-    if let Some((tensor, file)) = index.weight_map.iter().find(|(tensor, _)| !tensors.contains_key(*tensor)) {
+    if let Some((tensor, file)) = index.iter().find(|(tensor, file)| names.contains(file) && !tensors.contains_key(*tensor)) {
         return Err(malformed(&path, format!("says that {file} holds tensor `{tensor}`, which it does not")));
     }
     Ok(Checkpoint { folder: folder.to_owned(), files, index: Some(index_name.to_owned()), tensors })

@@ -1,6 +1,6 @@
 //! Writing a checkpoint with single tensors changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -57,6 +57,27 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Tensor`] when a changed tensor does not exist or has another size; [`Error::Io`] when writing fails.
     pub fn write_changed(&self, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<Vec<String>, Error> {
+        self.check_changed(changed)?;
+        for number in 0..self.files.len() {
+            self.write_file(number, changed, folder)?;
+        }
+        if let Some(index) = &self.index {
+            copy(&self.folder.join(index), &folder.join(index))?;
+        }
+        Ok(self.weight_files())
+    }
+
+    /// The same of those files alone that a change is in; files and index that stay as they are are not written.
+    ///
+    /// # Errors
+    /// As [`write_changed`](Self::write_changed).
+    pub fn write_touched(&self, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<Vec<String>, Error> {
+        self.check_changed(changed)?;
+        let touched: BTreeSet<usize> = changed.keys().map(|tensor| self.tensors[tensor].file).collect();
+        touched.into_iter().map(|number| self.write_file(number, changed, folder)).collect()
+    }
+
+    fn check_changed(&self, changed: &BTreeMap<String, Vec<u8>>) -> Result<(), Error> {
         for (tensor, bytes) in changed {
             let wrong = |problem: String| Error::Tensor { tensor: tensor.clone(), problem };
             let info = self.tensor(tensor)?;
@@ -64,24 +85,24 @@ impl Checkpoint {
                 return Err(wrong(format!("has {} bytes, the change has {}", info.range.len(), bytes.len())));
             }
         }
-        for (number, file) in self.files.iter().enumerate() {
-            let path = folder.join(&file.name);
-            let io = |source| Error::Io { path: path.clone(), source };
-            copy(&self.folder.join(&file.name), &path)?;
-            let mut target = OpenOptions::new().write(true).open(&path).map_err(io)?;
-            for (tensor, bytes) in changed {
-                let info = &self.tensors[tensor];
-                if info.file == number {
-                    target.seek(SeekFrom::Start(info.range.start as u64)).map_err(io)?;
-                    target.write_all(bytes).map_err(io)?;
-                }
+        Ok(())
+    }
+
+    fn write_file(&self, number: usize, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<String, Error> {
+        let name = &self.files[number].name;
+        let path = folder.join(name);
+        let io = |source| Error::Io { path: path.clone(), source };
+        copy(&self.folder.join(name), &path)?;
+        let mut target = OpenOptions::new().write(true).open(&path).map_err(io)?;
+        for (tensor, bytes) in changed {
+            let info = &self.tensors[tensor];
+            if info.file == number {
+                target.seek(SeekFrom::Start(info.range.start as u64)).map_err(io)?;
+                target.write_all(bytes).map_err(io)?;
             }
-            target.sync_all().map_err(io)?;
         }
-        if let Some(index) = &self.index {
-            copy(&self.folder.join(index), &folder.join(index))?;
-        }
-        Ok(self.weight_files())
+        target.sync_all().map_err(io)?;
+        Ok(name.clone())
     }
 }
 

@@ -84,6 +84,7 @@ enum TaskV1 {
     Interference { concepts: Vec<InterferenceV1> },
     MomentsNullSpace { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, energy: f64 },
     MomentsCorrection { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, correction: CorrectionV1 },
+    ConceptAmong { task: ConceptV1, layers: Vec<String> },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -197,19 +198,25 @@ impl From<&Job> for JobV1 {
                 let part = |p: &RetainPart| PartV1 { sum: p.sum.into(), batches: p.batches, loss_sum: p.loss_sum };
                 TaskV1::RetainReduce { parts: parts.iter().map(part).collect() }
             }
-            Task::Concept(task) => TaskV1::Concept(ConceptV1 {
-                concept: task.concept.clone(),
-                class: task.class,
-                forget: to_wire(&task.forget),
-                validation: to_wire(&task.validation),
-                retain_gradient: task.retain_gradient.into(),
-                classes: task.classes.into(),
-                batch_size: task.method.batch_size,
-                search_evaluations: task.method.search_evaluations,
-                search_tolerance: task.method.search_tolerance,
-                stop_top: stop_top(task.method.stop),
-                normalisation_gains: task.method.normalisation_gains,
-            }),
+            Task::Concept(task) => {
+                let concept = ConceptV1 {
+                    concept: task.concept.clone(),
+                    class: task.class,
+                    forget: to_wire(&task.forget),
+                    validation: to_wire(&task.validation),
+                    retain_gradient: task.retain_gradient.into(),
+                    classes: task.classes.into(),
+                    batch_size: task.method.batch_size,
+                    search_evaluations: task.method.search_evaluations,
+                    search_tolerance: task.method.search_tolerance,
+                    stop_top: stop_top(task.method.stop),
+                    normalisation_gains: task.method.normalisation_gains,
+                };
+                match &task.layers {
+                    None => TaskV1::Concept(concept),
+                    Some(layers) => TaskV1::ConceptAmong { task: concept, layers: layers.clone() },
+                }
+            }
             Task::Evaluate { change, items, classes } => {
                 let item = |i: &EvaluateItem| ItemV1 {
                     name: i.name.clone(),
@@ -287,6 +294,7 @@ impl TryFrom<JobV1> for Job {
                 Task::RetainReduce { parts: parts.into_iter().map(part).collect::<Result<_, Error>>()? }
             }
             TaskV1::Concept(task) => Task::Concept(Box::new(task.try_into()?)),
+            TaskV1::ConceptAmong { task, layers } => Task::Concept(Box::new(ConceptTask { layers: Some(layers), ..task.try_into()? })),
             TaskV1::Evaluate { change, items, classes } => {
                 let item = |i: ItemV1| {
                     let label = i.class.map_or(Label::Caption, Label::Class);
@@ -361,6 +369,7 @@ impl TryFrom<ConceptV1> for ConceptTask {
             validation: from_wire(task.validation)?,
             retain_gradient: task.retain_gradient.into(),
             classes: task.classes.into(),
+            layers: None,
             method: method.try_into()?,
         })
     }

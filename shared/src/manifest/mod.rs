@@ -9,11 +9,13 @@
 //! | [`concepts`] | concept tables and lists |
 //! | [`classes`] | class lists |
 //! | `gates.rs` | [`Gates`], here and in files of their own |
+//! | `targets.rs` | [`ReleaseTarget`]: other models that get the edits |
 
 pub mod classes;
 pub mod concepts;
 mod gates;
 mod read;
+mod targets;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +27,7 @@ pub use self::classes::Classes;
 pub use self::concepts::Concept;
 pub use self::gates::Gates;
 pub use self::read::is_id;
+pub use self::targets::{PassThrough, ReleaseTarget, TargetKind};
 use crate::address::Address;
 use crate::job::MethodSettings;
 
@@ -364,11 +367,14 @@ impl Names {
 }
 
 /// `[release]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReleaseSection {
     /// Where artifacts and releases go; `--store` overrides it.
     pub uri: String,
+    /// Models with one of the model's towers inside that get its edits too. Edits then go to layers that act in them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub target: Vec<ReleaseTarget>,
     /// How concepts are named in the release: `plain`, or `hashed` where names are personal data.
     #[serde(skip_serializing_if = "Names::is_plain")]
     pub names: Names,
@@ -385,7 +391,7 @@ pub struct ReleaseSection {
 
 impl Default for ReleaseSection {
     fn default() -> Self {
-        Self { uri: "store".to_owned(), names: Names::Plain, salt: None, license: None, base_model: None }
+        Self { uri: "store".to_owned(), target: Vec::new(), names: Names::Plain, salt: None, license: None, base_model: None }
     }
 }
 

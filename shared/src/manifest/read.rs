@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Error, Manifest, Names, Required};
+use super::{Error, Manifest, Names, Required, targets};
 
 /// Largest manifest, bytes.
 const MAX_BYTES: u64 = 8 << 20;
@@ -139,6 +139,9 @@ impl Manifest {
                 return wrong(field, format!("is `{}`; the Hub knows names of letters, digits, `.`, `_`, `-`", text.escape_default()));
             }
         }
+        if let Some(problem) = targets::problem(&self.release.target) {
+            return wrong("release.target", problem);
+        }
         if self.execution.workers > 1024 {
             return wrong("execution.workers", format!("is {}, expected 0 to 1024", self.execution.workers));
         }
@@ -183,7 +186,8 @@ fn line_of(text: &str, field: &str) -> Option<usize> {
                 inside = true;
             }
         }
-        if inside && is(line, key) {
+        // A list of tables has heads of its own.
+        if inside && is(line, key) || line.trim() == format!("[[{field}]]") {
             return Some(number);
         }
     }
@@ -192,6 +196,7 @@ fn line_of(text: &str, field: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{PassThrough, TargetKind};
     use super::*;
 
     const GOOD: &str = r#"
@@ -280,6 +285,26 @@ batch_size = 64
         ] {
             let manifest = read("m.toml", &format!("{GOOD}\n[policy]\nrequired = {text}\n")).unwrap();
             assert_eq!(manifest.policy.required, policy);
+        }
+    }
+
+    #[test]
+    fn targets_are_named_once_and_have_a_place() {
+        let target =
+            |lines: &str| read("m.toml", &format!("{GOOD}\n[[release.target]]\nname = \"sd15\"\nkind = \"stable-diffusion\"\n{lines}\n"));
+        let manifest = target("uri = \"sd\"").unwrap();
+        let only = &manifest.release.target[0];
+        assert_eq!((only.kind, only.pass_through, only.tolerance), (TargetKind::StableDiffusion, PassThrough::Copy, None));
+        for (lines, says) in [
+            ("uri = \"\"", "m.toml:19: release.target `sd15` has no uri"),
+            ("uri = \"sd\"\ntolerance = 0.9", "`sd15` has tolerance 0.9"),
+            ("uri = \"sd\"\n[[release.target]]\nname = \"sd15\"\nkind = \"llava\"\nuri = \"x\"", "has two targets named `sd15`"),
+            ("uri = \"sd\"\n[[release.target]]\nname = \"../x\"\nkind = \"llava\"\nuri = \"x\"", "has a target named `../x`"),
+            ("uri = \"sd\"\n[[release.target]]\nname = \"x\"\nkind = \"unet\"\nuri = \"x\"", "unknown variant `unet`"),
+            ("uri = \"sd\"\npass_through = \"link\"", "unknown variant `link`"),
+        ] {
+            let error = target(lines).unwrap_err();
+            assert!(error.contains(says), "{error}\n  expected {says}");
         }
     }
 

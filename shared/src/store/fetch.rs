@@ -54,7 +54,7 @@ pub async fn fetch_file(address: &Address, cache: &Path, expected: Option<(Diges
 }
 
 /// Downloads to a name beside the target and renames: the target is whole or absent.
-async fn download(store: &Store, key: &Key, path: &Path, expected: Option<(Digest, u64)>) -> Result<(), Error> {
+pub(super) async fn download(store: &Store, key: &Key, path: &Path, expected: Option<(Digest, u64)>) -> Result<(), Error> {
     let local = |error: std::io::Error| Error::from_io(&path.display().to_string(), error);
     if let Some(folder) = path.parent() {
         tokio::fs::create_dir_all(folder).await.map_err(local)?;

@@ -16,6 +16,7 @@
 mod claim;
 mod error;
 mod fetch;
+mod foreign;
 mod measured;
 mod mend;
 mod open;
@@ -379,11 +380,6 @@ impl Store {
         let path = self.key(prefix)?;
         let list = || async { self.inner.list(Some(&path)).try_collect().await.map_err(|error| self.error(prefix, error)) };
         let found: Vec<object_store::ObjectMeta> = again(list).await?;
-        let object = |meta: object_store::ObjectMeta| Object {
-            key: meta.location.to_string(),
-            bytes: meta.size,
-            modified: meta.last_modified.timestamp(),
-        };
         let mut objects: Vec<Object> = found.into_iter().map(object).collect();
         objects.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(objects)
@@ -422,6 +418,10 @@ impl Store {
     fn error(&self, key: &str, error: object_store::Error) -> Error {
         Error::from_store(&format!("{}/{key}", self.name), error)
     }
+}
+
+fn object(meta: object_store::ObjectMeta) -> Object {
+    Object { key: meta.location.to_string(), bytes: meta.size, modified: meta.last_modified.timestamp() }
 }
 
 fn json<T: Serialize>(value: &T) -> Bytes {

@@ -72,7 +72,7 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
     let (forget, pixels, pairs) = stages.time("gradient", || forget_gradient(scope, &model, &weights, layers, &task.forget, batch))?;
     let gradients: HashMap<ParameterId, Tensor> = forget.mean(&weights)?.into_iter().collect();
     let _guard = tch::no_grad_guard();
-    let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, None))?;
+    let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, None, task.layers.as_deref()))?;
 
     let forget_images = Forget::of(scope, &model, &judges, task.class, &pixels)?;
     let (ground, subject) = (judges.ground(&model), forget_images.subject());
@@ -133,12 +133,14 @@ pub(super) fn forget_gradient(
     Ok((sum, Tensor::f_cat(&pixels, 0)?, count))
 }
 
-/// Scores every candidate and marks each tower's Pareto front; `folds` adds efficiencies where it has the moments.
+/// Scores every candidate and marks each tower's Pareto front; `folds` adds efficiencies where it has the moments. Where edits may
+/// change some layers only (`among`), the front is of these: another one that is better in both scores would be no answer.
 pub(super) fn rank(
     model: &Model,
     gradients: &HashMap<ParameterId, Tensor>,
     retain: &RetainGradient,
     folds: Option<&Matrices>,
+    among: Option<&[String]>,
 ) -> Result<Vec<Candidate>, Error> {
     let mut ids: Vec<ParameterId> = gradients.keys().copied().collect();
     ids.sort_unstable();
@@ -155,7 +157,8 @@ pub(super) fn rank(
         candidates.push(Candidate { id, name: spec.name.clone(), tower, scores, gradient, pareto: false, efficiency });
     }
     for tower in [Tower::Vision, Tower::Text] {
-        let members: Vec<usize> = (0..candidates.len()).filter(|&i| candidates[i].tower == tower).collect();
+        let may = |candidate: &Candidate| candidate.tower == tower && among.is_none_or(|among| among.contains(&candidate.name));
+        let members: Vec<usize> = (0..candidates.len()).filter(|&i| may(&candidates[i])).collect();
         let scores: Vec<(f64, f64)> =
             members.iter().map(|&i| (candidates[i].scores.importance, candidates[i].scores.alignment())).collect();
         for (&i, on_front) in members.iter().zip(pareto_front(&scores)) {

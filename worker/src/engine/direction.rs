@@ -29,7 +29,7 @@ pub(super) fn survey(scope: Scope<'_>, reference: &ModelRef, task: &SurveyTask, 
     let (forget, _, pairs) = stages.time("gradient", || forget_gradient(scope, &model, &weights, layers, &task.forget, batch))?;
     let gradients: HashMap<ParameterId, Tensor> = forget.mean(&weights)?.into_iter().collect();
     let _guard = tch::no_grad_guard();
-    let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, Some(&folds)))?;
+    let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, Some(&folds), None))?;
     Ok(SurveyResult { pairs, forget_loss: forget.loss(), ranking: candidates.into_iter().map(Candidate::ranked).collect() })
 }
 

@@ -63,6 +63,11 @@ impl TowerState {
         Ok(Self { hidden: self.hidden.f_gather(1, &index, false)?, pooled: None, block: self.block })
     }
 
+    /// The activations: `[items, tokens, width]`, after the last block those of the token that stands for each item `[items, width]`.
+    pub fn hidden(&self) -> &Tensor {
+        &self.hidden
+    }
+
     /// The block whose input this is.
     pub fn block(&self) -> usize {
         self.block

@@ -1,0 +1,123 @@
+//! The edits on a target's tensors: each target tensor's own values plus what the edits add to the base's, in float64, rounded once to
+//! the type that the target stores.
+
+use std::collections::BTreeMap;
+
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::checkpoint::tower::{Place, TowerMap};
+use lethe_shared::edit::{self, Direction, Edit};
+use lethe_shared::record::Merge;
+use lethe_shared::record::targets::ChangedTensor;
+
+use super::{Encoder, Target, WeightSet};
+use crate::compose::{self, Change};
+use crate::failure::Failure;
+
+/// A target's changed tensors.
+#[derive(Debug)]
+pub struct Edited {
+    /// By encoder and weight set.
+    pub(super) sets: Vec<Vec<EditedSet>>,
+    /// Concepts whose edit cannot act here.
+    pub(super) without: Vec<String>,
+}
+
+/// The changed tensors of one weight set.
+#[derive(Debug)]
+pub(super) struct EditedSet {
+    /// New bytes, of those that are not the same as before.
+    pub(super) change: Change,
+    /// Every tensor that an edit acts in.
+    pub(super) tensors: BTreeMap<String, ChangedTensor>,
+}
+
+/// A part of a target's tensor: the layer of the base that it is of, and where it is in both.
+struct Piece<'a> {
+    layer: &'a str,
+    ours: &'a Place,
+    theirs: &'a Place,
+}
+
+impl Target {
+    /// Applies edits; `direction` gives an edit's D for a layer of this shape of the base.
+    ///
+    /// # Errors
+    /// When an edit names a layer that the base lacks, a direction cannot be read, or a value leaves the range of its type.
+    pub fn edited(
+        &self,
+        base: &Checkpoint,
+        edits: &[Edit],
+        rule: Merge,
+        direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
+    ) -> Result<Edited, Failure> {
+        let own = TowerMap::of(base.tensors(), self.tower())?;
+        let mut layers: Vec<&str> = edits.iter().filter(|edit| edit.factor() != 0.0).map(|edit| edit.layer.as_str()).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        let without = edits.iter().filter(|edit| edit.factor() != 0.0 && !self.acts(&edit.layer, &own));
+        let mut without: Vec<String> = without.map(|edit| edit.concept.clone()).collect();
+        without.sort_unstable();
+        let delta = |layer: &str| compose::delta(base, edits, layer, rule, &direction);
+        let mut sets = Vec::new();
+        for encoder in &self.encoders {
+            let of = |set: &WeightSet| edit_set(encoder, set, base, &own, &layers, &delta);
+            sets.push(encoder.sets.iter().map(of).collect::<Result<Vec<_>, Failure>>()?);
+        }
+        Ok(Edited { sets, without })
+    }
+}
+
+fn edit_set(
+    encoder: &Encoder,
+    set: &WeightSet,
+    base: &Checkpoint,
+    own: &TowerMap,
+    layers: &[&str],
+    delta: &impl Fn(&str) -> Result<Vec<f64>, Failure>,
+) -> Result<EditedSet, Failure> {
+    // By tensor of the target: a fused tensor has parts of several layers of a base that stores them apart, and the reverse.
+    let mut pieces: BTreeMap<&str, Vec<Piece<'_>>> = BTreeMap::new();
+    for &layer in layers {
+        for (weight, ours) in own.weights_in(layer).filter(|(weight, _)| encoder.acts(*weight)) {
+            let theirs = &set.map.places()[&weight];
+            pieces.entry(theirs.tensor.as_str()).or_default().push(Piece { layer, ours, theirs });
+        }
+    }
+    let mut edited = EditedSet { change: Change::new(), tensors: BTreeMap::new() };
+    // Parts of one layer follow each other: what was merged last is kept.
+    let mut last: Option<(&str, Vec<f64>)> = None;
+    for (tensor, pieces) in pieces {
+        let info = set.checkpoint.tensor(tensor)?;
+        let before = set.checkpoint.bytes(tensor)?;
+        let old = edit::widen(tensor, before, info.dtype)?;
+        let mut wanted = vec![0.0; old.len()];
+        for piece in pieces {
+            let merged = match last.take().filter(|(layer, _)| *layer == piece.layer) {
+                Some((_, merged)) => merged,
+                None => delta(piece.layer)?,
+            };
+            let part = piece.ours.take(&base.tensor(piece.layer)?.shape, &merged);
+            piece.theirs.add(&info.shape, &mut wanted, &part);
+            last = Some((piece.layer, merged));
+        }
+        let moved: Vec<f64> = wanted.iter().zip(&old).map(|(change, value)| change + value).collect();
+        let after = edit::narrow(tensor, &moved, info.dtype)?;
+        let new = edit::widen(tensor, &after, info.dtype)?;
+        if !new.iter().all(|value| value.is_finite()) {
+            return Err(Failure::input(format!("{}: `{tensor}` leaves the range of {:?} with its edits", set.name, info.dtype)));
+        }
+        let length = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+        let share = |part: f64, whole: f64| if part == 0.0 { 0.0 } else { part / whole.max(f64::MIN_POSITIVE) };
+        let stored = new.iter().zip(&old).map(|(new, old)| new - old);
+        let (change, lost) = (length(&mut stored.clone()), length(&mut stored.zip(&wanted).map(|(stored, wanted)| stored - wanted)));
+        let of = ChangedTensor {
+            change: share(change, length(&mut old.iter().copied())),
+            rounding: share(lost, length(&mut wanted.iter().copied())),
+        };
+        edited.tensors.insert(tensor.to_owned(), of);
+        if after != before {
+            edited.change.insert(tensor.to_owned(), after);
+        }
+    }
+    Ok(edited)
+}

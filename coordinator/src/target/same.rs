@@ -1,0 +1,119 @@
+//! Whether two checkpoints hold the same tower: each weight of the one against the other's, whatever types they are stored in.
+
+use lethe_shared::checkpoint::tower::{Place, TowerMap, Weight};
+use lethe_shared::checkpoint::{Checkpoint, Dtype};
+use lethe_shared::edit;
+
+/// Values compared at once.
+const PIECE: usize = 1 << 18;
+
+/// Largest distance ‖θ' − θ‖/‖θ‖ of a weight of `target` from that of `base`; what is different, when it is more than `tolerance` or,
+/// without one, than rounding explains.
+pub(super) fn distance(base: (&Checkpoint, &TowerMap), target: (&Checkpoint, &TowerMap), tolerance: Option<f64>) -> Result<f64, String> {
+    let mut largest: f64 = 0.0;
+    for (&weight, theirs) in target.1.places() {
+        let Some(ours) = base.1.places().get(&weight) else {
+            // Of the projection some checkpoints have none; of blocks a target has fewer, not more.
+            if weight == Weight::Projection {
+                continue;
+            }
+            return Err(format!("`{}` has no counterpart in the model", theirs.tensor));
+        };
+        let compared = compare(weight, (base.0, ours), (target.0, theirs)).map_err(|problem| format!("`{}` {problem}", theirs.tensor))?;
+        let allowed = tolerance.unwrap_or(compared.rounding);
+        // False for what is no number.
+        let near = compared.away <= allowed * compared.length + compared.least;
+        if !near {
+            let by = compared.away / compared.length.max(f64::MIN_POSITIVE);
+            let explains = if tolerance.is_some() { "allowed is" } else { "rounding explains" };
+            return Err(format!(
+                "`{}` is away from the model's `{}` by {by:.2e} of its length, {explains} {allowed:.0e}",
+                theirs.tensor, ours.tensor
+            ));
+        }
+        if compared.length > 0.0 {
+            largest = largest.max(compared.away / compared.length);
+        }
+    }
+    Ok(largest)
+}
+
+/// Two weights compared.
+struct Compared {
+    /// ‖θ' − θ‖.
+    away: f64,
+    /// ‖θ‖.
+    length: f64,
+    /// What ‖θ' − θ‖/‖θ‖ may be by rounding.
+    rounding: f64,
+    /// What ‖θ' − θ‖ may be by rounding, however small θ is.
+    least: f64,
+}
+
+fn compare(weight: Weight, ours: (&Checkpoint, &Place), theirs: (&Checkpoint, &Place)) -> Result<Compared, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let part = |(checkpoint, place): (&Checkpoint, &Place)| {
+        let info = checkpoint.tensor(&place.tensor).map_err(|error| text(&error))?;
+        Ok::<_, String>((info.dtype, info.shape.clone(), place.shape(&info.shape)))
+    };
+    let ((dtype, whole, shape), (other, other_whole, other_shape)) = (part(ours)?, part(theirs)?);
+    // Whoever added tokens to the vocabulary appended rows.
+    let longer =
+        weight == Weight::Input && shape.len() == 2 && other_shape.len() == 2 && other_shape[1] == shape[1] && other_shape[0] > shape[0];
+    if shape != other_shape && !longer {
+        return Err(format!("has shape {other_shape:?}, the model's has {shape:?}"));
+    }
+    let count: usize = shape.iter().product();
+    let (mut away, mut length) = (0.0, 0.0);
+    let mut sum = |ours: &[f64], theirs: &[f64]| {
+        away += ours.iter().zip(theirs).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+        length += ours.iter().map(|a| a.powi(2)).sum::<f64>();
+    };
+    match (ours.1.range(&whole), theirs.1.range(&other_whole)) {
+        (Some(range), Some(other_range)) => {
+            for start in (0..count).step_by(PIECE) {
+                let end = count.min(start + PIECE);
+                let piece = |(checkpoint, place): (&Checkpoint, &Place), dtype: Dtype, from: usize| {
+                    let size = width(dtype).ok_or_else(|| format!("is stored as {dtype:?}; edits act on F32, F16, BF16 and F64"))?;
+                    let all = checkpoint.bytes(&place.tensor).map_err(|error| text(&error))?;
+                    edit::widen(&place.tensor, &all[(from + start) * size..(from + end) * size], dtype).map_err(|error| text(&error))
+                };
+                sum(&piece(ours, dtype, range.start)?, &piece(theirs, other, other_range.start)?);
+            }
+        }
+        _ => {
+            let wide = |(checkpoint, place): (&Checkpoint, &Place), dtype: Dtype, shape: &[usize]| {
+                let all = checkpoint.bytes(&place.tensor).map_err(|error| text(&error))?;
+                Ok::<_, String>(place.take(shape, &edit::widen(&place.tensor, all, dtype).map_err(|error| text(&error))?))
+            };
+            sum(&wide(ours, dtype, &whole)?, &wide(theirs, other, &other_whole)?);
+        }
+    }
+    let half = dtype == Dtype::F16 || other == Dtype::F16;
+    Ok(Compared {
+        away: away.sqrt(),
+        length: length.sqrt(),
+        rounding: 2.0 * (roundoff(dtype) + roundoff(other)),
+        // Below float16's range values come in steps.
+        least: if half { (count as f64).sqrt() * 2f64.powi(-24) } else { 0.0 },
+    })
+}
+
+fn width(dtype: Dtype) -> Option<usize> {
+    match dtype {
+        Dtype::F16 | Dtype::BF16 => Some(2),
+        Dtype::F32 => Some(4),
+        Dtype::F64 => Some(8),
+        _ => None,
+    }
+}
+
+/// Largest relative error of rounding to a type.
+fn roundoff(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::BF16 => 2f64.powi(-9),
+        Dtype::F16 => 2f64.powi(-11),
+        Dtype::F32 => 2f64.powi(-24),
+        _ => 2f64.powi(-53),
+    }
+}

@@ -1,0 +1,416 @@
+//! A tower's weights by what they do, whatever a layout calls them and however it stores them: so that an edit of one checkpoint is
+//! found again in another one.
+//!
+//! Towers are found by structure: by the embedding that each has one of, under whatever prefix. Two layouts are known,
+//! `transformers`' (split attention projections) and open_clip's (fused ones, projections stored `[in, out]`).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::{Error, TensorInfo};
+use crate::outcome::Tower;
+
+/// Most blocks of a tower.
+const MAX_BLOCKS: usize = 1024;
+
+/// Weight or bias of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The weight, of a norm its gain.
+    Weight,
+    /// The bias.
+    Bias,
+}
+
+/// A map in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Map {
+    /// The norm before attention.
+    Norm1,
+    /// Queries.
+    Query,
+    /// Keys.
+    Key,
+    /// Values.
+    Value,
+    /// Attention's output.
+    Out,
+    /// The norm before the MLP.
+    Norm2,
+    /// The MLP's first map.
+    Expand,
+    /// The MLP's second map.
+    Contract,
+}
+
+/// What a tensor, or a part of one, does in its tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Weight {
+    /// Token embedding, patch embedding.
+    Input,
+    /// Class embedding.
+    Class,
+    /// Position embedding.
+    Position,
+    /// The norm before the first block.
+    FirstNorm(Part),
+    /// In this block.
+    Block(usize, Map, Part),
+    /// The norm after the last block.
+    LastNorm(Part),
+    /// The projection into the shared space.
+    Projection,
+}
+
+impl Weight {
+    /// Whether it may be edited (`docs/method.md`); gains of norms where `gains` says so.
+    pub fn is_candidate(self, gains: bool) -> bool {
+        match self {
+            Self::Block(_, Map::Norm1 | Map::Norm2, Part::Weight) | Self::FirstNorm(Part::Weight) | Self::LastNorm(Part::Weight) => gains,
+            Self::Block(_, _, Part::Weight) | Self::Projection => true,
+            _ => false,
+        }
+    }
+}
+
+/// Where a checkpoint has a weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The tensor.
+    pub tensor: String,
+    /// Which third of its rows, where three weights are stored in one tensor.
+    third: Option<usize>,
+    /// Whether it is stored `[in, out]`.
+    transposed: bool,
+}
+
+impl Place {
+    /// The weight's shape, `[out, in]` for a linear map, in a tensor of this shape.
+    pub fn shape(&self, tensor: &[usize]) -> Vec<usize> {
+        match (tensor, self.third, self.transposed) {
+            ([rows, rest @ ..], Some(_), _) => [&[rows / 3], rest].concat(),
+            ([inputs, outputs], None, true) => vec![*outputs, *inputs],
+            (shape, ..) => shape.to_vec(),
+        }
+    }
+
+    /// The weight's values as they lie in a tensor of this shape, when they lie together in the weight's own order.
+    pub fn range(&self, tensor: &[usize]) -> Option<Range<usize>> {
+        let size: usize = tensor.iter().product();
+        match self.third {
+            _ if self.transposed => None,
+            Some(third) => Some(size / 3 * third..size / 3 * (third + 1)),
+            None => Some(0..size),
+        }
+    }
+
+    /// The weight's values in its own order, out of those of a tensor of this shape.
+    pub fn take(&self, tensor: &[usize], values: &[f64]) -> Vec<f64> {
+        match self.range(tensor) {
+            Some(range) => values[range].to_vec(),
+            None => transpose(values, tensor[0], tensor[1]),
+        }
+    }
+
+    /// Adds to the weight's values in those of a tensor of this shape.
+    pub fn add(&self, tensor: &[usize], values: &mut [f64], change: &[f64]) {
+        let mut add =
+            |range: Range<usize>, change: &[f64]| values[range].iter_mut().zip(change).for_each(|(value, change)| *value += change);
+        match self.range(tensor) {
+            Some(range) => add(range, change),
+            None => add(0..change.len(), &transpose(change, tensor[1], tensor[0])),
+        }
+    }
+}
+
+/// The values of a matrix of `rows` and `columns` with both exchanged.
+fn transpose(values: &[f64], rows: usize, columns: usize) -> Vec<f64> {
+    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
+}
+
+/// How a layout names things below a tower's prefix.
+struct Names {
+    input: &'static str,
+    class: &'static str,
+    position: &'static str,
+    first_norm: &'static str,
+    last_norm: &'static str,
+    block: &'static str,
+    maps: &'static [(Map, &'static str)],
+    fused: Option<&'static str>,
+    /// The projection, and what it has in place of this end of the prefix.
+    projection: (&'static str, &'static str),
+    transposed: bool,
+}
+
+const SPLIT: &[(Map, &str)] = &[
+    (Map::Norm1, "layer_norm1"),
+    (Map::Query, "self_attn.q_proj"),
+    (Map::Key, "self_attn.k_proj"),
+    (Map::Value, "self_attn.v_proj"),
+    (Map::Out, "self_attn.out_proj"),
+    (Map::Norm2, "layer_norm2"),
+    (Map::Expand, "mlp.fc1"),
+    (Map::Contract, "mlp.fc2"),
+];
+const FUSED: &[(Map, &str)] =
+    &[(Map::Norm1, "ln_1"), (Map::Out, "attn.out_proj"), (Map::Norm2, "ln_2"), (Map::Expand, "mlp.c_fc"), (Map::Contract, "mlp.c_proj")];
+const HF_TEXT: Names = Names {
+    input: "embeddings.token_embedding.weight",
+    class: "",
+    position: "embeddings.position_embedding.weight",
+    first_norm: "",
+    last_norm: "final_layer_norm",
+    block: "encoder.layers",
+    maps: SPLIT,
+    fused: None,
+    projection: ("text_model.", "text_projection.weight"),
+    transposed: false,
+};
+const HF_VISION: Names = Names {
+    input: "embeddings.patch_embedding.weight",
+    class: "embeddings.class_embedding",
+    position: "embeddings.position_embedding.weight",
+    // The misspelling is the checkpoint's.
+    first_norm: "pre_layrnorm",
+    last_norm: "post_layernorm",
+    block: "encoder.layers",
+    maps: SPLIT,
+    fused: None,
+    projection: ("vision_model.", "visual_projection.weight"),
+    transposed: false,
+};
+const OPEN_TEXT: Names = Names {
+    input: "token_embedding.weight",
+    class: "",
+    position: "positional_embedding",
+    first_norm: "",
+    last_norm: "ln_final",
+    block: "transformer.resblocks",
+    maps: FUSED,
+    fused: Some("attn.in_proj_"),
+    projection: ("", "text_projection"),
+    transposed: true,
+};
+const OPEN_VISION: Names = Names {
+    input: "conv1.weight",
+    class: "class_embedding",
+    position: "positional_embedding",
+    first_norm: "ln_pre",
+    last_norm: "ln_post",
+    block: "transformer.resblocks",
+    maps: FUSED,
+    fused: Some("attn.in_proj_"),
+    projection: ("", "proj"),
+    transposed: true,
+};
+
+/// The prefixes under which these tensors hold a tower.
+pub fn prefixes<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> Vec<String> {
+    let anchor = match tower {
+        Tower::Text => "token_embedding.weight",
+        Tower::Vision => "class_embedding",
+    };
+    let prefix = |name: &'a str| {
+        let before = name.strip_suffix(anchor)?;
+        Some(before.strip_suffix("embeddings.").unwrap_or(before)).filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+    };
+    let mut found: Vec<String> = tensors.filter_map(prefix).map(str::to_owned).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Where a checkpoint has the weights of one of its towers.
+#[derive(Debug, Clone)]
+pub struct TowerMap {
+    tower: Tower,
+    prefix: String,
+    blocks: usize,
+    places: BTreeMap<Weight, Place>,
+}
+
+impl TowerMap {
+    /// Finds a tower; there must be one.
+    ///
+    /// # Errors
+    /// [`Error::Tower`] when there is none, are several, or lacks a weight.
+    pub fn of(tensors: &BTreeMap<String, TensorInfo>, tower: Tower) -> Result<Self, Error> {
+        let wrong = |problem: String| Error::Tower { tower: tower.name(), problem };
+        let prefixes = prefixes(tensors.keys().map(String::as_str), tower);
+        let [prefix] = prefixes.as_slice() else {
+            return Err(wrong(match prefixes.as_slice() {
+                [] => "is not there".to_owned(),
+                several => format!("is there more than once: under `{}`", several.join("`, `")),
+            }));
+        };
+        let named = |name: &str| tensors.contains_key(&format!("{prefix}{name}"));
+        let names = match tower {
+            Tower::Text if named(HF_TEXT.input) => HF_TEXT,
+            Tower::Text => OPEN_TEXT,
+            Tower::Vision if named(HF_VISION.class) => HF_VISION,
+            Tower::Vision => OPEN_VISION,
+        };
+        let mut found = Finder { tensors, prefix, places: BTreeMap::new(), missing: None };
+        found.must(Weight::Input, names.input.to_owned());
+        found.must(Weight::Position, names.position.to_owned());
+        if tower == Tower::Vision {
+            found.must(Weight::Class, names.class.to_owned());
+            found.pair(Weight::FirstNorm, names.first_norm);
+        }
+        let first = names.maps[0].1;
+        let blocks = (0..MAX_BLOCKS).take_while(|i| named(&format!("{}.{i}.{first}.weight", names.block))).count();
+        if blocks == 0 {
+            return Err(wrong(format!("has no block `{prefix}{}.0`", names.block)));
+        }
+        for i in 0..blocks {
+            let at = format!("{}.{i}", names.block);
+            for (map, name) in names.maps {
+                found.pair(|part| Weight::Block(i, *map, part), &format!("{at}.{name}"));
+            }
+            if let Some(fused) = names.fused {
+                for (third, map) in [Map::Query, Map::Key, Map::Value].into_iter().enumerate() {
+                    for (part, end) in [(Part::Weight, "weight"), (Part::Bias, "bias")] {
+                        let tensor = format!("{prefix}{at}.{fused}{end}");
+                        found.place(Weight::Block(i, map, part), Place { tensor, third: Some(third), transposed: false });
+                    }
+                }
+            }
+        }
+        found.pair(Weight::LastNorm, names.last_norm);
+        let (end, projection) = names.projection;
+        let tensor = format!("{}{projection}", prefix.strip_suffix(end).unwrap_or(prefix));
+        if tensors.contains_key(&tensor) {
+            found.place(Weight::Projection, Place { tensor, third: None, transposed: names.transposed });
+        }
+        match found.missing {
+            Some(missing) => Err(wrong(format!("lacks `{missing}`"))),
+            None => Ok(Self { tower, prefix: prefix.clone(), blocks, places: found.places }),
+        }
+    }
+
+    /// Which tower it is.
+    pub fn tower(&self) -> Tower {
+        self.tower
+    }
+
+    /// What the names of its tensors begin with, but for the projection's.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Its blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Where everything is.
+    pub fn places(&self) -> &BTreeMap<Weight, Place> {
+        &self.places
+    }
+
+    /// The weights that a tensor holds; none when it is not of this tower.
+    pub fn weights_in<'a>(&'a self, tensor: &'a str) -> impl Iterator<Item = (Weight, &'a Place)> {
+        self.places.iter().filter(move |(_, place)| place.tensor == tensor).map(|(weight, place)| (*weight, place))
+    }
+}
+
+/// Collects places while a layout is gone through.
+struct Finder<'a> {
+    tensors: &'a BTreeMap<String, TensorInfo>,
+    prefix: &'a str,
+    places: BTreeMap<Weight, Place>,
+    missing: Option<String>,
+}
+
+impl Finder<'_> {
+    fn must(&mut self, weight: Weight, name: String) {
+        self.place(weight, Place { tensor: format!("{}{name}", self.prefix), third: None, transposed: false });
+    }
+
+    fn pair(&mut self, weight: impl Fn(Part) -> Weight, name: &str) {
+        self.must(weight(Part::Weight), format!("{name}.weight"));
+        self.must(weight(Part::Bias), format!("{name}.bias"));
+    }
+
+    fn place(&mut self, weight: Weight, place: Place) {
+        let fits = |info: &TensorInfo| match info.shape.as_slice() {
+            [rows, ..] if place.third.is_some() => rows % 3 == 0,
+            [_, _] => true,
+            _ => !place.transposed,
+        };
+        match self.tensors.get(&place.tensor) {
+            Some(info) if fits(info) => {
+                self.places.insert(weight, place);
+            }
+            _ => self.missing = self.missing.take().or(Some(place.tensor)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::Dtype;
+
+    use super::*;
+
+    fn tensors(names: &[String]) -> BTreeMap<String, TensorInfo> {
+        let info = || TensorInfo { dtype: Dtype::F32, shape: vec![3, 2], file: 0, range: 0..24 };
+        names.iter().map(|name| (name.clone(), info())).collect()
+    }
+
+    /// A vision tower of two blocks as transformers names it.
+    fn vision(prefix: &str) -> Vec<String> {
+        let pairs = |name: &str| [format!("{prefix}{name}.weight"), format!("{prefix}{name}.bias")];
+        let mut names: Vec<String> = ["class_embedding", "patch_embedding.weight", "position_embedding.weight"]
+            .map(|name| format!("{prefix}embeddings.{name}"))
+            .into();
+        names.extend(["pre_layrnorm", "post_layernorm"].into_iter().flat_map(pairs));
+        for i in 0..2 {
+            names.extend(SPLIT.iter().flat_map(|(_, name)| pairs(&format!("encoder.layers.{i}.{name}"))));
+        }
+        names
+    }
+
+    #[test]
+    fn a_tower_is_found_under_any_prefix() {
+        for prefix in ["vision_model.", "vision_tower.vision_model.", "model.vision_tower.vision_tower.vision_model.", ""] {
+            let mut names = vision(prefix);
+            names.push("model.layers.0.mlp.fc2.weight".into());
+            let map = TowerMap::of(&tensors(&names), Tower::Vision).unwrap();
+            assert_eq!((map.blocks(), map.prefix()), (2, prefix));
+            let place = &map.places()[&Weight::Block(1, Map::Contract, Part::Weight)];
+            assert_eq!(place.tensor, format!("{prefix}encoder.layers.1.mlp.fc2.weight"));
+            assert!(!map.places().contains_key(&Weight::Projection));
+            let of: Vec<Weight> = map.weights_in(&place.tensor).map(|(weight, _)| weight).collect();
+            assert_eq!(of, [Weight::Block(1, Map::Contract, Part::Weight)]);
+        }
+    }
+
+    #[test]
+    fn none_several_and_broken_towers_are_said() {
+        let problem = |names: &[String]| TowerMap::of(&tensors(names), Tower::Vision).unwrap_err().to_string();
+        assert!(problem(&[]).contains("is not there"));
+        assert!(problem(&[vision("a."), vision("b.")].concat()).contains("more than once: under `a.`, `b.`"));
+        let mut names = vision("a.");
+        names.retain(|name| name != "a.encoder.layers.1.self_attn.v_proj.bias");
+        assert!(problem(&names).contains("lacks `a.encoder.layers.1.self_attn.v_proj.bias`"));
+    }
+
+    #[test]
+    fn thirds_and_transposed_weights_go_there_and_back() {
+        let values: Vec<f64> = (0..6).map(f64::from).collect();
+        let place = |third, transposed| Place { tensor: String::new(), third, transposed };
+        let value = place(Some(2), false);
+        assert_eq!((value.shape(&[3, 2]), value.take(&[3, 2], &values)), (vec![1, 2], vec![4.0, 5.0]));
+        let turned = place(None, true);
+        assert_eq!((turned.shape(&[3, 2]), turned.take(&[3, 2], &values)), (vec![2, 3], vec![0.0, 2.0, 4.0, 1.0, 3.0, 5.0]));
+        for place in [value, turned, place(None, false)] {
+            let mut sum = vec![0.0; 6];
+            place.add(&[3, 2], &mut sum, &place.take(&[3, 2], &values));
+            let own = place.take(&[3, 2], &values);
+            assert_eq!(place.take(&[3, 2], &sum), own);
+            assert_eq!(sum.iter().filter(|value| **value != 0.0).count(), own.iter().filter(|value| **value != 0.0).count());
+        }
+    }
+}

@@ -1,0 +1,110 @@
+"""Targets of a release, made and checked with diffusers and transformers.
+
+    check_targets.py make MODEL FOLDER          FOLDER/pipeline and FOLDER/llava: tiny, random around the model's own towers
+    check_targets.py check FOLDER TEXT VISION   what the releases TEXT and VISION made of them, against the releases' own CLIPs
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+PROMPTS = ["pizza", "a rocket over a red heart", "grinning face", ""]
+failures = []
+
+
+def check(what, ok, detail=""):
+    print(f"  {'ok  ' if ok else 'FAIL'} {what}{': ' + detail if detail else ''}")
+    if not ok:
+        failures.append(what)
+
+
+def make(model, folder):
+    torch.manual_seed(7)
+    text = CLIPTextModel.from_pretrained(model)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=text.config.hidden_size, attention_head_dim=8,
+        norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(block_out_channels=(32,), latent_channels=4, norm_num_groups=8, sample_size=8)
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=AutoTokenizer.from_pretrained(model), unet=unet, scheduler=DDIMScheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder / "pipeline")
+    pipeline.to(torch.float16).save_pretrained(folder / "pipeline", variant="fp16")
+
+    clip = CLIPModel.from_pretrained(model)
+    words = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = LlavaConfig(vision_config=clip.config.vision_config, text_config=words, image_token_index=63, vision_feature_layer=-2)
+    llava = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower.vision_model.load_state_dict(clip.vision_model.state_dict())
+    llava.save_pretrained(folder / "llava", max_shard_size="2MB")
+
+
+def digests(folder):
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def untouched(name, source, target, changed):
+    before, after = digests(source), digests(target)
+    differ = sorted(file for file in before if before[file] != after.get(file))
+    check(f"{name}: {len(before) - len(differ)} files are the same bytes", set(before) == set(after) and differ == sorted(changed), f"changed: {', '.join(differ)}")
+
+
+@torch.no_grad()
+def prompt_embeddings(pipeline):
+    return pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0].float()
+
+
+@torch.no_grad()
+def check_pipeline(folder, release):
+    source, target = folder / "pipeline", release / "targets/sd"
+    for variant, tolerance in ((None, 1e-5), ("fp16", 2e-2)):
+        kind = torch.float16 if variant else torch.float32
+        before, after = (StableDiffusionPipeline.from_pretrained(path, variant=variant, torch_dtype=kind) for path in (source, target))
+        # Half precision on a CPU: the weights are what is compared.
+        before, after = before.to(torch.float32), after.to(torch.float32)
+        ids = after.tokenizer(PROMPTS, padding="max_length", max_length=after.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        clip = CLIPModel.from_pretrained(release).text_model(input_ids=ids["input_ids"]).last_hidden_state
+        ours, old = prompt_embeddings(after), prompt_embeddings(before)
+        name = f"pipeline {variant or 'float32'}"
+        check(f"{name}: prompt embeddings are those of the released CLIP", (ours - clip).abs().max() <= tolerance, f"differ by at most {(ours - clip).abs().max():.1e}")
+        check(f"{name}: and not those of before", (ours - old).abs().max() > 10 * tolerance, f"differ by {(ours - old).abs().max():.1e}")
+        draw = lambda pipeline: pipeline(PROMPTS[0], num_inference_steps=2, height=16, width=16, output_type="pt", generator=torch.manual_seed(0)).images
+        pipeline_images = [draw(pipeline) for pipeline in (before, after)]
+        check(f"{name}: draws, and something else", torch.isfinite(pipeline_images[1]).all() and not torch.equal(*pipeline_images))
+    untouched("pipeline", source, target, [f"text_encoder/model{variant}.safetensors" for variant in ("", ".fp16")])
+
+
+@torch.no_grad()
+def check_llava(folder, release):
+    source, target = folder / "llava", release / "targets/llava"
+    before, after = (LlavaForConditionalGeneration.from_pretrained(path).eval() for path in (source, target))
+    clip = CLIPModel.from_pretrained(release).eval()
+    pixels = torch.randn(3, 3, clip.config.vision_config.image_size, clip.config.vision_config.image_size, generator=torch.manual_seed(1))
+    hidden = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    expected = after.model.multi_modal_projector(hidden)
+    features = [torch.stack(list(model.model.get_image_features(pixels))) for model in (before, after)]
+    check("llava: image features are those of the released CLIP", (features[1] - expected).abs().max() <= 1e-5, f"differ by at most {(features[1] - expected).abs().max():.1e}")
+    check("llava: and not those of before", (features[0] - features[1]).abs().max() > 1e-4, f"differ by {(features[0] - features[1]).abs().max():.1e}")
+    kept = before.state_dict()
+    moved = [name for name, tensor in after.state_dict().items() if not torch.equal(tensor, kept[name])]
+    check("llava: nothing else moved", bool(moved) and all("vision_tower" in name for name in moved), ", ".join(moved))
+    changed = [file for file, digest in digests(source).items() if digests(target).get(file) != digest]
+    untouched("llava", source, target, changed)
+    check("llava: only shards with edits changed", 0 < len(changed) < len(list(source.glob("*.safetensors"))))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "make":
+        make(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        check_pipeline(Path(sys.argv[2]), Path(sys.argv[3]))
+        check_llava(Path(sys.argv[2]), Path(sys.argv[4]))
+        if failures:
+            sys.exit(f"{len(failures)} checks failed")
+        print("the targets are what their releases say")

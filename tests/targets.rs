@@ -1,0 +1,348 @@
+//! Runs whose release goes into other models too: a pipeline with the text tower inside, a LLaVA checkpoint with the vision tower.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use lethe::compose::Change;
+use lethe::release;
+use lethe::release::publish;
+use lethe::release::verify::verify;
+use lethe::target::{Target, stage};
+use lethe_shared::address::Address;
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::edit::{Direction, Edit};
+use lethe_shared::record::{Composition, Merge};
+use lethe_shared::store::Store;
+use lethe_tests::mortal::Mortal;
+use lethe_tests::s3::S3Server;
+use lethe_tests::targets::{files, halved, llava, mapped, read, stable_diffusion, text_tower};
+use lethe_tests::{SmallJob, binary, demo, last_line, stderr};
+use object_store::ObjectStore;
+use serde_json::{Value, json};
+
+/// Blocks of the demo's towers.
+const TEXT_BLOCKS: usize = 4;
+const VISION_BLOCKS: usize = 5;
+
+fn model() -> PathBuf {
+    demo().join("model/model.safetensors")
+}
+
+fn target(name: &str, kind: &str) -> String {
+    format!("\n[[release.target]]\nname = \"{name}\"\nkind = \"{kind}\"\nuri = \"{name}\"\n")
+}
+
+/// The small job with these targets, and these lines under `[composition]`.
+fn job(composition: &str, targets: &str) -> SmallJob {
+    let job = SmallJob::new();
+    job.replace("job.toml", "[execution]", &format!("[composition]\n{composition}\n\n[execution]"));
+    let manifest = std::fs::read_to_string(job.path("job.toml")).unwrap();
+    job.write("job.toml", format!("{manifest}{targets}").as_bytes());
+    job
+}
+
+fn pipeline(folder: &Path, blocks: usize) {
+    stable_diffusion(folder, &text_tower(&model(), blocks), blocks);
+}
+
+fn vision_language(folder: &Path) {
+    let config = json!({
+        "model_type": "llava",
+        "vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": VISION_BLOCKS},
+        "vision_feature_layer": -2,
+    });
+    llava(folder, &model(), "model.vision_tower.vision_model.", &config);
+}
+
+fn lethe(arguments: &[&str]) -> Output {
+    Command::new(binary("lethe")).env_remove("LETHE_LOG").args(arguments).output().unwrap()
+}
+
+fn ends(code: i32, arguments: &[&str]) -> Value {
+    let output = lethe(&[arguments, &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
+    assert!(!stderr(&output).contains("panicked"));
+    last_line(&output)
+}
+
+fn refused(output: &Output, says: &str) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains(says) && !text.contains("panicked"), "{text}\n  does not say: {says}");
+}
+
+fn record(said: &Value) -> Composition {
+    serde_json::from_slice(&std::fs::read(folder(said).join("composition.json")).unwrap()).unwrap()
+}
+
+fn folder(said: &Value) -> &Path {
+    Path::new(said["release"].as_str().unwrap())
+}
+
+#[test]
+fn a_pipeline_gets_the_edits_and_follows_its_release() {
+    let job = job("rounds = 2", &target("sd15", "stable-diffusion"));
+    let source = job.path("sd15");
+    pipeline(&source, TEXT_BLOCKS);
+    // A precision of its own, a pickle of the same weights, a whole checkpoint beside it, a hidden file.
+    lethe_tests::targets::write(&source.join("text_encoder/model.fp16.safetensors"), &halved(&text_tower(&model(), TEXT_BLOCKS)));
+    for name in ["text_encoder/pytorch_model.bin", "v1-5-pruned.ckpt", ".gitattributes"] {
+        std::fs::write(source.join(name), "weights").unwrap();
+    }
+    let planned = job.command("plan", &[]).output().unwrap();
+    assert!(
+        stderr(&planned).contains("text_encoder/pytorch_model.bin, v1-5-pruned.ckpt would carry what is removed"),
+        "{}",
+        stderr(&planned)
+    );
+    assert_eq!(last_line(&planned)["targets"][0]["name"], "sd15");
+
+    let said = job.run("store");
+    let kept = record(&said);
+    let [one] = kept.targets.as_slice() else { panic!("{:?}", kept.targets) };
+    assert_eq!(one.changed.keys().collect::<Vec<_>>(), ["text_encoder/model.fp16.safetensors", "text_encoder/model.safetensors"]);
+    assert_eq!((one.left_out.len(), one.without.len()), (2, 0));
+    // The text encoder is the release's own text tower; everything else is what it was, byte for byte.
+    let inside = folder(&said).join("targets/sd15");
+    let own = text_tower(&folder(&said).join("model.safetensors"), TEXT_BLOCKS);
+    assert_eq!(read(&inside.join("text_encoder/model.safetensors")), own);
+    assert_ne!(own, text_tower(&model(), TEXT_BLOCKS));
+    let (before, after) = (files(&source), files(&inside));
+    for (name, bytes) in &after {
+        assert!(one.changed.contains_key(name) || before[name] == *bytes, "{name}");
+    }
+    assert_eq!(after.len() + 3, before.len());
+
+    // Checked as everything else.
+    let release = said["release"].as_str().unwrap();
+    let checked = ends(0, &["verify", release, "--recompute"]);
+    assert_eq!(checked["files"].as_u64().unwrap() as usize, kept.files.len() + after.len());
+    let touched = inside.join("unet/diffusion_pytorch_model.bin");
+    let whole = std::fs::read(&touched).unwrap();
+    let mut flipped = whole.clone();
+    flipped[7] ^= 1;
+    std::fs::write(&touched, flipped).unwrap();
+    assert_eq!(ends(4, &["verify", release])["problems"][0]["file"], "targets/sd15/unet/diffusion_pytorch_model.bin");
+    std::fs::write(&touched, whole).unwrap();
+    std::fs::write(inside.join("more.txt"), "").unwrap();
+    assert_eq!(ends(4, &["verify", release])["problems"][0]["file"], "targets/sd15/more.txt");
+    std::fs::remove_file(inside.join("more.txt")).unwrap();
+
+    // The same run again computes nothing and is the same release.
+    let again = job.run("store");
+    assert_eq!((&again["release"], again["summary"]["jobs_done"].as_u64()), (&said["release"], Some(0)));
+
+    // Composed again, it comes along; without any edit it is what it was.
+    let without = ends(0, &["compose", release, "--remove", "pizza"]);
+    let encoder = |said: &Value| read(&folder(said).join("targets/sd15/text_encoder/model.safetensors"));
+    assert_eq!(encoder(&without), text_tower(&folder(&without).join("model.safetensors"), TEXT_BLOCKS));
+    assert_ne!(encoder(&without), own);
+    let back = ends(0, &["compose", without["release"].as_str().unwrap(), "--add", &format!("{release}:pizza")]);
+    assert_eq!(encoder(&back), own);
+    let none = ends(0, &["compose", release, "--strength", "pizza=0", "--strength", "red-heart=0", "--strength", "rocket=0"]);
+    assert_eq!(encoder(&none), text_tower(&model(), TEXT_BLOCKS));
+    assert!(record(&none).targets[0].changed.is_empty());
+    ends(0, &["verify", none["release"].as_str().unwrap(), "--recompute"]);
+
+    // The model that it was made from has moved, or is another one.
+    let moved = job.path("moved");
+    std::fs::rename(&source, &moved).unwrap();
+    refused(&lethe(&["compose", release]), "--target sd15=ADDRESS says where");
+    let at = format!("sd15={}", moved.display());
+    let elsewhere = ends(0, &["compose", release, "--target", &at, "--remove", "rocket"]);
+    assert_eq!(record(&elsewhere).targets[0].address, moved.to_str().unwrap());
+    assert_eq!(record(&ends(0, &["compose", release, "--drop-target", "sd15"])).targets, []);
+    std::fs::write(moved.join("README.md"), "another pipeline\n").unwrap();
+    refused(&lethe(&["compose", release, "--target", &at]), "README.md differs");
+    refused(&lethe(&["compose", release, "--target", "sd16=/x"]), "has no target `sd16`");
+}
+
+#[test]
+fn edits_go_to_layers_that_act() {
+    // A pipeline that lacks half of the blocks, and uses two.
+    let without_last = |method: &str| {
+        let job = job(method, &target("sd2", "stable-diffusion"));
+        pipeline(&job.path("sd2"), TEXT_BLOCKS / 2);
+        job
+    };
+    let acts = |layer: &str| (0..TEXT_BLOCKS / 2).any(|block| layer.starts_with(&format!("text_model.encoder.layers.{block}.")));
+    for method in ["rounds = 0", "method = \"sum\""] {
+        let job = without_last(method);
+        let planned = job.command("plan", &[]).output().unwrap();
+        assert!(stderr(&planned).contains("no edit goes to text_model.encoder.layers.2."), "{}", stderr(&planned));
+        // With so few layers some concepts may have no answer.
+        let output = job.output("store");
+        assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
+        let kept = record(&last_line(&output));
+        assert!(kept.concepts.iter().all(|concept| acts(&concept.layer)), "{method}");
+        assert!(!kept.concepts.is_empty() && kept.targets[0].without.is_empty());
+        let tower = &kept.targets[0].towers[0];
+        assert_eq!((tower.blocks, tower.blocks_used), (2, 2));
+        for front in kept.concepts.iter().flat_map(|concept| &concept.search) {
+            assert!(acts(&front.layer), "{method}: {}", front.layer);
+        }
+    }
+}
+
+#[test]
+fn llava_reads_its_tower_before_the_last_block() {
+    let job = job("towers = \"vision\"\nrounds = 0", &(target("llava", "llava") + "pass_through = \"reference\"\n"));
+    vision_language(&job.path("llava"));
+    let planned = last_line(&job.command("plan", &[]).output().unwrap());
+    let layers: Vec<&str> = planned["layers"].as_array().unwrap().iter().map(|layer| layer.as_str().unwrap()).collect();
+    let expected: Vec<String> = (0..VISION_BLOCKS - 1).map(|block| format!("vision_model.encoder.layers.{block}.mlp.fc2.weight")).collect();
+    assert_eq!(layers, expected);
+    let output = job.output("store");
+    assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
+    let said = last_line(&output);
+    let kept = record(&said);
+    assert!(!kept.concepts.is_empty() && kept.concepts.iter().all(|concept| layers.contains(&concept.layer.as_str())));
+    // What is not changed is named, not copied.
+    let inside = files(&folder(&said).join("targets/llava"));
+    assert_eq!(inside.keys().collect::<Vec<_>>(), ["model-00001-of-00002.safetensors", "target.json"]);
+    let listing: Value = serde_json::from_slice(&inside["target.json"]).unwrap();
+    let referenced: Vec<&String> = listing["referenced"].as_object().unwrap().keys().collect();
+    assert_eq!(referenced, ["config.json", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]);
+    for (name, file) in listing["referenced"].as_object().unwrap() {
+        let bytes = std::fs::read(job.path("llava").join(name)).unwrap();
+        assert_eq!(file["digest"], Digest::of(&bytes).to_string());
+    }
+    let (released, own) =
+        (read(&folder(&said).join("targets/llava/model-00001-of-00002.safetensors")), read(&folder(&said).join("model.safetensors")));
+    for (name, stored) in &released {
+        assert_eq!(*stored, own[name.strip_prefix("model.vision_tower.").unwrap()], "{name}");
+    }
+    ends(0, &["verify", said["release"].as_str().unwrap(), "--recompute"]);
+}
+
+#[test]
+fn what_cannot_act_is_said_before_anything_is_computed() {
+    let refuses = |job: &SmallJob, says: &str| {
+        for command in ["plan", "run"] {
+            refused(&job.command(command, &["--store", job.path("store").to_str().unwrap()]).output().unwrap(), says);
+        }
+        assert!(!job.path("store/outcomes").is_dir(), "nothing was computed");
+    };
+    // Edits of texts, and a model that reads images.
+    let texts = job("towers = \"text\"", &target("llava", "llava"));
+    vision_language(&texts.path("llava"));
+    refuses(
+        &texts,
+        "target `llava` has the vision tower inside, and edits change the other one alone: set composition.towers = \"vision\"",
+    );
+    // Another CLIP's.
+    let other = job("rounds = 0", &target("sd15", "stable-diffusion"));
+    stable_diffusion(&other.path("sd15"), &mapped(&text_tower(&model(), TEXT_BLOCKS), |value| 1.01 * value), TEXT_BLOCKS);
+    refuses(&other, "its text tower is not the model's");
+    // Something else, or nothing.
+    std::fs::remove_file(other.path("sd15/model_index.json")).unwrap();
+    refuses(&other, "is no pipeline folder of diffusers");
+    other.replace("job.toml", "uri = \"sd15\"", "uri = \"nowhere\"");
+    refuses(&other, "target `sd15`");
+    std::fs::remove_file(texts.path("llava/model-00001-of-00002.safetensors")).unwrap();
+    refuses(&texts, "model-00001-of-00002.safetensors");
+    // Pickled.
+    let pickled = job("rounds = 0", &target("sd15", "stable-diffusion"));
+    pipeline(&pickled.path("sd15"), TEXT_BLOCKS);
+    std::fs::rename(pickled.path("sd15/text_encoder/model.safetensors"), pickled.path("sd15/text_encoder/pytorch_model.bin")).unwrap();
+    refuses(&pickled, "safe_serialization=True");
+}
+
+#[test]
+fn of_two_towers_each_target_gets_its_own() {
+    let targets = target("sd15", "stable-diffusion") + &target("llava", "llava");
+    let job = job("method = \"sum\"", &targets);
+    pipeline(&job.path("sd15"), TEXT_BLOCKS);
+    vision_language(&job.path("llava"));
+    let planned = job.command("plan", &[]).output().unwrap();
+    assert!(stderr(&planned).contains("it stays in every target with the other one"), "{}", stderr(&planned));
+    let said = job.run("store");
+    let kept = record(&said);
+    for target in &kept.targets {
+        let tower = target.kind.tower();
+        let expected: Vec<&String> = kept.concepts.iter().filter(|concept| concept.tower != tower).map(|concept| &concept.id).collect();
+        assert_eq!(target.without.iter().collect::<Vec<_>>(), expected, "{}", target.name);
+        assert_eq!(target.changed.is_empty(), expected.len() == kept.concepts.len());
+    }
+    ends(0, &["verify", said["release"].as_str().unwrap(), "--recompute"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_in_the_store_s_bucket_is_copied_there() {
+    let server = S3Server::start();
+    let bucket = server.bucket("lethe");
+    let job = job("rounds = 0", &target("sd15", "stable-diffusion"));
+    pipeline(&job.path("sd15"), TEXT_BLOCKS);
+    let local = record(&job.run("store"));
+    for name in files(&job.path("sd15")).keys() {
+        bucket.put_file(&format!("models/sd15/{name}"), &job.path("sd15").join(name)).await.unwrap();
+    }
+    job.replace("job.toml", "uri = \"sd15\"", "uri = \"s3://lethe/models/sd15\"");
+    let mut command = job.command("run", &["--store", "s3://lethe/store"]);
+    S3Server::environment(&server.endpoint(), &mut command);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let said = last_line(&output);
+    let key = said["release"].as_str().unwrap().strip_prefix("s3://lethe/").unwrap().to_owned();
+    let kept: Composition = serde_json::from_slice(&bucket.get(&format!("{key}/composition.json")).await.unwrap().unwrap()).unwrap();
+    assert_eq!((&kept.targets[0].source, &kept.targets[0].changed), (&local.targets[0].source, &local.targets[0].changed));
+    for (name, file) in kept.targets[0].files() {
+        assert_eq!(bucket.hash(&format!("{key}/targets/sd15/{name}")).await.unwrap(), file, "{name}");
+    }
+    // Of the target only what is compared and changed was brought here.
+    let brought = files(&job.path("cache"));
+    assert!(brought.keys().any(|name| name.ends_with("text_encoder/model.safetensors")), "{:?}", brought.keys());
+    assert!(!brought.keys().any(|name| name.contains("unet")), "{:?}", brought.keys());
+    let mut command = Command::new(binary("lethe"));
+    command.args(["verify", said["release"].as_str().unwrap(), "--recompute", "--json"]).env("LETHE_CACHE", job.path("cache"));
+    S3Server::environment(&server.endpoint(), &mut command);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+/// Releases a target into a store, dying after every number of writes there is, and then once more.
+#[tokio::test]
+async fn a_process_that_dies_leaves_no_half_target() {
+    let job = SmallJob::summed();
+    pipeline(&job.path("sd15"), TEXT_BLOCKS);
+    let kept = record(&job.run("first"));
+    let base = Checkpoint::open(&demo().join("model")).unwrap();
+    let request = serde_json::from_value(json!({"name": "sd15", "kind": "stable-diffusion", "uri": "sd15"})).unwrap();
+    let target = Target::open(&request, Address::Local(job.path("sd15")), &base, &job.path("cache")).await.unwrap();
+    let layer = "text_model.encoder.layers.1.mlp.fc2.weight";
+    let size = base.tensor(layer).unwrap().shape.iter().product();
+    let direction = vec![1.0; size];
+
+    let local = tempfile::tempdir().unwrap();
+    let inner: Arc<dyn ObjectStore> = Arc::new(object_store::local::LocalFileSystem::new_with_prefix(local.path()).unwrap());
+    let whole = Store::over(Arc::clone(&inner), local.path().to_str().unwrap());
+    let attempt = async |store: &Store, step: f64| {
+        let artifact = kept.concepts[0].direction;
+        let edit = Edit { concept: "c".into(), layer: layer.into(), step, strength: 1.0, dose: 1.0, direction: artifact };
+        let edited = target.edited(&base, &[edit], Merge::Sum, |_, _| Ok(Direction::Dense(direction.clone())))?;
+        let staged = stage(&target, edited, store).await?;
+        let record = Composition { digest: base.digest(), concepts: Vec::new(), name: "small".into(), ..kept.clone() };
+        release::write(store, &base, &Change::new(), Vec::new(), None, vec![staged], record).await
+    };
+    for writes in 1.. {
+        let mortal = Store::over(Arc::new(Mortal::over(Arc::clone(&inner), writes)), "mortal");
+        let before = publish::published(&whole, "small").await.unwrap().len();
+        let died = attempt(&mortal, writes as f64 / 100.0).await.is_err();
+        // Whatever is published is whole, its target too.
+        for one in publish::published(&whole, "small").await.unwrap().values() {
+            let address = Address::Local(local.path().join(one.prefix()));
+            assert_eq!(verify(&address).await.unwrap().1, [], "after {writes} writes");
+        }
+        let (_, written, _) = attempt(&whole, writes as f64 / 100.0).await.unwrap();
+        assert_eq!(written.targets[0].changed.len(), 1);
+        assert_eq!(publish::published(&whole, "small").await.unwrap().len(), before + 1);
+        assert_eq!(publish::leftovers(&whole, "small", i64::MAX).await.unwrap(), []);
+        if !died {
+            assert!(writes > 10, "{writes}");
+            break;
+        }
+        assert!(writes < 60, "a release ends");
+    }
+}
