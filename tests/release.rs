@@ -15,7 +15,7 @@ use lethe::failure::Failure;
 use lethe::release::publish::{self, LATEST, Published, Wanted};
 use lethe::release::read::Place;
 use lethe::release::verify::verify;
-use lethe::release::{self, RECORD};
+use lethe::release::{self, RECORD, Thumbnails};
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
@@ -306,7 +306,8 @@ impl Candidate {
     /// What a run does when all is measured.
     async fn publish(&self, store: &Store) -> std::result::Result<Published, Failure> {
         let checkpoint = Checkpoint::open(self.model.path()).unwrap();
-        let (_, _, published) = release::write(store, &checkpoint, &Change::new(), Vec::new(), None, self.record.clone()).await?;
+        let (_, _, published) =
+            release::write(store, &checkpoint, &Change::new(), Vec::new(), None, &Thumbnails::new(), self.record.clone()).await?;
         publish::advance(store, &published).await?;
         publish::promote(store, &published, "production").await?;
         Ok(published)
@@ -401,7 +402,7 @@ async fn of_many_publishers_each_gets_a_number_and_the_last_is_the_latest() {
     let published = futures::future::join_all(candidates.iter().map(|candidate| async {
         let checkpoint = Checkpoint::open(candidate.model.path()).unwrap();
         let change = Change::new();
-        let written = release::write(&store, &checkpoint, &change, Vec::new(), None, candidate.record.clone());
+        let written = release::write(&store, &checkpoint, &change, Vec::new(), None, &Thumbnails::new(), candidate.record.clone());
         let (_, _, published) = written.await.unwrap();
         publish::advance(&store, &published).await.unwrap();
         published.number

@@ -82,6 +82,8 @@ mod tests {
             composed: Some(measured),
             ranking: Vec::new(),
             search: Vec::new(),
+            said_before: None,
+            said_composed: None,
         }
     }
 

@@ -24,7 +24,7 @@ use crate::failure::Failure;
 use crate::recipe::{Part, Recipe};
 use crate::release::publish::Published;
 use crate::release::read::{Release, direction};
-use crate::release::{self, DirectionTensor, EDITS};
+use crate::release::{self, DirectionTensor, EDITS, Thumbnails};
 
 /// What is to be changed: first what is added, then what is left out, then strengths.
 #[derive(Debug, Default)]
@@ -368,11 +368,26 @@ impl Amended {
         let (recipe, edits) = self.edits();
         let change = self.compose(checkpoint, &edits)?;
         let (mut concepts, mut tensors) = (Vec::new(), Vec::new());
+        let (mut thumbnails, mut pictures) = (Thumbnails::new(), BTreeMap::new());
         for (edit, by_others) in edits.iter().zip(recipe.by_others()) {
             let member = &self.concepts[&edit.concept];
             let shape = &checkpoint.tensor(&edit.layer)?.shape;
             tensors.extend(DirectionTensor::of(&edit.concept, shape, self.direction(&edit.concept, shape)?));
-            concepts.push(ConceptRecord { strength: edit.strength, dose: edit.dose, by_others, composed: None, ..member.record.clone() });
+            concepts.push(ConceptRecord {
+                strength: edit.strength,
+                dose: edit.dose,
+                by_others,
+                composed: None,
+                said_composed: None,
+                ..member.record.clone()
+            });
+            let from = match pictures.entry(member.from.digest) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(member.from.thumbnails().await?),
+            };
+            if let Some(strip) = from.remove(&edit.concept) {
+                thumbnails.insert(edit.concept.clone(), strip);
+            }
             // What this release refers to is in its own store.
             if member.from.stored && member.from.store.name() != store.name() {
                 for artifact in [Some(member.record.direction), member.record.gradients].into_iter().flatten() {
@@ -392,6 +407,6 @@ impl Amended {
             concepts,
             ..parent.clone()
         };
-        release::write(store, checkpoint, &change, tensors, recipe.interference(), record).await
+        release::write(store, checkpoint, &change, tensors, recipe.interference(), &thumbnails, record).await
     }
 }

@@ -46,6 +46,13 @@ const CARD: &str = "README.md";
 /// The report's name in a release.
 const REPORT: &str = "report.html";
 
+/// The name of the concepts' thumbnails in a release: by id, the bytes of a JPEG as
+/// [`ConceptResult::thumbnails`](lethe_shared::outcome::ConceptResult::thumbnails) has them.
+pub const THUMBNAILS: &str = "thumbnails.safetensors";
+
+/// Thumbnails by concept: JPEG files.
+pub type Thumbnails = BTreeMap<String, Bytes>;
+
 /// A tensor of an edit's direction: the whole of it under the concept's id, or one of its factors, `ID.up` and `ID.down`.
 #[derive(Debug)]
 pub struct DirectionTensor {
@@ -86,6 +93,7 @@ pub async fn write(
     change: &Change,
     directions: Vec<DirectionTensor>,
     interference: Option<&Interference>,
+    thumbnails: &Thumbnails,
     mut record: Composition,
 ) -> Result<(String, Composition, Published), Failure> {
     let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
@@ -101,7 +109,12 @@ pub async fn write(
         names.push(INTERFERENCE.to_owned());
     }
     write_text(&folder.join(CARD), &card::render(&record))?;
-    write_text(&folder.join(REPORT), &report::render(&record))?;
+    if !thumbnails.is_empty() {
+        write_thumbnails(&folder.join(THUMBNAILS), thumbnails)?;
+        names.push(THUMBNAILS.to_owned());
+    }
+    let page = report::Source { record: &record, interference, thumbnails, run: None };
+    write_text(&folder.join(REPORT), &report::render(&page))?;
     names.extend([EDITS, CARD, REPORT].map(str::to_owned));
     names.sort();
     names.dedup();
@@ -145,6 +158,16 @@ fn write_interference(path: &Path, record: &Composition, interference: &Interfer
     // One key: several would stand in another order every time.
     let header = HashMap::from([(CONCEPTS.to_owned(), serde_json::to_string(&ids).map_err(Failure::input)?)]);
     serialize_to_file([(EFFECT, view)], Some(header), path).map_err(|error| Failure::Infrastructure(format!("{}: {error}", path.display())))
+}
+
+fn write_thumbnails(path: &Path, thumbnails: &Thumbnails) -> Result<(), Failure> {
+    let mut views = Vec::with_capacity(thumbnails.len());
+    for (id, bytes) in thumbnails {
+        let view =
+            TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map_err(|error| Failure::input(format!("{THUMBNAILS}: {error}")))?;
+        views.push((id.as_str(), view));
+    }
+    serialize_to_file(views, None, path).map_err(|error| local(path, std::io::Error::other(error)))
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), Failure> {

@@ -5,6 +5,7 @@ mod dead_letters;
 mod plan;
 mod reach;
 mod release;
+mod report;
 mod run;
 mod serve;
 mod status;
@@ -64,6 +65,8 @@ enum Command {
     DeadLetters(dead_letters::DeadLetters),
     /// Make a new release from what an old one stored: other strengths, concepts left out or added. No device is needed.
     Compose(compose::Compose),
+    /// Write the report of a run or a release: one page that needs nothing but a browser.
+    Report(report::Report),
     /// Check that a release is what was released, file by file.
     Verify(verify::Verify),
     /// Look after releases: list them, lead channels such as `production` to them and back.
@@ -140,6 +143,7 @@ pub fn main() -> ExitCode {
             Command::Cancel(options) => status::cancel(&options).await,
             Command::DeadLetters(options) => dead_letters::main(&options).await,
             Command::Compose(options) => compose::main(&options).await,
+            Command::Report(options) => report::main(&options).await,
             Command::Verify(options) => verify::main(&options).await,
             Command::Release(options) => release::main(&options).await,
             Command::Schema => print(&format!("{:#}", Manifest::schema())).map(|()| exit::DONE),

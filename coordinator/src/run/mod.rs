@@ -15,7 +15,7 @@ use bytes::Bytes;
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::job::{ArtifactRef, Job, JobId};
 use lethe_shared::manifest::{Required, Stop};
-use lethe_shared::outcome::{Accuracy, Chosen, Hits, Outcome, RankedLayer, TaskResult, Trial};
+use lethe_shared::outcome::{Accuracy, Answers, Chosen, Hits, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
 use lethe_shared::record::{self, Base, Composition, ConceptRecord, Measured, Missing, Utility};
 
@@ -30,7 +30,7 @@ use crate::merge;
 use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
 use crate::recipe::{Part, Recipe};
-use crate::release::{self, DirectionTensor, publish};
+use crate::release::{self, DirectionTensor, Thumbnails, publish};
 use crate::summary::{Phase, Report, Status, Summary};
 
 /// A run in progress.
@@ -68,6 +68,9 @@ struct Found<'a> {
     chosen: Chosen,
     /// Factors of its gradient at every layer of the run, where directions are corrected.
     gradients: Option<ArtifactRef>,
+    /// What the unedited model says of the forget images.
+    said: Option<Answers>,
+    thumbnails: Option<ArtifactRef>,
 }
 
 impl Found<'_> {
@@ -129,11 +132,17 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let (change, encoded) = run.compose(&edits.recipe.edits(), &directions).await?;
     let edited: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
     let evaluated = run.must("evaluate", &jobs::composed_evaluation(plan, &edited, encoded, classes)).await?;
-    let mut hits: BTreeMap<String, Hits> = evaluated.into_iter().filter_map(evaluation).flatten().collect();
+    let (mut hits, mut said) = (BTreeMap::new(), BTreeMap::new());
+    for outcome in evaluated {
+        let TaskResult::Evaluate(result) = outcome.result else { return Err(mismatch("evaluate")) };
+        hits.extend(result.items);
+        said.extend(result.answers);
+    }
     let composed = HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) };
 
     let began = Instant::now();
-    let record = make_record(plan, &change, &edits, &base, &composed, &hits)?;
+    let record = make_record(plan, &change, &edits, &base, &composed, &Forgotten { hits, said })?;
+    let thumbnails = fetch_thumbnails(plan, dispatcher, found).await?;
     let tensors = found
         .iter()
         .map(|found| {
@@ -143,9 +152,16 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
         })
         .collect::<Result<Vec<_>, Failure>>()?;
     dispatcher.check_claim().await?;
-    let (address, record, published) =
-        release::write(store, &plan.checkpoint, &change, tensors.into_iter().flatten().collect(), edits.recipe.interference(), record)
-            .await?;
+    let (address, record, published) = release::write(
+        store,
+        &plan.checkpoint,
+        &change,
+        tensors.into_iter().flatten().collect(),
+        edits.recipe.interference(),
+        &thumbnails,
+        record,
+    )
+    .await?;
     run.took("release", began);
 
     let summary = run.summarise(&record);
@@ -334,13 +350,30 @@ async fn fetch_directions(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'
     Ok(directions)
 }
 
+/// The files of all concepts' thumbnails; damaged ones are made again.
+async fn fetch_thumbnails(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<Thumbnails, Failure> {
+    let mut thumbnails = Thumbnails::new();
+    for found in found {
+        if let Some(strip) = &found.thumbnails {
+            thumbnails.insert(found.planned.concept.id.clone(), dispatcher.artifact(&plan.run, strip).await?);
+        }
+    }
+    Ok(thumbnails)
+}
+
+/// How the composed model fares on forget sets, by item.
+struct Forgotten {
+    hits: BTreeMap<String, Hits>,
+    said: BTreeMap<String, Answers>,
+}
+
 fn make_record(
     plan: &Plan,
     change: &Change,
     edits: &Edits<'_>,
     base: &HeldOut,
     composed: &HeldOut,
-    forget: &BTreeMap<String, Hits>,
+    forget: &Forgotten,
 ) -> Result<Composition, Failure> {
     let found = &edits.found;
     let solved = edits.recipe.parts().iter().zip(edits.recipe.by_others());
@@ -349,8 +382,8 @@ fn make_record(
         dose: edit.dose,
         by_others,
     });
-    let concepts = found.iter().zip(dosed).map(|(found, dosed)| concept_record(found, dosed, base, composed, forget)).collect();
     let names = plan.classes.names();
+    let concepts = found.iter().zip(dosed).map(|(found, dosed)| concept_record(found, dosed, base, composed, forget, names)).collect();
     let removed = found.iter().map(|found| found.planned.concept.class_index).collect();
     let fates = Fates { retained: plan.retains(), covered: &plan.covered, removed: &removed };
     let on = |before: &Option<Hits>, after: &Option<Hits>| {
@@ -389,12 +422,20 @@ struct Dosed {
     by_others: Option<f64>,
 }
 
-fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: &HeldOut, forget: &BTreeMap<String, Hits>) -> ConceptRecord {
+fn concept_record(
+    found: &Found<'_>,
+    dosed: Dosed,
+    base: &HeldOut,
+    composed: &HeldOut,
+    forget: &Forgotten,
+    names: &[String],
+) -> ConceptRecord {
     let (concept, answer) = (&found.planned.concept, &found.chosen.answer);
     let class = concept.class_index;
     let (before, alone) = measure::alone(found.before, &found.chosen, class, base.validation.as_ref());
     let empty = Hits::default();
-    let forget = forget.get(&jobs::forget_item(&concept.id)).unwrap_or(&empty);
+    let item = jobs::forget_item(&concept.id);
+    let hits = forget.hits.get(&item).unwrap_or(&empty);
     let layer = found.ranking.iter().find(|layer| layer.layer == answer.layer);
     ConceptRecord {
         id: concept.id.clone(),
@@ -416,7 +457,9 @@ fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: &He
         pairs: found.pairs,
         before,
         alone,
-        composed: Some(measure::composed(forget, class, composed.validation.as_ref())),
+        composed: Some(measure::composed(hits, class, composed.validation.as_ref())),
+        said_before: found.said.as_ref().map(|said| measure::said(said, names)),
+        said_composed: forget.said.get(&item).map(|said| measure::said(said, names)),
         ranking: found.ranking.clone(),
         search: found.search.clone(),
     }
