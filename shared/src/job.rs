@@ -10,7 +10,7 @@ use crate::digest::{Digest, NotADigest};
 use crate::manifest::Stop;
 
 /// Version of the algorithm: part of every job's id, raised whenever the same job would give another result.
-pub const ALGORITHM_VERSION: u32 = 4;
+pub const ALGORITHM_VERSION: u32 = 5;
 
 /// The name of a job: the digest of everything that determines its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
