@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-test test-deploy test-ecosystem bench bench-queue bench-curate lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-test test-report test-deploy test-ecosystem report-charts bench bench-queue bench-curate lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,6 +28,13 @@ setup-test: ## Fetch what tests drive: real S3 and Azure servers, two nats-serve
 test-deploy: setup setup-test ## Hold deploy/ and jobs/ against schemas, linters and running servers
 	@cargo build --release --locked
 	@tests/deploy.sh
+
+test-report: setup ## Use a release's report in headless Chromium, as a reader would (Debian: installs chromium)
+	@cargo build --release --locked
+	@tests/report/run.sh
+
+report-charts: ## Build the charts' library of reports anew (needs npm; what it makes is committed)
+	@deploy/report-charts.sh
 
 test-ecosystem: setup ## Check a release against transformers (fetches some gigabytes)
 	@tests/ecosystem/run.sh

@@ -9,7 +9,7 @@ use lethe::failure::Failure;
 use lethe::release::publish::{self, LATEST, Published, Wanted};
 use lethe::release::read::Place;
 use lethe::release::verify::verify;
-use lethe::release::{self, RECORD};
+use lethe::release::{self, Contents, RECORD, Thumbnails};
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
@@ -213,6 +213,11 @@ struct Candidate {
     record: Composition,
 }
 
+/// Of a release without concepts.
+fn contents<'a>(change: &'a Change, thumbnails: &'a Thumbnails) -> Contents<'a> {
+    Contents { change, directions: Vec::new(), interference: None, thumbnails, targets: Vec::new() }
+}
+
 impl Candidate {
     fn new(record: &Composition, value: f32) -> Self {
         let model = tempfile::tempdir().unwrap();
@@ -228,7 +233,7 @@ impl Candidate {
     async fn publish(&self, store: &Store) -> Result<Published, Failure> {
         let checkpoint = Checkpoint::open(self.model.path()).unwrap();
         let (_, _, published) =
-            release::write(store, &checkpoint, &Change::new(), Vec::new(), None, Vec::new(), self.record.clone()).await?;
+            release::write(store, &checkpoint, contents(&Change::new(), &Thumbnails::new()), self.record.clone()).await?;
         publish::advance(store, &published).await?;
         publish::promote(store, &published, "production").await?;
         Ok(published)
@@ -322,8 +327,8 @@ async fn of_many_publishers_each_gets_a_number_and_the_last_is_the_latest() {
     let candidates: Vec<Candidate> = (0..6).map(|number| Candidate::new(&record, number as f32)).collect();
     let published = futures::future::join_all(candidates.iter().map(|candidate| async {
         let checkpoint = Checkpoint::open(candidate.model.path()).unwrap();
-        let change = Change::new();
-        let written = release::write(&store, &checkpoint, &change, Vec::new(), None, Vec::new(), candidate.record.clone());
+        let (change, none) = (Change::new(), Thumbnails::new());
+        let written = release::write(&store, &checkpoint, contents(&change, &none), candidate.record.clone());
         let (_, _, published) = written.await.unwrap();
         publish::advance(&store, &published).await.unwrap();
         published.number

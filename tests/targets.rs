@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use lethe::compose::Change;
-use lethe::release;
+use lethe::release::{self, Contents, Thumbnails};
 use lethe::release::publish;
 use lethe::release::verify::verify;
 use lethe::target::{Target, stage};
@@ -324,7 +324,10 @@ async fn a_process_that_dies_leaves_no_half_target() {
         let edited = target.edited(&base, &[edit], Merge::Sum, |_, _| Ok(Direction::Dense(direction.clone())))?;
         let staged = stage(&target, edited, store).await?;
         let record = Composition { digest: base.digest(), concepts: Vec::new(), name: "small".into(), ..kept.clone() };
-        release::write(store, &base, &Change::new(), Vec::new(), None, vec![staged], record).await
+        let (change, thumbnails) = (Change::new(), Thumbnails::new());
+        let contents =
+            Contents { change: &change, directions: Vec::new(), interference: None, thumbnails: &thumbnails, targets: vec![staged] };
+        release::write(store, &base, contents, record).await
     };
     for writes in 1.. {
         let mortal = Store::over(Arc::new(Mortal::over(Arc::clone(&inner), writes)), "mortal");

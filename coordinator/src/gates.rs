@@ -115,6 +115,8 @@ pub(crate) mod tests {
             composed: Some(measured),
             ranking: Vec::new(),
             search: Vec::new(),
+            said_before: None,
+            said_composed: None,
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use lethe_shared::outcome::{Accuracy, Chosen, ClassHits, Hits};
-use lethe_shared::record::{Group, Measured, Retained, UtilityOn, WorstClass};
+use lethe_shared::outcome::{Accuracy, Answers, Chosen, ClassHits, Hits};
+use lethe_shared::record::{FirstClass, Group, Measured, Retained, Said, UtilityOn, WorstClass};
 use serde::{Deserialize, Serialize};
 
 /// Classes listed as worst.
@@ -36,6 +36,12 @@ pub fn composed(forget: &Hits, class: u32, validation: Option<&Hits>) -> Measure
         held_out: validation.and_then(|hits| hits.classes.get(&class).copied()),
         utility: None,
     }
+}
+
+/// What a model says, with the names of its classes.
+pub fn said(answers: &Answers, names: &[String]) -> Said {
+    let named = |&(class, images): &(u32, u32)| FirstClass { class: names.get(class as usize).cloned().unwrap_or_default(), images };
+    Said { similarity: answers.similarity, first: answers.first.iter().map(named).collect() }
 }
 
 /// What becomes of classes.

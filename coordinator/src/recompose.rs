@@ -25,7 +25,7 @@ use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::publish::Published;
 use crate::release::read::{Release, direction};
-use crate::release::{self, DirectionTensor, EDITS};
+use crate::release::{self, Contents, DirectionTensor, EDITS, Thumbnails};
 use crate::target::{self, Staged, Target};
 
 /// What is to be changed: first what is added, then what is left out, then strengths.
@@ -474,12 +474,28 @@ impl Amended {
         let (recipe, edits) = self.edits();
         let change = self.compose(checkpoint, &edits)?;
         let (mut concepts, mut tensors) = (Vec::new(), Vec::new());
+        let (mut thumbnails, mut pictures) = (Thumbnails::new(), BTreeMap::new());
         for (edit, by_others) in edits.iter().zip(recipe.by_others()) {
             let member = &self.concepts[&edit.concept];
             let shape = &checkpoint.tensor(&edit.layer)?.shape;
             tensors.extend(DirectionTensor::of(&edit.concept, shape, self.direction(&edit.concept, shape)?));
             let (strength, dose, run) = (edit.strength, edit.dose, member.foreign_run(&self.parent.record.run));
-            concepts.push(ConceptRecord { strength, dose, by_others, run, composed: None, ..member.record.clone() });
+            concepts.push(ConceptRecord {
+                strength,
+                dose,
+                by_others,
+                run,
+                composed: None,
+                said_composed: None,
+                ..member.record.clone()
+            });
+            let from = match pictures.entry(member.from.digest) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(member.from.thumbnails().await?),
+            };
+            if let Some(strip) = from.remove(&edit.concept) {
+                thumbnails.insert(edit.concept.clone(), strip);
+            }
             // What this release refers to is in its own store.
             if member.from.stored && member.from.store.name() != store.name() {
                 for artifact in [Some(member.record.direction), member.record.gradients].into_iter().flatten() {
@@ -509,6 +525,8 @@ impl Amended {
             concepts,
             ..parent.clone()
         };
-        release::write(store, checkpoint, &change, tensors, recipe.interference(), targets, record).await
+        let (interference, thumbnails) = (recipe.interference(), &thumbnails);
+        let contents = Contents { change: &change, directions: tensors, interference, thumbnails, targets };
+        release::write(store, checkpoint, contents, record).await
     }
 }

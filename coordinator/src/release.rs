@@ -50,6 +50,13 @@ const CARD: &str = "README.md";
 /// The report's name in a release.
 const REPORT: &str = "report.html";
 
+/// The name of the concepts' thumbnails in a release: by id, the bytes of a JPEG as
+/// [`ConceptResult::thumbnails`](lethe_shared::outcome::ConceptResult::thumbnails) has them.
+pub const THUMBNAILS: &str = "thumbnails.safetensors";
+
+/// Thumbnails by concept: JPEG files.
+pub type Thumbnails = BTreeMap<String, Bytes>;
+
 /// A tensor of an edit's direction: the whole of it under the concept's id, or one of its factors, `ID.up` and `ID.down`.
 #[derive(Debug)]
 pub struct DirectionTensor {
@@ -80,20 +87,32 @@ impl DirectionTensor {
     }
 }
 
-/// Writes a release, gives it its number, and returns its address. `record` is complete but for its files and targets; `interference` is
-/// of its concepts in their order.
+/// What a release is made of beside base and record.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// The changed tensors.
+    pub change: &'a Change,
+    /// Every edit's direction.
+    pub directions: Vec<DirectionTensor>,
+    /// What edits do to the record's concepts, in their order, where doses are solved.
+    pub interference: Option<&'a Interference>,
+    /// Pictures by concept.
+    pub thumbnails: &'a Thumbnails,
+    /// Other models with the edits in them.
+    pub targets: Vec<Staged<'a>>,
+}
+
+/// Writes a release, gives it its number, and returns its address. `record` is complete but for its files and targets.
 ///
 /// # Errors
 /// When the store or the folder for temporary files cannot be written; no half-written release becomes visible.
 pub async fn write(
     store: &Store,
     checkpoint: &Checkpoint,
-    change: &Change,
-    directions: Vec<DirectionTensor>,
-    interference: Option<&Interference>,
-    targets: Vec<Staged<'_>>,
+    contents: Contents<'_>,
     mut record: Composition,
 ) -> Result<(String, Composition, Published), Failure> {
+    let Contents { change, directions, interference, thumbnails, targets } = contents;
     let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
     let folder = staging.path();
     record.targets = targets.iter().map(|target| target.record.clone()).collect();
@@ -107,8 +126,13 @@ pub async fn write(
         write_interference(&folder.join(INTERFERENCE), &record, interference)?;
         names.push(INTERFERENCE.to_owned());
     }
+    if !thumbnails.is_empty() {
+        write_thumbnails(&folder.join(THUMBNAILS), thumbnails)?;
+        names.push(THUMBNAILS.to_owned());
+    }
     write_text(&folder.join(CARD), &card::render(&record, &names))?;
-    write_text(&folder.join(REPORT), &report::render(&record))?;
+    let page = report::Source { record: &record, interference, thumbnails, run: None };
+    write_text(&folder.join(REPORT), &report::render(&page))?;
     names.extend([EDITS, CARD, REPORT].map(str::to_owned));
     names.sort();
     names.dedup();
@@ -166,6 +190,16 @@ fn write_interference(path: &Path, record: &Composition, interference: &Interfer
 fn state(folder: &Path, name: &str, text: &str, record: &mut Composition) -> Result<(), Failure> {
     record.files.insert(name.to_owned(), ArtifactRef { digest: Digest::of(text.as_bytes()), bytes: text.len() as u64 });
     write_text(&folder.join(name), text)
+}
+
+fn write_thumbnails(path: &Path, thumbnails: &Thumbnails) -> Result<(), Failure> {
+    let mut views = Vec::with_capacity(thumbnails.len());
+    for (id, bytes) in thumbnails {
+        let view =
+            TensorView::new(Dtype::U8, vec![bytes.len()], bytes).map_err(|error| Failure::input(format!("{THUMBNAILS}: {error}")))?;
+        views.push((id.as_str(), view));
+    }
+    serialize_to_file(views, None, path).map_err(|error| local(path, std::io::Error::other(error)))
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), Failure> {

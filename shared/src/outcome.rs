@@ -124,6 +124,12 @@ pub struct DirectionResult {
     pub rank: u32,
     /// Largest ‖g − g'‖ / ‖g‖ of a factorisation g'.
     pub residual: f64,
+    /// What the unedited model says of the forget images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<Answers>,
+    /// The first forget images, small: see [`ConceptResult::thumbnails`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thumbnails: Option<ArtifactRef>,
 }
 
 /// What each edit does to each concept.
@@ -168,6 +174,21 @@ pub struct Accuracy {
     pub fa1: f64,
     /// FA@5.
     pub fa5: f64,
+}
+
+/// What a model says of images of one class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answers {
+    /// Mean cosine between the images and the text of their own class, to six decimals.
+    pub similarity: f64,
+    /// The classes that most often rank first, and on how many images; at most [`Answers::MOST`], most first, then in the list's order.
+    pub first: Vec<(u32, u32)>,
+}
+
+impl Answers {
+    /// Classes listed.
+    pub const MOST: usize = 3;
 }
 
 /// Zero-shot hits of one class.
@@ -289,6 +310,12 @@ pub struct ConceptResult {
     pub answers: Vec<LayerAnswer>,
     /// The edit; `None` when no layer on a front forgot within the budget.
     pub chosen: Option<Chosen>,
+    /// What the unedited model says of the forget images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<Answers>,
+    /// The first forget images, at most three, each cut to a square of 64 pixels, side by side in one JPEG.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thumbnails: Option<ArtifactRef>,
 }
 
 /// A concept's edit.
@@ -312,4 +339,7 @@ pub struct EvaluateResult {
     /// By item name: the best rank of the true class over the item's images, 0 for first. For items of one class.
     #[serde(default)]
     pub best: BTreeMap<String, u64>,
+    /// By item name: what the model says. For items of one class, unless edits have driven the model out of range.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub answers: BTreeMap<String, Answers>,
 }

@@ -292,10 +292,36 @@ pub struct ConceptRecord {
     /// With all edits at their strengths; absent where nobody measured it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<Measured>,
+    /// What the model said of the forget images before any edit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said_before: Option<Said>,
+    /// What it says with all edits at their strengths; absent where nobody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said_composed: Option<Said>,
     /// Every candidate layer.
     pub ranking: Vec<RankedLayer>,
     /// Every trial of the step search.
     pub search: Vec<Trial>,
+}
+
+/// What a model says of a concept's forget images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Said {
+    /// Mean cosine between the images and the text of the concept's class, to six decimals.
+    pub similarity: f64,
+    /// The classes that most often rank first, most first.
+    pub first: Vec<FirstClass>,
+}
+
+/// A class that ranks first on some images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirstClass {
+    /// Class name.
+    pub class: String,
+    /// Images it ranks first on.
+    pub images: u32,
 }
 
 /// How well a concept is still known.

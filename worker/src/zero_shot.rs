@@ -1,6 +1,8 @@
 //! Zero-shot classification: where the true class ranks among all class texts.
 
-use lethe_shared::outcome::{Accuracy, Hits};
+use std::collections::BTreeMap;
+
+use lethe_shared::outcome::{Accuracy, Answers, Hits};
 use tch::{Kind, Tensor};
 
 use crate::model::Error;
@@ -23,6 +25,28 @@ pub fn ranks(images: &Tensor, classes: &Tensor, labels: &Tensor) -> Result<Vec<i
     let earlier = scores.f_eq_tensor(&own)?.f_logical_and(&positions.f_lt_tensor(&column)?)?;
     let above = scores.f_gt_tensor(&own)?.f_logical_or(&earlier)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
     Ok(Vec::<i64>::try_from(above.f_to_device(tch::Device::Cpu)?)?)
+}
+
+/// What a model says of images `[n, d]` of one class, n > 0: the classes that rank first on most of them, and how near they are to
+/// their own. Of classes that score alike, the earlier ranks first.
+///
+/// # Errors
+/// When shapes do not fit, or an embedding is not finite.
+pub fn answers(images: &Tensor, classes: &Tensor, class: u32) -> Result<Answers, Error> {
+    let scores = images.f_matmul(&classes.f_transpose(0, 1)?)?;
+    let own = scores.f_select(1, i64::from(class))?.f_mean(Kind::Double)?.f_double_value(&[])?;
+    if !own.is_finite() {
+        return Err(Error::Tensor { tensor: "embeddings".into(), problem: "are not finite".into() });
+    }
+    let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+    for first in Vec::<i64>::try_from(scores.f_argmax(1, false)?.f_to_device(tch::Device::Cpu)?)? {
+        *counts.entry(first as u32).or_default() += 1;
+    }
+    let mut first: Vec<(u32, u32)> = counts.into_iter().collect();
+    first.sort_by_key(|&(class, images)| (std::cmp::Reverse(images), class));
+    first.truncate(Answers::MOST);
+    // Rounded: how passes are cut may change the last bits of embeddings.
+    Ok(Answers { similarity: (own * 1e6).round() / 1e6, first })
 }
 
 /// Top-1 and top-5 accuracy from [`ranks`], 0 to 1.
@@ -71,6 +95,17 @@ mod tests {
     fn a_collapsed_model_is_an_error_not_an_accuracy() {
         let classes = rows(&[1., f32::NAN], 2);
         assert!(ranks(&classes, &classes, &Tensor::from_slice(&[0i64])).is_err());
+    }
+
+    #[test]
+    fn answers_name_what_ranks_first_most_often() {
+        let classes = rows(&[1., 0., 0., 1., 0.6, 0.8, -1., 0.], 2);
+        let images = rows(&[1., 0., 0., 1., 0., 1., 0.6, 0.8, -1., 0.], 2);
+        let found = answers(&images, &classes, 2).unwrap();
+        // Classes 0, 2 and 3 rank first once each: the last is not listed.
+        assert_eq!(found.first, [(1, 2), (0, 1), (2, 1)]);
+        assert_eq!(found.similarity, 0.52);
+        assert!(answers(&images, &rows(&[1., f32::NAN], 2), 0).is_err());
     }
 
     #[test]

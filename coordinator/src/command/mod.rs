@@ -9,6 +9,7 @@ mod manual;
 mod plan;
 mod reach;
 mod release;
+mod report;
 mod run;
 mod serve;
 mod status;
@@ -79,6 +80,8 @@ enum Command {
     Compose(compose::Compose),
     /// Measure a release that `lethe compose` made: what is forgotten together, and what must stay. Gates then decide on it.
     Evaluate(evaluate::Evaluate),
+    /// Write the report of a run or a release: one page that needs nothing but a browser.
+    Report(report::Report),
     /// Check that a release is what was released, file by file.
     Verify(verify::Verify),
     /// Look after releases: list them, lead channels such as `production` to them and back.
@@ -181,6 +184,7 @@ pub fn main() -> ExitCode {
             Command::DeadLetters(options) => dead_letters::main(&options).await,
             Command::Compose(options) => compose::main(&options).await,
             Command::Evaluate(options) => evaluate::main(&options, cancel).await,
+            Command::Report(options) => report::main(&options).await,
             Command::Verify(options) => verify::main(&options).await,
             Command::Release(options) => release::main(&options).await,
             Command::Doctor(options) => doctor::main(&options).await,

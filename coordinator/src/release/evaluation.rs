@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use lethe_shared::digest::Digest;
-use lethe_shared::record::{Composition, Measured, ReleaseRef, Utility};
+use lethe_shared::record::{Composition, Measured, ReleaseRef, Said, Utility};
 use lethe_shared::store::{self, Store};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ pub struct Evaluation {
     pub digest: Digest,
     /// How well each of its concepts is still known, by id.
     pub concepts: BTreeMap<String, Measured>,
+    /// What the model says of each concept's forget images, by id; nothing where names are hashed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub said: BTreeMap<String, Said>,
     /// What must stay, before and after.
     pub utility: Utility,
 }
@@ -48,8 +51,11 @@ pub fn folder(release: &ReleaseRef) -> String {
 impl Evaluation {
     /// What was judged on a release.
     pub fn new(release: &Release, judgement: Judgement) -> Self {
-        let Judgement { concepts, utility, .. } = judgement;
-        Self { version: VERSION, release: release.reference(), digest: release.record.digest, concepts, utility }
+        let Judgement { concepts, mut said, utility, .. } = judgement;
+        if release.record.origin.as_ref().is_some_and(|origin| origin.hashed_names) {
+            said.clear();
+        }
+        Self { version: VERSION, release: release.reference(), digest: release.record.digest, concepts, said, utility }
     }
 
     /// The evaluation of a release, when there is one.
@@ -72,6 +78,7 @@ impl Evaluation {
     pub fn onto(&self, mut record: Composition) -> Composition {
         for concept in &mut record.concepts {
             concept.composed = self.concepts.get(&concept.id).copied();
+            concept.said_composed = self.said.get(&concept.id).cloned();
         }
         record.utility = self.utility.clone();
         record
@@ -85,7 +92,9 @@ impl Evaluation {
         let folder = folder(&self.release);
         let record = self.onto(release.record.clone());
         let files: Vec<String> = record.files.keys().cloned().collect();
-        for (name, text) in [("README.md", card::render(&record, &files)), ("report.html", report::render(&record))] {
+        let (recipe, thumbnails) = (release.recipe().await?, release.thumbnails().await?);
+        let page = report::Source { record: &record, interference: recipe.interference(), thumbnails: &thumbnails, run: None };
+        for (name, text) in [("README.md", card::render(&record, &files)), ("report.html", report::render(&page))] {
             match store.create(&format!("{folder}/{name}"), Bytes::from(text)).await {
                 Ok(_) | Err(store::Error::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),

@@ -10,7 +10,7 @@ use lethe_shared::record::{self, Composition, ConceptRecord, ReleaseRef};
 use lethe_shared::store::Store;
 use safetensors::SafeTensors;
 
-use super::{CONCEPTS, EDITS, EFFECT, INTERFERENCE, RECORD};
+use super::{CONCEPTS, EDITS, EFFECT, INTERFERENCE, RECORD, THUMBNAILS, Thumbnails};
 use crate::attest::BESIDE;
 use crate::failure::Failure;
 use crate::recipe::{Part, Recipe};
@@ -199,6 +199,22 @@ impl Release {
         let parsed = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
         let view = parsed.tensor(EFFECT).map_err(|error| damaged(error.to_string()))?;
         Recipe::solved(parts, edit::widen(EFFECT, view.data(), view.dtype())?).map_err(damaged)
+    }
+
+    /// Thumbnails of its concepts; none where it was written without.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] when they are missing or damaged.
+    pub async fn thumbnails(&self) -> Result<Thumbnails, Failure> {
+        if !self.record.files.contains_key(THUMBNAILS) {
+            return Ok(Thumbnails::new());
+        }
+        let file = self.file(THUMBNAILS).await?;
+        let damaged = |error: safetensors::SafeTensorError| Failure::input(format!("{}/{THUMBNAILS}: {error}", self.address()));
+        let parsed = SafeTensors::deserialize(&file).map_err(damaged)?;
+        let known = |id: &String| self.record.concepts.iter().any(|concept| concept.id == *id);
+        let tensors = parsed.tensors().into_iter().filter(|(id, _)| known(id));
+        Ok(tensors.map(|(id, view)| (id, Bytes::copy_from_slice(view.data()))).collect())
     }
 
     /// Its edits, as a file that [`direction`] reads.

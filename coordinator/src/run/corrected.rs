@@ -123,6 +123,8 @@ async fn directions<'a>(
             search: result.search,
             chosen,
             gradients: Some(result.gradients),
+            said: result.said,
+            thumbnails: result.thumbnails,
         });
     }
     Ok(found)

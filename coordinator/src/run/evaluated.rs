@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::job::ArtifactRef;
-use lethe_shared::outcome::{Hits, Outcome, TaskResult};
-use lethe_shared::record::{Measured, Utility};
+use lethe_shared::outcome::{Answers, Hits, Outcome, TaskResult};
+use lethe_shared::record::{Measured, Said, Utility};
 
 use super::Run;
 use crate::compose::{self, Change};
@@ -26,6 +26,8 @@ pub(super) struct HeldOut {
 pub struct Judgement {
     /// How well each concept that has an edit is still known, by id.
     pub concepts: BTreeMap<String, Measured>,
+    /// What the model says of each concept's forget images, by id.
+    pub said: BTreeMap<String, Said>,
     /// What must stay, before and after.
     pub utility: Utility,
     /// Jobs whose outcome was there already.
@@ -51,21 +53,32 @@ impl Run<'_> {
     pub(super) async fn judge(&mut self, edited: &[&PlannedConcept], base: &HeldOut, change: ArtifactRef) -> Result<Judgement, Failure> {
         let outcomes = self.must("evaluate", &jobs::composed_evaluation(self.plan, edited, change, self.classes)).await?;
         self.tell();
-        let mut hits = items(outcomes);
+        let (mut hits, answers) = items(outcomes);
         let composed = HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) };
-        Ok(Judgement { jobs_found: self.found, jobs_done: self.done, ..judge(self.plan, edited, base, &composed, &hits) })
+        let forget = Forgotten { hits, answers };
+        Ok(Judgement { jobs_found: self.found, jobs_done: self.done, ..judge(self.plan, edited, base, &composed, &forget) })
     }
 }
 
-/// From hits to numbers; `forget` by the names of [`jobs::forget_item`].
-fn judge(plan: &Plan, edited: &[&PlannedConcept], base: &HeldOut, composed: &HeldOut, forget: &BTreeMap<String, Hits>) -> Judgement {
+/// How the composed model fares on forget sets, by the names of [`jobs::forget_item`].
+struct Forgotten {
+    hits: BTreeMap<String, Hits>,
+    answers: BTreeMap<String, Answers>,
+}
+
+/// From hits to numbers.
+fn judge(plan: &Plan, edited: &[&PlannedConcept], base: &HeldOut, composed: &HeldOut, forget: &Forgotten) -> Judgement {
     let empty = Hits::default();
     let of = |planned: &&PlannedConcept| {
         let concept = &planned.concept;
-        let hits = forget.get(&jobs::forget_item(&concept.id)).unwrap_or(&empty);
+        let hits = forget.hits.get(&jobs::forget_item(&concept.id)).unwrap_or(&empty);
         (concept.id.clone(), measure::composed(hits, concept.class_index, composed.validation.as_ref()))
     };
     let names = plan.classes.names();
+    let said = |planned: &&PlannedConcept| {
+        let answers = forget.answers.get(&jobs::forget_item(&planned.concept.id))?;
+        Some((planned.concept.id.clone(), measure::said(answers, names)))
+    };
     let removed: BTreeSet<u32> = edited.iter().map(|planned| planned.concept.class_index).collect();
     let retains = plan.retains();
     let fates = Fates { retained: &retains, covered: &plan.covered, removed: &removed };
@@ -74,6 +87,7 @@ fn judge(plan: &Plan, edited: &[&PlannedConcept], base: &HeldOut, composed: &Hel
     };
     Judgement {
         concepts: edited.iter().map(of).collect(),
+        said: edited.iter().filter_map(said).collect(),
         utility: Utility {
             retained_classes: Some((0..names.len() as u32).filter(|&class| retains(class)).count() as u64),
             validation: on(&base.validation, &composed.validation),
@@ -84,16 +98,19 @@ fn judge(plan: &Plan, edited: &[&PlannedConcept], base: &HeldOut, composed: &Hel
     }
 }
 
-fn items(outcomes: Vec<Outcome>) -> BTreeMap<String, Hits> {
-    let of = |outcome: Outcome| match outcome.result {
-        TaskResult::Evaluate(result) => Some(result.items),
-        _ => None,
-    };
-    outcomes.into_iter().filter_map(of).flatten().collect()
+fn items(outcomes: Vec<Outcome>) -> (BTreeMap<String, Hits>, BTreeMap<String, Answers>) {
+    let (mut hits, mut answers) = (BTreeMap::new(), BTreeMap::new());
+    for outcome in outcomes {
+        if let TaskResult::Evaluate(result) = outcome.result {
+            hits.extend(result.items);
+            answers.extend(result.answers);
+        }
+    }
+    (hits, answers)
 }
 
 /// Hits on the held-out sets alone.
 pub(super) fn held_out(outcomes: Vec<Outcome>) -> HeldOut {
-    let mut hits = items(outcomes);
+    let (mut hits, _) = items(outcomes);
     HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) }
 }

@@ -19,7 +19,7 @@ use lethe_shared::job::{ArtifactRef, Job, JobId};
 use lethe_shared::manifest::{Names, Required, Stop};
 use lethe_shared::outcome::{Accuracy, Chosen, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
-use lethe_shared::record::{self, Base, Composition, ConceptRecord, DataFile, Measured, Missing};
+use lethe_shared::record::{self, Base, Composition, ConceptRecord, DataFile, Measured, Missing, Said};
 use lethe_shared::store::Store;
 
 use self::evaluated::{HeldOut, held_out};
@@ -38,7 +38,7 @@ use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
 use crate::provenance;
 use crate::recipe::{Part, Recipe};
-use crate::release::{self, DirectionTensor, publish};
+use crate::release::{self, Contents, DirectionTensor, Thumbnails, publish};
 use crate::summary::{Phase, Report, Status, Summary};
 use crate::target::{self, Staged};
 
@@ -80,6 +80,9 @@ struct Found<'a> {
     chosen: Chosen,
     /// Factors of its gradient at every layer of the run, where directions are corrected.
     gradients: Option<ArtifactRef>,
+    /// What the unedited model says of the forget images.
+    said: Option<Answers>,
+    thumbnails: Option<ArtifactRef>,
 }
 
 impl Found<'_> {
@@ -129,6 +132,11 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
 
     let began = Instant::now();
     let record = make_record(plan, &change, &edits, &base, judgement)?;
+    let thumbnails = match plan.manifest.release.names {
+        Names::Plain => fetch_thumbnails(plan, dispatcher, found).await?,
+        // A picture is a name too.
+        Names::Hashed => Thumbnails::new(),
+    };
     let tensors = found
         .iter()
         .map(|found| {
@@ -140,8 +148,9 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let tensors = tensors.into_iter().flatten().collect();
     let targets = staged(plan, &edits.recipe.edits(), &directions, store).await?;
     dispatcher.check_claim().await?;
-    let (address, record, published) =
-        release::write(store, &plan.checkpoint, &change, tensors, edits.recipe.interference(), targets, record).await?;
+    let (interference, thumbnails) = (edits.recipe.interference(), &thumbnails);
+    let contents = Contents { change: &change, directions: tensors, interference, thumbnails, targets };
+    let (address, record, published) = release::write(store, &plan.checkpoint, contents, record).await?;
     let released = publish::open(store, &published).await?;
     if let Some(key) = &plan.signer {
         attest::sign(&released, key).await?;
@@ -378,6 +387,17 @@ async fn fetch_directions(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'
     Ok(directions)
 }
 
+/// The files of all concepts' thumbnails; damaged ones are made again.
+async fn fetch_thumbnails(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<Thumbnails, Failure> {
+    let mut thumbnails = Thumbnails::new();
+    for found in found {
+        if let Some(strip) = &found.thumbnails {
+            thumbnails.insert(found.planned.concept.id.clone(), dispatcher.artifact(&plan.run, strip).await?);
+        }
+    }
+    Ok(thumbnails)
+}
+
 fn make_record(plan: &Plan, change: &Change, edits: &Edits<'_>, base: &HeldOut, mut judgement: Judgement) -> Result<Composition, Failure> {
     let found = &edits.found;
     let solved = edits.recipe.parts().iter().zip(edits.recipe.by_others());
@@ -386,9 +406,14 @@ fn make_record(plan: &Plan, change: &Change, edits: &Edits<'_>, base: &HeldOut, 
         dose: edit.dose,
         by_others,
     });
+    // What a model says are names.
+    let plain = plan.manifest.release.names == Names::Plain;
     let record = |(found, dosed): (&Found<'_>, Dosed)| {
-        let composed = judgement.concepts.remove(&found.planned.concept.id);
-        concept_record(found, dosed, base, composed)
+        let id = &found.planned.concept.id;
+        let (composed, said) = (judgement.concepts.remove(id), judgement.said.remove(id));
+        let before = found.said.as_ref().map(|said| measure::said(said, plan.classes.names()));
+        let said = if plain { (before, said) } else { (None, None) };
+        concept_record(found, dosed, base, composed, said)
     };
     let concepts = found.iter().zip(dosed).map(record).collect();
     Ok(Composition {
@@ -428,7 +453,13 @@ struct Dosed {
     by_others: Option<f64>,
 }
 
-fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: Option<Measured>) -> ConceptRecord {
+fn concept_record(
+    found: &Found<'_>,
+    dosed: Dosed,
+    base: &HeldOut,
+    composed: Option<Measured>,
+    (said_before, said_composed): (Option<Said>, Option<Said>),
+) -> ConceptRecord {
     let (concept, answer) = (&found.planned.concept, &found.chosen.answer);
     let class = concept.class_index;
     let (before, alone) = measure::alone(found.before, &found.chosen, class, base.validation.as_ref());
@@ -456,6 +487,8 @@ fn concept_record(found: &Found<'_>, dosed: Dosed, base: &HeldOut, composed: Opt
         before,
         alone,
         composed,
+        said_before,
+        said_composed,
         ranking: found.ranking.clone(),
         search: found.search.clone(),
     }

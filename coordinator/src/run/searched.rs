@@ -26,6 +26,8 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
                 search: result.search,
                 chosen,
                 gradients: None,
+                said: result.said,
+                thumbnails: result.thumbnails,
             }),
         }
     }

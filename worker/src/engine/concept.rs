@@ -12,7 +12,7 @@ use super::ground::{Forget, Judges};
 use super::model::Model;
 use super::moments::Matrices;
 use super::retain::RetainGradient;
-use super::{Error, Scope, Stages};
+use super::{Error, Scope, Stages, thumbnails};
 use crate::model::weights::tensor_to_bytes;
 use crate::model::{ParameterId, Weights};
 use crate::slug::gradient::{GradientSum, Loss};
@@ -99,7 +99,17 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
     };
     let ranking = candidates.into_iter().map(Candidate::ranked).collect();
     let answers = answers.into_iter().map(|answer| answer.summary).collect();
-    Ok(ConceptResult { pairs, forget_loss: forget.loss(), before: forget_images.before, ranking, search: trials, answers, chosen })
+    Ok(ConceptResult {
+        pairs,
+        forget_loss: forget.loss(),
+        before: forget_images.before,
+        ranking,
+        search: trials,
+        answers,
+        chosen,
+        said: Some(forget_images.answers),
+        thumbnails: stages.time("thumbnails", || thumbnails::of(scope, &task.forget))?,
+    })
 }
 
 /// The forget gradient at some layers over consecutive batches of each shard; also the images of all of them, and their

@@ -12,7 +12,7 @@ use super::ground::{Forget, Judges};
 use super::model::Model;
 use super::moments::Matrices;
 use super::retain::RetainGradient;
-use super::{Error, Scope, Stages};
+use super::{Error, Scope, Stages, thumbnails};
 use crate::model::weights::tensor_to_bytes;
 use crate::model::{Architecture, ParameterId};
 use crate::slug::factors::Factors;
@@ -72,6 +72,7 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
     };
     let named: Vec<(&String, &Factors)> = task.layers.iter().zip(&factored).collect();
     let gradients = stages.time("store", || scope.put(encode(&named)?))?;
+    let thumbnails = stages.time("thumbnails", || thumbnails::of(scope, &task.forget))?;
     Ok(DirectionResult {
         before: forget_images.before,
         search,
@@ -79,6 +80,8 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
         gradients,
         rank: factored.iter().map(|f| f.rank() as u32).max().unwrap_or(0),
         residual: factored.iter().map(|f| f.residual).fold(0.0, f64::max),
+        said: Some(forget_images.answers),
+        thumbnails,
     })
 }
 

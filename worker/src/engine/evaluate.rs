@@ -55,7 +55,7 @@ pub(super) fn evaluate(
     let _guard = tch::no_grad_guard();
     let composed = stages.time("change", || change.map(|change| Composed::of(scope, &model, reference, &classes, change)).transpose())?;
     let embedded = composed.as_ref().map_or(&classes.embedded, |composed| &composed.classes).get();
-    let (mut found, mut best) = (BTreeMap::new(), BTreeMap::new());
+    let (mut found, mut best, mut answers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for item in items {
         let (images, captions) = match &composed {
             Some(composed) if composed.sees_otherwise => {
@@ -78,12 +78,17 @@ pub(super) fn evaluate(
             Err(model::Error::Tensor { .. }) => vec![i64::MAX; labels.len()],
             Err(other) => return Err(other.into()),
         };
-        if let Label::Class(_) = item.label {
+        if let Label::Class(class) = item.label {
+            match zero_shot::answers(&images, &embedded, class) {
+                Ok(said) => _ = answers.insert(item.name.clone(), said),
+                Err(model::Error::Tensor { .. }) => {}
+                Err(other) => return Err(other.into()),
+            }
             best.insert(item.name.clone(), ranks.iter().copied().min().unwrap_or(i64::MAX) as u64);
         }
         found.insert(item.name.clone(), zero_shot::hits(&ranks, &labels));
     }
-    Ok(EvaluateResult { items: found, best })
+    Ok(EvaluateResult { items: found, best, answers })
 }
 
 /// A change of the model, and the class list as the changed model embeds it.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lethe_shared::job::{ArtifactRef, ModelRef, ShardRef};
-use lethe_shared::outcome::Accuracy;
+use lethe_shared::outcome::{Accuracy, Answers};
 use tch::Tensor;
 
 use super::evaluate::Classes;
@@ -88,6 +88,8 @@ pub(super) struct Forget {
     embedded: Tensor,
     /// How often the unedited model finds the class in them.
     pub(super) before: Accuracy,
+    /// What it says of them.
+    pub(super) answers: Answers,
 }
 
 impl Forget {
@@ -97,7 +99,8 @@ impl Forget {
         let embedded = corpus.embed(&model.clip, &weights, &weights, None)?;
         let labels = corpus::labels(&vec![class; corpus.len()], scope.device())?;
         let before = zero_shot::accuracy(&zero_shot::ranks(&embedded, &judges.class_embeddings, &labels)?);
-        Ok(Self { class, corpus, embedded, before })
+        let answers = zero_shot::answers(&embedded, &judges.class_embeddings, class)?;
+        Ok(Self { class, corpus, embedded, before, answers })
     }
 
     /// The same, as the search takes it.

@@ -16,6 +16,7 @@
 //! | `moments.rs` | second moments of layer inputs over what must stay |
 //! | `direction.rs` | one concept on corrected directions: scores of its layers, then direction and step |
 //! | `interference.rs` | what each edit does to each concept |
+//! | `thumbnails.rs` | a concept's first images, small, for the report |
 //! | `evaluate.rs` | zero-shot hits of the model, changed or not |
 
 mod concept;
@@ -27,6 +28,7 @@ mod interference;
 mod model;
 mod moments;
 mod retain;
+mod thumbnails;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

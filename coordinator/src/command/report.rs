@@ -1,0 +1,93 @@
+//! `lethe report`
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use lethe_shared::exit;
+use lethe_shared::store::Store;
+
+use super::{here, print};
+use crate::failure::Failure;
+use crate::release::evaluation;
+use crate::release::publish::{self, Wanted};
+use crate::release::read::{Place, Release};
+use crate::report;
+use crate::summary;
+
+/// Largest summary of a run, bytes.
+const MAX_SUMMARY: u64 = 256 << 20;
+
+#[derive(Debug, Args)]
+pub(super) struct Report {
+    /// What to report on: a run, a release (NAME, NAME:NUMBER or NAME@CHANNEL), or a release's folder. Of a run, the page has
+    /// its times too.
+    #[arg(value_name = "RUN_OR_RELEASE")]
+    target: String,
+    /// The store that holds runs and releases; not needed for a folder.
+    #[arg(long, value_name = "ADDRESS", default_value = "store")]
+    store: String,
+    /// Where the page goes; - for stdout. Otherwise to report.html in the working folder.
+    #[arg(long, short, value_name = "FILE", default_value = "report.html")]
+    output: PathBuf,
+}
+
+pub(super) async fn main(options: &Report) -> Result<u8, Failure> {
+    let (release, run) = find(options).await?;
+    let recipe = release.recipe().await?;
+    let thumbnails = release.thumbnails().await?;
+    let record = if release.stored { evaluation::measured(&release.store, &release).await? } else { release.record.clone() };
+    let source =
+        report::Source { record: &record, interference: recipe.interference(), thumbnails: &thumbnails, run: run.as_ref() };
+    let page = report::render(&source);
+    if options.output == Path::new("-") {
+        print(page.trim_end())?;
+    } else {
+        let shown = options.output.display();
+        std::fs::write(&options.output, &page).map_err(|error| Failure::input(format!("--output {shown}: {error}")))?;
+        print(&shown.to_string())?;
+    }
+    Ok(exit::DONE)
+}
+
+/// The release, and the run that it is asked for by.
+async fn find(options: &Report) -> Result<(Release, Option<summary::Report>), Failure> {
+    let target = &options.target;
+    if target.contains(['/', '\\']) || Path::new(target).is_dir() {
+        return Ok((Release::open(&here("RUN_OR_RELEASE", target)?).await?, None));
+    }
+    let address = here("--store", &options.store)?;
+    // Opening a store makes its folder.
+    if address.as_local().is_some_and(|path| !path.is_dir()) {
+        return Err(Failure::input(format!("{address} is no store; --store says where runs and releases are")));
+    }
+    let store = Store::open(&address)?;
+    if let Some(run) = run(&store, target).await? {
+        // Where its store was for the run does not matter, only where in it.
+        let parts: Vec<&str> = run.release.rsplitn(4, '/').collect();
+        let [digest, name, "releases", _] = parts[..] else {
+            return Err(Failure::input(format!("run {target}: its summary names no release but `{}`", run.release.escape_default())));
+        };
+        let prefix = format!("releases/{name}/{digest}");
+        return Ok((Place::stored(store, prefix).open().await?, Some(run)));
+    }
+    let wanted: Wanted = target.parse().map_err(Failure::input)?;
+    let found = publish::find(&store, &wanted).await?;
+    Ok((publish::open(&store, &found).await?, None))
+}
+
+/// What a run said when it ended; `None` when there is no run of this name that has ended.
+async fn run(store: &Store, name: &str) -> Result<Option<summary::Report>, Failure> {
+    if name.contains(['@', ':']) {
+        return Ok(None);
+    }
+    let key = format!("runs/{name}/summary.json");
+    let wrong = |problem: String| Failure::input(format!("{}/{key}: {problem}", store.name()));
+    match store.size(&key).await? {
+        None => Ok(None),
+        Some(size) if size > MAX_SUMMARY => Err(wrong(format!("has {size} bytes; no summary is that large"))),
+        Some(_) => {
+            let Some(bytes) = store.get(&key).await? else { return Ok(None) };
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| wrong(format!("is no summary of a run ({error})")))
+        }
+    }
+}

@@ -1,0 +1,90 @@
+// Runs inside a report in headless Chromium, put there by check.py: does what a reader would and writes what it saw into the page.
+"use strict";
+addEventListener("load", () => setTimeout(async () => {
+  const failures = window.failures;
+  const check = (holds, what) => holds || failures.push(what);
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const one = (selector) => document.querySelector(selector);
+  const rest = () => new Promise((resolve) => setTimeout(resolve, 50));
+  try {
+    const rows = () => all(".concepts tbody tr[data-concept]");
+    const shown = () => rows().filter((row) => row.getClientRects().length > 0);
+    const enter = (element, value) => { element.value = value; element.dispatchEvent(new Event("input", { bubbles: true })); };
+    const total = rows().length;
+    check(total > 1, "there are no concepts");
+    check(shown().length === total, "not all concepts are shown at first");
+
+    // Search.
+    const name = one(".concepts .title").textContent;
+    enter(one("#search"), name.toUpperCase());
+    check(shown().length >= 1 && shown().length < total, `searching ${name} shows ${shown().length} of ${total}`);
+    const words = name.toLowerCase().split(/\s+/);
+    check(shown().every((row) => words.every((word) => row.textContent.toLowerCase().includes(word))), "searching shows what was not searched for");
+    check(one("#count").textContent.startsWith(`${shown().length} of ${total}`), "the count is not what is shown");
+    enter(one("#search"), "no concept is called this");
+    check(shown().length === 0, "searching for nothing finds something");
+    enter(one("#search"), "");
+    check(shown().length === total, "an empty search hides concepts");
+
+    // Filters: each shows those that it says, and all come back.
+    const value = (row, label) => row.querySelector(`td[data-label="${label}"]`).dataset.v;
+    enter(one("#show"), "found");
+    check(shown().length === rows().filter((row) => +value(row, "FA@5 released") > 0).length, "the filter of what is still found is wrong");
+    enter(one("#show"), "costly");
+    check(shown().every((row) => +value(row, "cost, points") >= 0.5), "the filter of costs is wrong");
+    enter(one("#show"), "");
+    const layer = one("#layer").options[1].value;
+    enter(one("#layer"), layer);
+    check(shown().length > 0 && shown().every((row) => row.dataset.layer === layer), "the filter of layers is wrong");
+    enter(one("#layer"), "");
+    check(shown().length === total, "filters do not let go");
+
+    // Sort: numbers as numbers, names as names, both ways.
+    for (const [label, numeric] of [["FA@5 before", true], ["λ/R", true], ["concept", false]]) {
+      const head = all(".concepts thead th").find((th) => th.textContent === label);
+      for (const way of ["ascending", "descending"]) {
+        head.querySelector("button").click();
+        check(head.getAttribute("aria-sort") === way, `${label} is not sorted ${way}`);
+        const keys = rows().map((row) => row.cells[head.cellIndex].dataset.v).map((key) => (numeric ? +key : key));
+        const order = (a, b) => (numeric ? a - b : a.localeCompare(b)) * (way === "ascending" ? 1 : -1);
+        check(keys.every((key, i) => i === 0 || order(keys[i - 1], key) <= 0), `${label} ${way} is out of order`);
+      }
+    }
+
+    // A row opens to two charts, and closes.
+    const title = one(".concepts button.title");
+    title.click();
+    await rest();
+    check(all("tr.detail canvas").length === 2, "a row does not open to two charts");
+    check(all("tr.detail dt").length > 5, "a row does not open to its numbers");
+
+    // Every chart is drawn: its canvas has more than one colour.
+    for (const box of all(".chart")) {
+      box.scrollIntoView();
+      for (let tries = 0; tries < 100 && !box.querySelector("canvas"); tries++) await rest();
+    }
+    for (const box of all(".chart")) {
+      const canvas = box.querySelector("canvas");
+      const colours = new Set();
+      if (canvas) {
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        for (let i = 0; i < data.length; i += 4) colours.add((data[i] << 24) | (data[i + 1] << 16) | (data[i + 2] << 8) | data[i + 3]);
+      }
+      check(colours.size > 5, `chart ${box.dataset.chart} is not drawn (${colours.size} colours)`);
+    }
+    for (const kind of window.expectedCharts) check(all(`.chart[data-chart="${kind}"]`).length > 0, `there is no chart ${kind}`);
+    title.click();
+    check(all("tr.detail").length === 0, "a row does not close");
+    if (one("#pareto") && one("#pareto").options.length > 1) enter(one("#pareto"), "1");
+
+    // Nothing sticks out of the window.
+    check(document.documentElement.scrollWidth <= innerWidth, `the page is ${document.documentElement.scrollWidth} wide in ${innerWidth}`);
+    check(all(".concepts img").every((image) => image.src.startsWith("data:image/jpeg")), "pictures are not in the page");
+    if (window.expectPictures) check(all(".concepts img").length === total, "concepts lack pictures");
+    const first = one(".concepts img");
+    if (first) { await first.decode(); check(first.naturalHeight === 64, "a picture is not 64 high"); }
+  } catch (error) {
+    failures.push(String(error.stack || error));
+  }
+  document.body.replaceChildren(Object.assign(document.createElement("pre"), { id: "verdict", textContent: failures.length ? failures.join("\n") : "all well" }));
+}, 0));
