@@ -336,7 +336,7 @@ async fn a_process_that_dies_leaves_no_half_target() {
         // Whatever is published is whole, its target too.
         for one in publish::published(&whole, "small").await.unwrap().values() {
             let address = Address::Local(local.path().join(one.prefix()));
-            assert_eq!(verify(&address).await.unwrap().1, [], "after {writes} writes");
+            assert_eq!(verify(&address).await.unwrap().problems, [], "after {writes} writes");
         }
         let (_, written, _) = attempt(&whole, writes as f64 / 100.0).await.unwrap();
         assert_eq!(written.targets[0].changed.len(), 1);

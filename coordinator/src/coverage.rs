@@ -70,6 +70,8 @@ mod tests {
             forget: Vec::new(),
             strength: 1.0,
             group: None,
+            stop: None,
+            tolerance: None,
             place: String::new(),
         }
     }

@@ -68,6 +68,7 @@ pub fn render(source: &Source<'_>) -> String {
     data::layers(&mut page, record);
     matrix::write(&mut page, source);
     agreement::write(&mut page, source);
+    summary::targets(&mut page, record);
     summary::missing(&mut page, record);
     summary::times(&mut page, source.run);
     summary::glossary(&mut page, record);

@@ -71,6 +71,29 @@ fn facts(record: &Composition) -> Vec<(String, String)> {
     facts
 }
 
+/// Other models that got the edits.
+pub(super) fn targets(page: &mut String, record: &Composition) {
+    if record.targets.is_empty() {
+        return;
+    }
+    *page += "<section id=\"targets\"><h2>Targets</h2>\n<p>Other models with these edits; each stands at <code>targets/NAME/</code>.</p>\n\
+              <div class=\"wide\"><table class=\"plain\"><thead><tr><th>target</th><th>kind</th><th>made from</th><th>changed files</th>\
+              <th>edits that cannot act in it</th></tr></thead><tbody>";
+    for target in &record.targets {
+        let changed: Vec<String> = target.changed.keys().map(|name| format!("<code>{}</code>", escape(name))).collect();
+        let without = if target.without.is_empty() { "none".to_owned() } else { escape(&target.without.join(", ")).to_string() };
+        let _ = write!(
+            page,
+            "<tr><td>{}</td><td>{}</td><td><code>{}</code></td><td>{}</td><td>{without}</td></tr>",
+            escape(&target.name),
+            target.kind.name(),
+            escape(&target.address),
+            changed.join(", ")
+        );
+    }
+    *page += "</tbody></table></div>\n</section>\n";
+}
+
 /// Retained classes before and after, the worst first.
 pub(super) fn utility(page: &mut String, record: &Composition) {
     if !record.is_measured() {

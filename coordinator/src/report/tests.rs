@@ -35,6 +35,8 @@ fn concept(number: usize, still_found: f64) -> ConceptRecord {
         direction: ArtifactRef { digest: Digest::of(b""), bytes: 0 },
         gradients: None,
         pairs: 10,
+        forget: Vec::new(),
+        run: None,
         before: measured(1.0),
         alone: measured(0.0),
         composed: Some(measured(still_found)),
@@ -75,6 +77,8 @@ fn record(concepts: usize) -> Composition {
         moments: Vec::new(),
         concepts: (0..concepts).map(|number| concept(number, if number == 1 { 0.25 } else { 0.0 })).collect(),
         missing: vec![Missing { id: "lost".into(), reason: NASTY.into() }],
+        origin: None,
+        targets: Vec::new(),
         near_duplicates: vec![vec!["c0".into(), "c1".into()]],
         utility: Utility {
             retained_classes: Some(7),

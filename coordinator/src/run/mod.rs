@@ -17,7 +17,7 @@ use bytes::Bytes;
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::job::{ArtifactRef, Job, JobId};
 use lethe_shared::manifest::{Names, Required, Stop};
-use lethe_shared::outcome::{Accuracy, Chosen, Outcome, RankedLayer, TaskResult, Trial};
+use lethe_shared::outcome::{Accuracy, Answers, Chosen, Outcome, RankedLayer, TaskResult, Trial};
 use lethe_shared::queue::Cause;
 use lethe_shared::record::{self, Base, Composition, ConceptRecord, DataFile, Measured, Missing, Said};
 use lethe_shared::store::Store;
