@@ -5,9 +5,9 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use lethe::compose::Change;
-use lethe::release::{self, Contents, Thumbnails};
 use lethe::release::publish;
 use lethe::release::verify::verify;
+use lethe::release::{self, Contents, Thumbnails};
 use lethe::target::{Target, stage};
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;

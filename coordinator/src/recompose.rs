@@ -480,15 +480,7 @@ impl Amended {
             let shape = &checkpoint.tensor(&edit.layer)?.shape;
             tensors.extend(DirectionTensor::of(&edit.concept, shape, self.direction(&edit.concept, shape)?));
             let (strength, dose, run) = (edit.strength, edit.dose, member.foreign_run(&self.parent.record.run));
-            concepts.push(ConceptRecord {
-                strength,
-                dose,
-                by_others,
-                run,
-                composed: None,
-                said_composed: None,
-                ..member.record.clone()
-            });
+            concepts.push(ConceptRecord { strength, dose, by_others, run, composed: None, said_composed: None, ..member.record.clone() });
             let from = match pictures.entry(member.from.digest) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => entry.insert(member.from.thumbnails().await?),

@@ -36,8 +36,7 @@ pub(super) async fn main(options: &Report) -> Result<u8, Failure> {
     let recipe = release.recipe().await?;
     let thumbnails = release.thumbnails().await?;
     let record = if release.stored { evaluation::measured(&release.store, &release).await? } else { release.record.clone() };
-    let source =
-        report::Source { record: &record, interference: recipe.interference(), thumbnails: &thumbnails, run: run.as_ref() };
+    let source = report::Source { record: &record, interference: recipe.interference(), thumbnails: &thumbnails, run: run.as_ref() };
     let page = report::render(&source);
     if options.output == Path::new("-") {
         print(page.trim_end())?;
