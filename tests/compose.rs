@@ -190,15 +190,15 @@ fn a_concept_of_another_release_is_added() {
     refused(address(&part), &["--add", &format!("{}:{b}", address(&summed))], "found for `sum`");
     let (_ridged, ridged) = of(&[b], &format!("{free}\nridge = 0.01"));
     refused(address(&part), &["--add", &format!("{}:{b}", address(&ridged))], "other second moments");
-    let gone = artifact(&record.concepts[0].gradients.unwrap().digest.to_string());
-    std::fs::remove_file(&gone).unwrap();
-    refused(address(&part), &["--add", &from], "is no longer there; the run that found it makes them again");
-
     // On layers that are not the same: what the one does to the other is not known.
     let elsewhere = surveyed.concepts.iter().find(|concept| concept.layer != record.concepts[0].layer).unwrap();
     let (_other, other) = of(&[&elsewhere.id], free);
-    let from = format!("{}:{}", address(&other), elsewhere.id);
-    refused(address(&part), &["--add", &from], "its run kept gradients of the layers that it edits");
+    let other = format!("{}:{}", address(&other), elsewhere.id);
+    refused(address(&part), &["--add", &other], "its run kept gradients of the layers that it edits");
+
+    let gone = artifact(&record.concepts[0].gradients.unwrap().digest.to_string());
+    std::fs::remove_file(&gone).unwrap();
+    refused(address(&part), &["--add", &from], "is no longer there; the run that found it makes them again");
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn what_is_curated_from_the_demo_is_what_plan_takes() {
     assert_eq!(planned["validation_pairs"], validation.len());
     assert!(!planned["warnings"].to_string().contains("named"), "{}", planned["warnings"]);
     let table = std::fs::read_to_string(out.join("concepts.csv")).unwrap();
-    assert!(table.lines().any(|row| row == "pizza,Pizza,pizza,forget/pizza.tar,0.5,Food"), "{table}");
+    assert!(table.lines().any(|row| row == "pizza,Pizza,pizza,forget/pizza.tar,0.5,Food,,"), "{table}");
 
     // The same command again reads nothing, and leaves the manifest as it is now.
     assert_eq!(ends(3, command())["read"], 0);
