@@ -54,7 +54,7 @@ fn subjects(record: &Composition, wanted: impl Fn(&str) -> bool) -> Vec<Value> {
 }
 
 /// Signs a release: every statement in it alone, then all its files. One that this key has signed before stays as it is. What is
-/// signed is what the record says; whether files are what it says is [`verify`](crate::release::verify)'s to know.
+/// signed is what the record says; whether files are what it says is [`verify`]'s to know.
 ///
 /// # Errors
 /// [`Failure::BadInput`] when something else has been signed there; else when the store cannot be read or written.

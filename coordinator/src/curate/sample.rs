@@ -215,12 +215,15 @@ mod tests {
         prop::collection::vec(one, 0..80)
     }
 
-    fn shown(selection: &Selection) -> (Vec<Vec<Priority>>, Vec<Priority>, Vec<(Priority, u32)>) {
+    /// Forget pairs of each concept, retain pairs, validation pairs with their classes.
+    type Shown = (Vec<Vec<Priority>>, Vec<Priority>, Vec<(Priority, u32)>);
+
+    fn shown(selection: &Selection) -> Shown {
         let forget = (0..2).map(|concept| selection.forget(concept).collect()).collect();
         (forget, selection.retain().collect(), selection.validation())
     }
 
-    fn brute(offers: &[Offer]) -> (Vec<Vec<Priority>>, Vec<Priority>, Vec<(Priority, u32)>) {
+    fn brute(offers: &[Offer]) -> Shown {
         let all: BTreeSet<&Offer> = offers.iter().collect();
         let forget = |concept: u32| {
             let mut own: Vec<_> = all.iter().filter(|o| o.1.contains(&concept)).map(|o| (o.1.len() > 1, o.0)).collect();

@@ -46,7 +46,7 @@ fn main() -> Result<()> {
 
 /// A made-up word, another one for each number; one in fifty has an accent.
 fn word(mut number: usize) -> String {
-    let mut word = if number % 50 == 0 { "ö".to_owned() } else { String::new() };
+    let mut word = if number.is_multiple_of(50) { "ö".to_owned() } else { String::new() };
     for _ in 0..4 {
         word += SYLLABLES[number % SYLLABLES.len()];
         number /= SYLLABLES.len();
