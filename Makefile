@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-test test-report test-deploy test-ecosystem report-charts bench bench-queue bench-curate lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-test test-report test-deploy test-ecosystem report-charts bench bench-peer bench-queue bench-curate lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -42,6 +42,10 @@ test-ecosystem: setup ## Check a release against transformers (fetches some giga
 bench: setup ## Time the demo's eight concepts with one worker and with two
 	@cargo build --release --locked
 	@tests/bench.sh
+
+bench-peer: setup ## The same edits by the authors' procedure in PyTorch, and what each costs (fetches some gigabytes)
+	@cargo build --release --locked
+	@tests/reference/run.sh $(PEER)
 
 bench-queue: setup setup-test ## Send 5,000 jobs that do nothing through a real nats-server (JOBS=, WORKERS=)
 	@cargo build --release --locked
