@@ -4,69 +4,35 @@ Usage: bench_peer.py LETHE MANIFEST WORK_FOLDER [--concepts N] [--check N] [--ev
 """
 
 import argparse
-import csv
 import json
-import resource
 import statistics
-import subprocess
-import time
-import tomllib
 from pathlib import Path
 
 import slug
 import torch
+from runs import lethe, manifest_of, rows_of
 
 STEP_TOLERANCE = 1e-3
 
 
-def manifest_of(source, method, rows, work, name):
-    """The manifest for these concepts by this method, on one worker; every address absolute."""
-    settings, folder = tomllib.loads(source.read_text()), source.parent.resolve()
-    table = work / f"{name}.csv"
-    with open(table, "w", newline="") as file:
-        out = csv.DictWriter(file, rows[0].keys())
-        out.writeheader()
-        out.writerows({**row, "forget": folder / row["forget"]} for row in rows)
-    data = settings["data"]
-    paths = lambda key: json.dumps([str(folder / path) for path in data.get(key, [])])
-    text = f"""version = 1
-name = "bench"
-[model]
-uri = "{folder / settings['model']['uri']}"
-[data]
-retain = {paths("retain")}
-retain_texts = {paths("retain_texts")}
-validation = {paths("validation")}
-test = {paths("test")}
-classes = "{folder / data['classes']}"
-[concepts]
-table = "{table}"
-[composition]
-method = "{method}"
-[execution]
-workers = 1
-"""
-    manifest = work / f"{name}.toml"
-    manifest.write_text(text)
-    return manifest
-
-
-def lethe(binary, manifest, store):
-    """Runs it; wall and processor seconds, and the report."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([binary, "run", manifest, "--store", store, "--json"], check=True, capture_output=True, text=True)
-    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - began
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall, cpu, json.loads(done.stdout.splitlines()[-1])
-
-
-def measure(arguments, method, rows, work):
+def measure(arguments, method, rows):
     """Seconds that each further concept costs a run, all else of the second run included; its store and report."""
-    store = work / f"store-{method}"
-    lethe(arguments.lethe, manifest_of(arguments.manifest, method, rows[:1], work, f"{method}-one"), store)
-    wall, cpu, report = lethe(arguments.lethe, manifest_of(arguments.manifest, method, rows, work, method), store)
+    work, store = arguments.work, arguments.work / f"store-{method}"
+    lethe(arguments.lethe, manifest_of(arguments.manifest, rows[:1], work, f"{method}-one", method), store)
+    wall, cpu, report = lethe(arguments.lethe, manifest_of(arguments.manifest, rows, work, method, method), store)
     more = len(rows) - 1
     return wall / more, cpu / more, store, report
+
+
+def shares(name, summary):
+    """What a concept's jobs cost, and the bound: three times its forget gradient and one pass over validation images and class texts.
+    Two processes each did that pass once, and the jobs that had to are not charged with it."""
+    stages, count = summary["stages"], summary["seconds_per_concept"]["count"]
+    once = stages["validation"] + stages["classes"]
+    gradient, search = stages["gradient"] / count, sum(spent for stage, spent in stages.items() if stage.startswith("search")) / count
+    whole = summary["seconds_per_concept"]["mean"] - once / count
+    bound = gradient + once / 2
+    print(f"| {name} | {gradient:.2f} | {stages['ranking'] / count:.2f} | {search:.2f} | {whole:.2f} | {once / 2:.2f} | {whole / bound:.2f} |")
 
 
 def compare(job, record, concepts):
@@ -102,12 +68,9 @@ def main():
     parser.add_argument("--evaluations", type=int, default=4, help="evaluations that the peer is timed on; 0: a whole concept, an hour")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    settings = tomllib.loads(arguments.manifest.read_text())
-    with open(arguments.manifest.parent / settings["concepts"]["table"], newline="") as table:
-        rows = list(csv.DictReader(table))[: arguments.concepts]
+    rows = rows_of(arguments.manifest)[: arguments.concepts]
 
-    full = measure(arguments, "sum", rows, arguments.work)
-    default = measure(arguments, "preconditioned", rows, arguments.work)
+    full, default = measure(arguments, "sum", rows), measure(arguments, "preconditioned", rows)
     record = json.loads((Path(full[3]["release"]) / "composition.json").read_text())
     job = slug.Job(arguments.manifest, slug.retain_gradient(full[2]))
     same = compare(job, record, [row["id"] for row in rows[: arguments.check]])
@@ -132,6 +95,9 @@ def main():
     print(f"| authors' procedure, PyTorch {torch.__version__.split('+')[0]} | {total['wall']:.1f} | {total['cpu']:.1f} | 1 |")
     for name, (wall, cpu, *_) in (("Lethe, the same procedure (`sum`)", full), ("Lethe, default (`preconditioned`)", default)):
         print(f"| {name} | {wall:.2f} | {cpu:.2f} | {total['cpu'] / cpu:.0f} |")
+    print("\n| per concept, s | gradient | ranking | search | whole job | one validation pass | whole of gradient and pass |\n|---|---|---|---|---|---|---|")
+    for name, (*_, report) in (("`sum`", full), ("`preconditioned`", default)):
+        shares(name, report["summary"])
     if not same:
         raise SystemExit("the edits are not the same")
 

@@ -8,5 +8,5 @@ tests/ecosystem/peers.sh
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
-PYTHONPATH=.tools/ecosystem/site:tests/ecosystem:tests/reference \
+PYTHONPATH=.tools/ecosystem/site:tests/ecosystem:tests/bench:tests/reference \
   python3 tests/reference/bench_peer.py target/release/lethe jobs/emoji/small.toml "$work" "$@"
