@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-test test-report test-deploy test-ecosystem report-charts bench bench-queue bench-curate lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-test test-report test-deploy test-ecosystem report-charts bench bench-peer bench-growth bench-compose bench-queue bench-curate lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,9 +39,21 @@ report-charts: ## Build the charts' library of reports anew (needs npm; what it 
 test-ecosystem: setup ## Check a release against transformers (fetches some gigabytes)
 	@tests/ecosystem/run.sh
 
-bench: setup ## Time the demo's eight concepts with one worker and with two
+bench: setup ## Time the demo with one worker on one core and with two on two (PAIRS=)
 	@cargo build --release --locked
-	@tests/bench.sh
+	@tests/bench/run.sh workers $(PAIRS)
+
+bench-growth: setup ## What a removal costs as data and model grow (fetches some gigabytes)
+	@cargo build --release --locked
+	@tests/bench/run.sh growth
+
+bench-compose: setup ## Compose 300 edits into a checkpoint of 1.7 GB, against cp (ROUNDS=)
+	@cargo build --release --locked
+	@target/release/bench-compose $(ROUNDS)
+
+bench-peer: setup ## The same edits by the authors' procedure in PyTorch, and what each costs (fetches some gigabytes)
+	@cargo build --release --locked
+	@tests/reference/run.sh $(PEER)
 
 bench-queue: setup setup-test ## Send 5,000 jobs that do nothing through a real nats-server (JOBS=, WORKERS=)
 	@cargo build --release --locked

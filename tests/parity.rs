@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
+use lethe_shared::job::MethodSettings;
+use lethe_shared::manifest::Stop;
 use lethe_shared::outcome::Tower;
+use lethe_worker::corpus::{Budget, Corpus};
 use lethe_worker::micro_batch::MicroBatch;
 use lethe_worker::model::clip::Input;
 use lethe_worker::model::weights::tensor_from_bytes;
@@ -17,7 +20,8 @@ use lethe_worker::slug::gradient::{GradientSum, Loss};
 use lethe_worker::slug::loss;
 use lethe_worker::slug::moments::MomentSum;
 use lethe_worker::slug::ranking::{Scores, pareto_front};
-use lethe_worker::slug::search::edited_layer;
+use lethe_worker::slug::search::{FrontLayer, Ground, Subject, edited_layer, search_layer};
+use lethe_worker::slug::witness::Witnesses;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -302,6 +306,70 @@ fn taps(name: &str) {
 }
 
 /// Second moments predict what a small random change of a layer does to the embeddings.
+/// The search on every text layer, once as method.md has it and once with the shortcut.
+fn witnesses(name: &str) {
+    let golden = Golden::open(name);
+    let (clip, original) = (&golden.clip, golden.parameters.weights());
+    let mut draws = Draws::seeded(Digest::of(name.as_bytes()));
+    let (vocabulary, context) = (clip.config().vocabulary as u32, clip.config().context_length as usize);
+    let mut token = |below: u32| (draws.uniform() * f64::from(below - 1)) as u32;
+    // Words, then the token that ends a text; lengths differ.
+    let mut text = || (0..3 + token(context as u32 - 4)).map(|_| 3 + token(vocabulary - 10)).chain([vocabulary - 1]).collect::<Vec<u32>>();
+    let texts: Vec<Vec<u32>> = (0..300).map(|_| text()).collect();
+    let budget = Budget::new(64 << 20);
+    let class_texts = Corpus::texts(clip, &texts, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
+    let (pixels, _) = golden.batch("forget", 0);
+    let validation = Corpus::images(&pixels, &budget, MicroBatch::WHOLE).unwrap();
+    let images = Corpus::images(&pixels.narrow(0, 0, 1), &budget, MicroBatch::WHOLE).unwrap();
+    let embed = |corpus: &Corpus| {
+        let _guard = tch::no_grad_guard();
+        corpus.embed(clip, &original, &original, None).unwrap()
+    };
+    let (classes, embedded, validation_images) = (embed(&class_texts), embed(&images), embed(&validation));
+    // The class that the image is found in.
+    let class = embedded.matmul(&classes.transpose(0, 1)).argmax(1, false).int64_value(&[0]) as usize;
+    let mut sum = GradientSum::new(clip.architecture().candidates(false), MicroBatch::WHOLE);
+    let own = clip.token_batch(&texts[class..=class], Device::Cpu).unwrap();
+    sum.add(Loss::Forget, clip, &original, &pixels.narrow(0, 0, 1), &own).unwrap();
+    let gradients = sum.mean(&original).unwrap();
+
+    let _guard = tch::no_grad_guard();
+    let labels: Vec<u32> = (0..validation.len() as u32).collect();
+    let ground = Ground {
+        clip,
+        parameters: &golden.parameters,
+        class_texts: &class_texts,
+        classes: &classes,
+        validation: &validation,
+        validation_images: &validation_images,
+        validation_labels: &labels,
+    };
+    let subject = Subject { class: class as u32, images: &images, embedded: &embedded };
+    let method = |stop| MethodSettings { batch_size: 1, search_evaluations: 10, search_tolerance: 0.0, stop, normalisation_gains: false };
+    assert!(Witnesses::of(ground, &subject, Stop::Fa1).unwrap().is_none(), "FA@1 alone proves nothing about FA@5");
+    let few = Witnesses::of(ground, &subject, Stop::Fa5).unwrap().expect("a dozen of 300 classes are few");
+    let mut proven = 0;
+    for (id, gradient) in &gradients {
+        let spec = clip.architecture().spec(*id);
+        if spec.tower != Some(Tower::Text) {
+            continue;
+        }
+        let scores = Scores::of(&spec.name, &golden.parameters.get(*id), gradient, gradient).unwrap();
+        let layer = FrontLayer { id: *id, scores, gradient };
+        let (trials, answer) = search_layer(ground, &subject, &layer, &method(Stop::Fa5), None).unwrap();
+        let (ours, found) = search_layer(ground, &subject, &layer, &method(Stop::Fa5), Some(&few)).unwrap();
+        assert_eq!(ours, trials, "{}", spec.name);
+        assert_eq!(found.map(|found| (found.summary, found.validation)), answer.map(|answer| (answer.summary, answer.validation)));
+        for trial in &trials {
+            let moved = edited_layer(&golden.parameters, *id, gradient, trial.step).unwrap();
+            let said = few.prove(ground, &subject, &original.with(*id, moved), *id).unwrap();
+            assert!(trial.forgotten || !said, "{}: a step that did not forget is proven", spec.name);
+            proven += usize::from(said);
+        }
+    }
+    assert!(proven > 0, "no step was proven: the shortcut is of no use here");
+}
+
 fn moments(name: &str) {
     let golden = Golden::open(name);
     let (_, texts) = golden.batch("retain", 0);
@@ -368,4 +436,4 @@ macro_rules! for_each_model {
     };
 }
 
-for_each_model!(embeddings_and_losses, gradients_and_ranking, micro_batches, edits, prefixes, taps, moments);
+for_each_model!(embeddings_and_losses, gradients_and_ranking, micro_batches, edits, prefixes, taps, witnesses, moments);

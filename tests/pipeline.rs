@@ -93,8 +93,8 @@ fn released(job: SmallJob) -> (SmallJob, Composition) {
     assert_eq!((report["status"].as_str(), report["summary"]["concepts"].as_u64()), (Some("complete"), Some(3)));
     let base = Checkpoint::open(&demo().join("model")).unwrap();
     let released = Checkpoint::open(&folder).unwrap();
-    assert_eq!(record.base.digest, base.digest());
-    assert_eq!(record.digest, released.digest());
+    assert_eq!(record.base.digest, base.digest().unwrap());
+    assert_eq!(record.digest, released.digest().unwrap());
     assert_eq!(report["digest"].as_str().unwrap(), record.digest.to_string());
 
     // Only edited layers differ, and every edited layer does.

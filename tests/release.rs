@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use lethe::compose::Change;
+use lethe::compose::{Change, Directions};
 use lethe::failure::Failure;
 use lethe::release::publish::{self, LATEST, Published, Wanted};
 use lethe::release::read::Place;
@@ -13,6 +13,7 @@ use lethe::release::{self, Contents, RECORD, Thumbnails};
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
+use lethe_shared::edit::{Direction, Edit};
 use lethe_shared::record::Composition;
 use lethe_shared::store::Store;
 use lethe_tests::mortal::Mortal;
@@ -213,9 +214,13 @@ struct Candidate {
     record: Composition,
 }
 
-/// Of a release without concepts.
-fn contents<'a>(change: &'a Change, thumbnails: &'a Thumbnails) -> Contents<'a> {
-    Contents { change, directions: Vec::new(), interference: None, thumbnails, targets: Vec::new() }
+/// Of a release without concepts: no direction is asked for.
+fn contents<'a>(change: &'a Change, thumbnails: &'a Thumbnails) -> Contents<'a, impl Directions> {
+    Contents { change, edits: &[], directions: &nothing, interference: None, thumbnails, targets: Vec::new() }
+}
+
+fn nothing(edit: &Edit, _: &[usize]) -> Result<Direction, Failure> {
+    Err(Failure::BadInput(vec![format!("no edit of `{}` was expected", edit.concept)]))
 }
 
 impl Candidate {
@@ -225,7 +230,7 @@ impl Candidate {
         let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &bytes).unwrap();
         std::fs::write(model.path().join("model.safetensors"), safetensors::serialize([("w", view)], None).unwrap()).unwrap();
         std::fs::write(model.path().join("config.json"), "{}").unwrap();
-        let digest = Checkpoint::open(model.path()).unwrap().digest();
+        let digest = Checkpoint::open(model.path()).unwrap().digest().unwrap();
         Self { model, record: Composition { digest, concepts: Vec::new(), ..record.clone() } }
     }
 

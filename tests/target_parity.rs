@@ -71,7 +71,8 @@ async fn released(
     let base = Checkpoint::open(base).unwrap();
     let cache = tempfile::tempdir().unwrap();
     let target = Target::open(request, Address::Local(from.to_owned()), &base, cache.path()).await?;
-    let edited = target.edited(&base, &[edit], Merge::Sum, |_, _| Ok(Direction::Dense(direction.to_vec())))?;
+    let own = |_: &Edit, _: &[usize]| Ok(Direction::Dense(direction.to_vec()));
+    let edited = target.edited(&base, &[edit], Merge::Sum, &own).await?;
     let store = Store::open(&Address::Local(to.to_owned()))?;
     let staged = stage(&target, edited, &store).await?;
     staged.put(&store, "release").await?;

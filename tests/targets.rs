@@ -321,12 +321,13 @@ async fn a_process_that_dies_leaves_no_half_target() {
     let attempt = async |store: &Store, step: f64| {
         let artifact = kept.concepts[0].direction;
         let edit = Edit { concept: "c".into(), layer: layer.into(), step, strength: 1.0, dose: 1.0, direction: artifact };
-        let edited = target.edited(&base, &[edit], Merge::Sum, |_, _| Ok(Direction::Dense(direction.clone())))?;
+        let own = |_: &Edit, _: &[usize]| Ok(Direction::Dense(direction.clone()));
+        let edited = target.edited(&base, &[edit], Merge::Sum, &own).await?;
         let staged = stage(&target, edited, store).await?;
-        let record = Composition { digest: base.digest(), concepts: Vec::new(), name: "small".into(), ..kept.clone() };
+        let record = Composition { digest: base.digest().unwrap(), concepts: Vec::new(), name: "small".into(), ..kept.clone() };
         let (change, thumbnails) = (Change::new(), Thumbnails::new());
         let contents =
-            Contents { change: &change, directions: Vec::new(), interference: None, thumbnails: &thumbnails, targets: vec![staged] };
+            Contents { change: &change, edits: &[], directions: &own, interference: None, thumbnails: &thumbnails, targets: vec![staged] };
         release::write(store, &base, contents, record).await
     };
     for writes in 1.. {

@@ -1,39 +1,54 @@
-//! Composition: many single-layer edits into one change per layer. Pure arithmetic on bytes, no libtorch.
+//! Composition: many single-layer edits into one change per layer. Arithmetic on bytes, no libtorch.
 //!
 //! Edits are taken in the order of their concepts' ids and summed in float64; the result is rounded once to the type
 //! the layer is stored in. So a composition is the same bytes whoever computes it and in whichever order edits arrived.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::edit::{self, Direction, Edit};
 use lethe_shared::record::Merge;
 use safetensors::tensor::TensorView;
 
 use crate::failure::Failure;
-use crate::merge;
+use crate::merge::Merging;
 
 /// Changed layers: name to new bytes, in the stored type.
 pub type Change = BTreeMap<String, Vec<u8>>;
 
-/// θ_l + the merged edits of each layer; an edit of strength or dose 0 is none. `direction` gives an edit's D for a layer of
-/// this shape.
+/// Where the directions of edits are; a function, where all are in memory.
+pub trait Directions: Sync {
+    /// An edit's direction on a layer of this shape.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not of this shape.
+    fn direction(&self, edit: &Edit, shape: &[usize]) -> impl Future<Output = Result<Direction, Failure>> + Send;
+}
+
+impl<F: Fn(&Edit, &[usize]) -> Result<Direction, Failure> + Sync> Directions for F {
+    async fn direction(&self, edit: &Edit, shape: &[usize]) -> Result<Direction, Failure> {
+        self(edit, shape)
+    }
+}
+
+/// Directions that are asked for at once.
+const AT_ONCE: usize = 4;
+
+/// θ_l + the merged edits of each layer; an edit of strength or dose 0 is none. Directions are fetched as they are needed, and
+/// dropped as soon as they are added.
 ///
 /// # Errors
 /// When an edit names a layer that the checkpoint lacks, or a direction cannot be read.
-pub fn compose(
-    checkpoint: &Checkpoint,
-    edits: &[Edit],
-    rule: Merge,
-    direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
-) -> Result<Change, Failure> {
+pub async fn compose(checkpoint: &Checkpoint, edits: &[Edit], rule: Merge, directions: &impl Directions) -> Result<Change, Failure> {
     let layers: BTreeSet<&str> = edits.iter().filter(|edit| edit.factor() != 0.0).map(|edit| edit.layer.as_str()).collect();
     let mut change = Change::new();
     for layer in layers {
         let dtype = checkpoint.tensor(layer)?.dtype;
         let base = edit::widen(layer, checkpoint.bytes(layer)?, dtype)?;
         // The sum of changes first: rounding against the far larger weights happens once.
-        let mut moved = delta(checkpoint, edits, layer, rule, &direction)?;
+        let mut moved = delta(checkpoint, edits, layer, rule, directions).await?;
         for (value, base) in moved.iter_mut().zip(&base) {
             *value += base;
         }
@@ -46,17 +61,28 @@ pub fn compose(
 ///
 /// # Errors
 /// When the checkpoint lacks the layer, or a direction cannot be read.
-pub fn delta(
+pub async fn delta(
     checkpoint: &Checkpoint,
     edits: &[Edit],
     layer: &str,
     rule: Merge,
-    direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
+    directions: &impl Directions,
 ) -> Result<Vec<f64>, Failure> {
     let shape = &checkpoint.tensor(layer)?.shape;
     let mut own: Vec<&Edit> = edits.iter().filter(|edit| edit.layer == layer && edit.factor() != 0.0).collect();
     own.sort_by(|a, b| a.concept.cmp(&b.concept));
-    merge::layer(rule, &own, shape.iter().product(), |edit| direction(edit, shape))
+    let mut merging = Merging::new(rule, own.len(), shape.iter().product());
+    let looks = own.len() * Merging::looks(rule);
+    let (mut asked, mut wanted) = (FuturesOrdered::new(), own.iter().cycle().take(looks));
+    for &edit in own.iter().cycle().take(looks) {
+        while let Some(next) = if asked.len() < AT_ONCE { wanted.next() } else { None } {
+            asked.push_back(directions.direction(next, shape));
+        }
+        if let Some(direction) = asked.next().await {
+            merging.add(edit, direction?);
+        }
+    }
+    Ok(merging.finish())
 }
 
 /// How large a change is of each layer: ‖Δ‖/‖θ‖.
@@ -128,9 +154,14 @@ mod tests {
         Ok(Direction::Dense(values(edit)))
     }
 
-    fn composed(edits: &[Edit]) -> Change {
+    fn try_compose(edits: &[Edit]) -> Result<Change, Failure> {
         let folder = tempfile::tempdir().unwrap();
-        compose(&checkpoint(folder.path()), edits, Merge::Sum, direction).unwrap()
+        let checkpoint = checkpoint(folder.path());
+        futures::executor::block_on(compose(&checkpoint, edits, Merge::Sum, &direction))
+    }
+
+    fn composed(edits: &[Edit]) -> Change {
+        try_compose(edits).unwrap()
     }
 
     #[test]
@@ -159,8 +190,7 @@ mod tests {
 
     #[test]
     fn a_layer_that_is_not_there_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let error = compose(&checkpoint(folder.path()), &[edit("x", "c", 1.0, 1.0)], Merge::Sum, direction).unwrap_err();
+        let error = try_compose(&[edit("x", "c", 1.0, 1.0)]).unwrap_err();
         assert!(error.to_string().contains("tensor `c`"));
     }
 

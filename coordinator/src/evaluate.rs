@@ -110,7 +110,7 @@ pub fn change(base: &Checkpoint, released: &Checkpoint, record: &Composition) ->
             change.insert(name.clone(), bytes.to_vec());
         }
     }
-    let found = base.digest_with(&change);
+    let found = base.digest_with(&change)?;
     if released.tensors().len() == base.tensors().len() && found == record.digest {
         return Ok(change);
     }

@@ -5,11 +5,9 @@
 
 use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
-use lethe_shared::edit::{Direction, Edit};
+use lethe_shared::edit::{self, Direction, Edit};
 use lethe_shared::manifest::{CompositionMethod, CompositionSection};
 use lethe_shared::record::Merge;
-
-use crate::failure::Failure;
 
 /// The rule of a manifest's method.
 pub fn rule(composition: &CompositionSection) -> Merge {
@@ -21,49 +19,63 @@ pub fn rule(composition: &CompositionSection) -> Merge {
     }
 }
 
-/// The change of a layer of `size` values.
-///
-/// # Errors
-/// Whatever `direction` fails with.
-pub fn layer(
+/// The change of one layer in the making: directions come one at a time, and go as soon as they are added.
+#[derive(Debug)]
+pub struct Merging {
     rule: Merge,
-    edits: &[&Edit],
-    size: usize,
-    direction: impl Fn(&Edit) -> Result<Direction, Failure>,
-) -> Result<Vec<f64>, Failure> {
-    let mut merged = vec![0.0; size];
-    match rule {
-        Merge::Sum | Merge::Mean => {
-            for edit in edits {
-                direction(edit)?.accumulate(&mut merged, edit.factor());
+    count: usize,
+    seen: usize,
+    merged: Vec<f64>,
+    /// Directions of low rank that wait to be added together: one pass over the layer for many of them.
+    pending: Vec<(Direction, f64)>,
+    /// Of the second look that `ties` takes: sums and counts of what agrees with the signs in `merged`.
+    agreeing: (Vec<f64>, Vec<u32>),
+}
+
+/// Float32 values of directions that wait, at most.
+const PENDING: usize = 16 << 20;
+
+impl Merging {
+    /// Nothing yet; `count` edits are to come, of a layer of `size` values.
+    pub fn new(rule: Merge, count: usize, size: usize) -> Self {
+        let agreeing = if matches!(rule, Merge::Ties { .. }) { (vec![0.0; size], vec![0; size]) } else { Default::default() };
+        Self { rule, count, seen: 0, merged: vec![0.0; size], pending: Vec::new(), agreeing }
+    }
+
+    /// How often every edit has to be looked at, all of them before any comes again. (All of them at once may not fit into memory.)
+    pub fn looks(rule: Merge) -> usize {
+        if matches!(rule, Merge::Ties { .. }) { 2 } else { 1 }
+    }
+
+    /// Adds an edit's direction; edits come in order.
+    pub fn add(&mut self, edit: &Edit, direction: Direction) {
+        let second = self.seen >= self.count;
+        self.seen += 1;
+        match self.rule {
+            Merge::Sum | Merge::Mean => {
+                self.pending.push((direction, edit.factor()));
+                if self.pending.iter().map(|(direction, _)| direction.len()).sum::<usize>() > PENDING {
+                    self.settle();
+                }
             }
-            if rule == Merge::Mean {
-                let count = edits.len().max(1) as f64;
-                merged.iter_mut().for_each(|value| *value /= count);
+            Merge::Ties { density } if !second => {
+                let trimmed = trimmed(self.whole(edit, &direction), density);
+                self.merged.iter_mut().zip(&trimmed).for_each(|(sum, value)| *sum += value);
             }
-        }
-        Merge::Ties { density } => {
-            // Each edit is looked at twice: all of them at once may not fit into memory.
-            for edit in edits {
-                let trimmed = trimmed(whole(edit, size, &direction)?, density);
-                merged.iter_mut().zip(&trimmed).for_each(|(sum, value)| *sum += value);
-            }
-            let (mut sums, mut counts) = (vec![0.0; size], vec![0u32; size]);
-            for edit in edits {
-                let trimmed = trimmed(whole(edit, size, &direction)?, density);
-                for (((sum, count), value), elected) in sums.iter_mut().zip(&mut counts).zip(trimmed).zip(&merged) {
+            Merge::Ties { density } => {
+                let trimmed = trimmed(self.whole(edit, &direction), density);
+                let (sums, counts) = &mut self.agreeing;
+                for (((sum, count), value), elected) in sums.iter_mut().zip(counts).zip(trimmed).zip(&self.merged) {
                     if value != 0.0 && (value > 0.0) == (*elected > 0.0) {
                         *sum += value;
                         *count += 1;
                     }
                 }
             }
-            merged = sums.into_iter().zip(counts).map(|(sum, count)| sum / f64::from(count.max(1))).collect();
-        }
-        Merge::Dare { drop } => {
-            for edit in edits {
+            Merge::Dare { drop } => {
                 let mut draws = Draws::seeded(Digest::of(format!("{}\n{}", edit.concept, edit.layer).as_bytes()));
-                for (sum, value) in merged.iter_mut().zip(whole(edit, size, &direction)?) {
+                let whole = self.whole(edit, &direction);
+                for (sum, value) in self.merged.iter_mut().zip(whole) {
                     if draws.uniform() > drop {
                         *sum += value / (1.0 - drop);
                     }
@@ -71,14 +83,35 @@ pub fn layer(
             }
         }
     }
-    Ok(merged)
-}
 
-/// An edit's change, multiplied out.
-fn whole(edit: &Edit, size: usize, direction: impl Fn(&Edit) -> Result<Direction, Failure>) -> Result<Vec<f64>, Failure> {
-    let mut values = vec![0.0; size];
-    direction(edit)?.accumulate(&mut values, edit.factor());
-    Ok(values)
+    /// The layer's change.
+    pub fn finish(mut self) -> Vec<f64> {
+        self.settle();
+        match self.rule {
+            Merge::Sum | Merge::Dare { .. } => self.merged,
+            Merge::Mean => {
+                let count = self.count.max(1) as f64;
+                self.merged.iter_mut().for_each(|value| *value /= count);
+                self.merged
+            }
+            Merge::Ties { .. } => {
+                let (sums, counts) = self.agreeing;
+                sums.into_iter().zip(counts).map(|(sum, count)| sum / f64::from(count.max(1))).collect()
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        edit::accumulate(&mut self.merged, &self.pending);
+        self.pending.clear();
+    }
+
+    /// An edit's change, multiplied out.
+    fn whole(&self, edit: &Edit, direction: &Direction) -> Vec<f64> {
+        let mut values = vec![0.0; self.merged.len()];
+        direction.accumulate(&mut values, edit.factor());
+        values
+    }
 }
 
 /// The same with only the largest magnitudes left.
@@ -105,9 +138,13 @@ mod tests {
     }
 
     fn merged(rule: Merge, changes: &[&[f32]]) -> Vec<f64> {
-        let edits: Vec<Edit> = (0..changes.len()).map(|i| edit(&i.to_string(), 1.0)).collect();
-        let of = |edit: &Edit| Ok(Direction::Dense(changes[edit.concept.parse::<usize>().unwrap()].to_vec()));
-        layer(rule, &edits.iter().collect::<Vec<_>>(), changes[0].len(), of).unwrap()
+        let mut merging = Merging::new(rule, changes.len(), changes[0].len());
+        for _ in 0..Merging::looks(rule) {
+            for (i, change) in changes.iter().enumerate() {
+                merging.add(&edit(&i.to_string(), 1.0), Direction::Dense(change.to_vec()));
+            }
+        }
+        merging.finish()
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Plan {
     pub manifest: Manifest,
     /// Name of the run: the manifest's, and a digest of everything that determines its result.
     pub run: String,
+    /// That digest.
+    identity: Digest,
     /// The model.
     pub model: ModelRef,
     /// Its checkpoint, open.
@@ -146,6 +148,7 @@ impl Plan {
         let class_texts = ClassTexts { names: classes.names().to_vec(), template: manifest.data.template.clone() };
         let mut plan = Self {
             run: String::new(),
+            identity: Digest::of(b""),
             gates: vec![manifest.gates.clone()],
             signer: None,
             manifest,
@@ -166,12 +169,13 @@ impl Plan {
             layers,
             warnings,
         };
-        plan.run = format!("{}-{}", plan.manifest.name, plan.identity().short());
+        plan.identity = plan.identify()?;
+        plan.run = format!("{}-{}", plan.manifest.name, plan.identity.short());
         Ok(plan)
     }
 
     /// The digest of everything that determines the run's result.
-    fn identity(&self) -> Digest {
+    fn identify(&self) -> Result<Digest, Failure> {
         let digests = |shards: &[ShardRef]| shards.iter().map(|shard| shard.digest).collect::<Vec<_>>();
         let concepts: Vec<_> = self
             .concepts
@@ -191,17 +195,17 @@ impl Plan {
             &self.settings,
             (&self.manifest.composition, &self.manifest.policy, &self.manifest.gates),
         ));
-        match self.targets.as_slice() {
+        Ok(match self.targets.as_slice() {
             [] => run,
-            targets => Digest::of_json(&(run, targets.iter().map(Target::identity).collect::<Vec<_>>())),
-        }
+            targets => Digest::of_json(&(run, targets.iter().map(Target::identity).collect::<Result<Vec<_>, Failure>>()?)),
+        })
     }
 
     /// What edits will be found from, for the record.
     pub fn origin(&self) -> Origin {
         let files = |shards: &[ShardRef]| shards.iter().map(DataFile::from).collect();
         Origin {
-            manifest: self.identity(),
+            manifest: self.identity,
             algorithm: ALGORITHM_VERSION,
             hashed_names: self.manifest.release.names == Names::Hashed,
             classes: self.classes.names().len() as u64,
@@ -358,8 +362,8 @@ async fn open_model(manifest: &Manifest, cache: &Path) -> Result<(ModelRef, Chec
     let folder = store::fetch_folder(&address, cache).await.map_err(|error| missing(&place, error))?;
     let opened = tokio::task::spawn_blocking(move || {
         let checkpoint = Checkpoint::open(&folder)?;
-        let broken = checkpoint.non_finite();
-        let (weights, settings) = (checkpoint.digest(), checkpoint.settings_digest()?);
+        let broken = checkpoint.non_finite()?;
+        let (weights, settings) = (checkpoint.digest()?, checkpoint.settings_digest()?);
         Ok::<_, lethe_shared::checkpoint::Error>((checkpoint, broken, weights, settings))
     });
     let (checkpoint, broken, weights, settings) = opened

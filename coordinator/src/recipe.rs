@@ -182,7 +182,8 @@ mod tests {
 
     fn composed(recipe: &Recipe) -> Change {
         let folder = tempfile::tempdir().unwrap();
-        compose(&checkpoint(folder.path()), &recipe.edits(), Merge::Sum, direction).unwrap()
+        let checkpoint = checkpoint(folder.path());
+        futures::executor::block_on(compose(&checkpoint, &recipe.edits(), Merge::Sum, &direction)).unwrap()
     }
 
     fn part(number: usize, step: f64, strength: f64, first: bool) -> Part {

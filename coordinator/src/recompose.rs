@@ -19,13 +19,13 @@ use safetensors::SafeTensors;
 use serde::Serialize;
 
 use crate::clusters;
-use crate::compose::{self, Change};
+use crate::compose::{self, Change, Directions};
 use crate::failure::Failure;
 use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::publish::Published;
 use crate::release::read::{Release, direction};
-use crate::release::{self, Contents, DirectionTensor, EDITS, Thumbnails};
+use crate::release::{self, Contents, EDITS, Thumbnails};
 use crate::target::{self, Staged, Target};
 
 /// What is to be changed: first what is added, then what is left out, then strengths.
@@ -346,7 +346,7 @@ impl Amended {
                     break;
                 }
             }
-            let digest = checkpoint.digest();
+            let digest = checkpoint.digest().map_err(|error| error.to_string())?;
             Ok::<_, String>((checkpoint, digest, other))
         });
         let (checkpoint, digest, other) = opened.await.map_err(|error| Failure::Infrastructure(error.to_string()))?.map_err(moved)?;
@@ -398,7 +398,7 @@ impl Amended {
         let edits = self.edits().1;
         let mut staged = Vec::with_capacity(targets.len());
         for one in targets {
-            let edited = one.edited(base, &edits, self.parent.record.merge, |edit, shape| self.direction(&edit.concept, shape))?;
+            let edited = one.edited(base, &edits, self.parent.record.merge, self).await?;
             let one = target::stage(one, edited, store).await?;
             let recorded = self.parent.record.targets.iter().find(|record| record.name == one.record.name);
             if let Some(recorded) = recorded.filter(|recorded| recorded.source != one.record.source) {
@@ -424,20 +424,16 @@ impl Amended {
         (recipe, edits)
     }
 
-    fn direction(&self, id: &str, shape: &[usize]) -> Result<Direction, Failure> {
-        direction(&self.files[&self.concepts[id].from.digest], id, shape)
-    }
-
-    fn compose(&self, checkpoint: &Checkpoint, edits: &[Edit]) -> Result<Change, Failure> {
-        compose::compose(checkpoint, edits, self.parent.record.merge, |edit, shape| self.direction(&edit.concept, shape))
+    async fn compose(&self, checkpoint: &Checkpoint, edits: &[Edit]) -> Result<Change, Failure> {
+        compose::compose(checkpoint, edits, self.parent.record.merge, self).await
     }
 
     /// Holds weights against what comes of base and edits, tensor by tensor.
     ///
     /// # Errors
     /// [`Failure::BadInput`] when edits do not fit the base.
-    pub fn compare(&self, base: &Checkpoint, weights: &Checkpoint) -> Result<Compared, Failure> {
-        let change = self.compose(base, &self.edits().1)?;
+    pub async fn compare(&self, base: &Checkpoint, weights: &Checkpoint) -> Result<Compared, Failure> {
+        let change = self.compose(base, &self.edits().1).await?;
         let mut compared = Compared::default();
         let names: BTreeSet<&String> = base.tensors().keys().chain(weights.tensors().keys()).collect();
         for name in names {
@@ -472,13 +468,11 @@ impl Amended {
     ) -> Result<(String, Composition, Published), Failure> {
         let targets = self.staged(targets, checkpoint, store).await?;
         let (recipe, edits) = self.edits();
-        let change = self.compose(checkpoint, &edits)?;
-        let (mut concepts, mut tensors) = (Vec::new(), Vec::new());
+        let change = self.compose(checkpoint, &edits).await?;
+        let mut concepts = Vec::new();
         let (mut thumbnails, mut pictures) = (Thumbnails::new(), BTreeMap::new());
         for (edit, by_others) in edits.iter().zip(recipe.by_others()) {
             let member = &self.concepts[&edit.concept];
-            let shape = &checkpoint.tensor(&edit.layer)?.shape;
-            tensors.extend(DirectionTensor::of(&edit.concept, shape, self.direction(&edit.concept, shape)?));
             let (strength, dose, run) = (edit.strength, edit.dose, member.foreign_run(&self.parent.record.run));
             concepts.push(ConceptRecord { strength, dose, by_others, run, composed: None, said_composed: None, ..member.record.clone() });
             let from = match pictures.entry(member.from.digest) {
@@ -507,8 +501,7 @@ impl Amended {
         }
         let parent = &self.parent.record;
         let record = Composition {
-            parent: Some(Parent { release: self.parent.reference(), changes: self.changes }),
-            digest: checkpoint.digest_with(&change),
+            parent: Some(Parent { release: self.parent.reference(), changes: self.changes.clone() }),
             missing: parent.missing.iter().filter(|missing| !self.concepts.contains_key(&missing.id)).cloned().collect(),
             near_duplicates: clusters::near_duplicates(&recipe),
             utility: Utility::default(),
@@ -518,7 +511,13 @@ impl Amended {
             ..parent.clone()
         };
         let (interference, thumbnails) = (recipe.interference(), &thumbnails);
-        let contents = Contents { change: &change, directions: tensors, interference, thumbnails, targets };
+        let contents = Contents { change: &change, edits: &edits, directions: &self, interference, thumbnails, targets };
         release::write(store, checkpoint, contents, record).await
+    }
+}
+
+impl Directions for Amended {
+    async fn direction(&self, edit: &Edit, shape: &[usize]) -> Result<Direction, Failure> {
+        direction(&self.files[&self.concepts[&edit.concept].from.digest], &edit.concept, shape)
     }
 }

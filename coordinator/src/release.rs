@@ -2,11 +2,13 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `release/edits.rs` | the file of all directions |
 //! | `release/read.rs` | a release that is there: its record, and files checked against it |
 //! | `release/verify.rs` | whether it is what was released |
 //! | `release/evaluation.rs` | numbers that were measured on it later |
 //! | `release/publish.rs` | its number, and the channels that lead to it |
 
+mod edits;
 pub mod evaluation;
 pub mod publish;
 pub mod read;
@@ -18,7 +20,7 @@ use std::path::Path;
 use bytes::Bytes;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
-use lethe_shared::edit::{self, Direction};
+use lethe_shared::edit::Edit;
 use lethe_shared::job::ArtifactRef;
 use lethe_shared::record::{Composition, ReleaseRef};
 use lethe_shared::store::Store;
@@ -26,7 +28,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 
 use crate::attest::{PROVENANCE, RECEIPTS, provenance, receipts};
-use crate::compose::Change;
+use crate::compose::{Change, Directions};
 use crate::dosing::Interference;
 use crate::failure::Failure;
 use crate::release::publish::Published;
@@ -57,43 +59,15 @@ pub const THUMBNAILS: &str = "thumbnails.safetensors";
 /// Thumbnails by concept: JPEG files.
 pub type Thumbnails = BTreeMap<String, Bytes>;
 
-/// A tensor of an edit's direction: the whole of it under the concept's id, or one of its factors, `ID.up` and `ID.down`.
-#[derive(Debug)]
-pub struct DirectionTensor {
-    /// Its name.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Float32, little-endian.
-    pub bytes: Vec<u8>,
-}
-
-impl DirectionTensor {
-    /// The tensors of one concept's direction on a layer of this shape.
-    pub fn of(concept: &str, shape: &[usize], direction: Direction) -> Vec<Self> {
-        let tensor = |name: String, shape: Vec<usize>, values: Vec<f32>| Self {
-            name,
-            shape,
-            bytes: values.into_iter().flat_map(f32::to_le_bytes).collect(),
-        };
-        match direction {
-            Direction::Dense(values) => vec![tensor(concept.to_owned(), shape.to_vec(), values)],
-            Direction::Factored { up, down, rank } => {
-                let (up_name, down_name) = edit::factor_names(concept);
-                let (outputs, inputs) = (up.len() / rank.max(1), down.len() / rank.max(1));
-                vec![tensor(up_name, vec![outputs, rank], up), tensor(down_name, vec![rank, inputs], down)]
-            }
-        }
-    }
-}
-
 /// What a release is made of beside base and record.
 #[derive(Debug)]
-pub struct Contents<'a> {
+pub struct Contents<'a, D> {
     /// The changed tensors.
     pub change: &'a Change,
-    /// Every edit's direction.
-    pub directions: Vec<DirectionTensor>,
+    /// The edits, strength 0 included.
+    pub edits: &'a [Edit],
+    /// Where their directions are.
+    pub directions: &'a D,
     /// What edits do to the record's concepts, in their order, where doses are solved.
     pub interference: Option<&'a Interference>,
     /// Pictures by concept.
@@ -102,26 +76,29 @@ pub struct Contents<'a> {
     pub targets: Vec<Staged<'a>>,
 }
 
-/// Writes a release, gives it its number, and returns its address. `record` is complete but for its files and targets.
+/// Writes a release, gives it its number, and returns its address. `record` is complete but for its digest, files and targets, which
+/// are filled in.
 ///
 /// # Errors
-/// When the store or the folder for temporary files cannot be written; no half-written release becomes visible.
-pub async fn write(
+/// When the store or the folder for files on their way cannot be written; no half-written release becomes visible.
+pub async fn write<D: Directions>(
     store: &Store,
     checkpoint: &Checkpoint,
-    contents: Contents<'_>,
+    contents: Contents<'_, D>,
     mut record: Composition,
 ) -> Result<(String, Composition, Published), Failure> {
-    let Contents { change, directions, interference, thumbnails, targets } = contents;
-    let staging = tempfile::tempdir().map_err(|error| Failure::Infrastructure(format!("no folder for temporary files: {error}")))?;
+    let Contents { change, edits, directions, interference, thumbnails, targets } = contents;
+    let staging = store.staging().await?;
     let folder = staging.path();
+    let written = checkpoint.write_changed(change, folder)?;
+    record.digest = written.digest;
     record.targets = targets.iter().map(|target| target.record.clone()).collect();
-    let mut names = checkpoint.write_changed(change, folder)?;
-    for name in checkpoint.companions()? {
-        std::fs::copy(checkpoint.folder().join(&name), folder.join(&name)).map_err(|error| local(folder, error))?;
-        names.push(name);
+    let weight_files: Vec<String> = written.files.keys().cloned().collect();
+    let mut names = checkpoint.companions()?;
+    for name in &names {
+        std::fs::copy(checkpoint.folder().join(name), folder.join(name)).map_err(|error| local(folder, error))?;
     }
-    write_edits(&folder.join(EDITS), directions)?;
+    edits::write(&folder.join(EDITS), checkpoint, edits, directions).await?;
     if let Some(interference) = interference {
         write_interference(&folder.join(INTERFERENCE), &record, interference)?;
         names.push(INTERFERENCE.to_owned());
@@ -130,7 +107,7 @@ pub async fn write(
         write_thumbnails(&folder.join(THUMBNAILS), thumbnails)?;
         names.push(THUMBNAILS.to_owned());
     }
-    write_text(&folder.join(CARD), &card::render(&record, &names))?;
+    write_text(&folder.join(CARD), &card::render(&record, &[weight_files.as_slice(), &names].concat()))?;
     let page = report::Source { record: &record, interference, thumbnails, run: None };
     write_text(&folder.join(REPORT), &report::render(&page))?;
     names.extend([EDITS, CARD, REPORT].map(str::to_owned));
@@ -138,18 +115,18 @@ pub async fn write(
     names.dedup();
 
     record.files = digests(folder, &names)?;
-    let receipts = receipts::lines(&record, &checkpoint.weight_files());
+    record.files.extend(written.files);
+    let receipts = receipts::lines(&record, &weight_files);
     state(folder, RECEIPTS, &receipts, &mut record)?;
     let provenance = provenance::statement(&record).to_string() + "\n";
     state(folder, PROVENANCE, &provenance, &mut record)?;
-    names.extend([PROVENANCE, RECEIPTS].map(str::to_owned));
     let bytes = encode(&record)?;
     let digest = Digest::of(&bytes);
     let prefix = publish::prefix(&ReleaseRef { name: record.name.clone(), record: digest });
     // The same bytes may be there from before.
     if store.get(&format!("{prefix}/{RECORD}")).await?.is_none_or(|there| there != bytes) {
-        for name in &names {
-            store.put_file(&format!("{prefix}/{name}"), &folder.join(name)).await?;
+        for name in record.files.keys() {
+            store.put_staged(&format!("{prefix}/{name}"), &staging, name).await?;
         }
         for target in &targets {
             target.put(store, &prefix).await?;
@@ -164,16 +141,6 @@ fn encode(record: &Composition) -> Result<Bytes, Failure> {
     let mut bytes = serde_json::to_vec_pretty(record).map_err(|error| Failure::input(format!("{RECORD}: {error}")))?;
     bytes.push(b'\n');
     Ok(bytes.into())
-}
-
-fn write_edits(path: &Path, directions: Vec<DirectionTensor>) -> Result<(), Failure> {
-    let mut views = HashMap::new();
-    for direction in &directions {
-        let view = TensorView::new(Dtype::F32, direction.shape.clone(), &direction.bytes)
-            .map_err(|error| Failure::input(format!("direction `{}`: {error}", direction.name)))?;
-        views.insert(direction.name.as_str(), view);
-    }
-    serialize_to_file(views, None, path).map_err(|error| Failure::Infrastructure(format!("{}: {error}", path.display())))
 }
 
 fn write_interference(path: &Path, record: &Composition, interference: &Interference) -> Result<(), Failure> {

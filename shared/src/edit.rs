@@ -71,6 +71,23 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Float32 values it is kept as.
+    #[expect(clippy::len_without_is_empty, reason = "no direction is looked at for being empty")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Dense(values) => values.len(),
+            Self::Factored { up, down, .. } => up.len() + down.len(),
+        }
+    }
+
+    /// The number of columns of the one factor and rows of the other; 0 where it is whole.
+    fn rank(&self) -> usize {
+        match self {
+            Self::Dense(_) => 0,
+            Self::Factored { rank, .. } => *rank,
+        }
+    }
+
     /// Adds `factor` times the direction to a layer's float64 values, in a fixed order.
     ///
     /// # Panics
@@ -95,6 +112,105 @@ impl Direction {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Rows and columns whose sums are kept in registers.
+const TILE: usize = 4;
+/// Layers with fewer values are not worth a second thread.
+const WORTH_A_THREAD: usize = 1 << 18;
+
+/// Adds many directions, each times its factor, to a layer's float64 values: to the last bit what [`Direction::accumulate`] of one
+/// after another gives, in one pass over the layer for all those of low rank that follow each other.
+///
+/// # Panics
+/// When lengths differ; [`decode_direction`] has checked them.
+pub fn accumulate(values: &mut [f64], directions: &[(Direction, f64)]) {
+    let mut rest = directions;
+    while let Some((first, factor)) = rest.first() {
+        let low = |direction: &Direction| match direction {
+            Direction::Factored { down, rank, .. } if *rank > 0 => Some(down.len() / rank),
+            _ => None,
+        };
+        let inputs = low(first);
+        let alike = rest.iter().take_while(|(direction, _)| inputs.is_some() && low(direction) == inputs).count();
+        match inputs {
+            Some(inputs) if alike > 1 => accumulate_factors(values, inputs, &rest[..alike]),
+            _ => first.accumulate(values, *factor),
+        }
+        rest = &rest[alike.max(1)..];
+    }
+}
+
+/// The same for factors over one number of inputs: a product of two matrices whose sums run in the order of directions and ranks.
+fn accumulate_factors(values: &mut [f64], inputs: usize, directions: &[(Direction, f64)]) {
+    let outputs = values.len() / inputs.max(1);
+    // `[outputs, ranks]` and, by columns in groups of TILE, `[ranks, TILE]`.
+    let ranks: usize = directions.iter().map(|(direction, _)| direction.rank()).sum();
+    let mut left = vec![0.0; outputs * ranks];
+    let mut at = 0;
+    for (direction, factor) in directions {
+        let Direction::Factored { up, rank, .. } = direction else { continue };
+        assert_eq!(up.len(), outputs * rank, "a direction has as many values as its layer");
+        for (row, ups) in left.chunks_exact_mut(ranks).zip(up.chunks_exact(*rank)) {
+            for (slot, &up) in row[at..at + rank].iter_mut().zip(ups) {
+                *slot = factor * f64::from(up);
+            }
+        }
+        at += rank;
+    }
+    let threads = if values.len() < WORTH_A_THREAD { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    let rows = outputs.div_ceil(threads).next_multiple_of(TILE);
+    std::thread::scope(|scope| {
+        for (values, left) in values.chunks_mut(rows * inputs).zip(left.chunks(rows * ranks)) {
+            scope.spawn(move || multiply_add(values, left, inputs, ranks, directions));
+        }
+    });
+}
+
+/// `values[rows, inputs] += left[rows, ranks] · down[ranks, inputs]`, each sum in the order of ranks.
+fn multiply_add(values: &mut [f64], left: &[f64], inputs: usize, ranks: usize, directions: &[(Direction, f64)]) {
+    let mut panel = vec![[0.0; TILE]; ranks];
+    for column in (0..inputs).step_by(TILE) {
+        let width = TILE.min(inputs - column);
+        let downs = directions.iter().flat_map(|(direction, _)| match direction {
+            Direction::Factored { down, .. } => down.chunks_exact(inputs),
+            Direction::Dense(_) => [].chunks_exact(inputs),
+        });
+        for (slot, down) in panel.iter_mut().zip(downs) {
+            for (slot, &down) in slot.iter_mut().zip(&down[column..column + width]) {
+                *slot = f64::from(down);
+            }
+        }
+        for (values, left) in values.chunks_mut(TILE * inputs).zip(left.chunks(TILE * ranks)) {
+            let mut sums = [[0.0; TILE]; TILE];
+            for (sums, row) in sums.iter_mut().zip(values.chunks_exact(inputs)) {
+                sums[..width].copy_from_slice(&row[column..column + width]);
+            }
+            if left.len() == TILE * ranks {
+                let (a, rest) = left.split_at(ranks);
+                let (b, rest) = rest.split_at(ranks);
+                let (c, d) = rest.split_at(ranks);
+                for ((((down, a), b), c), d) in panel.iter().zip(a).zip(b).zip(c).zip(d) {
+                    for (sums, up) in sums.iter_mut().zip([a, b, c, d]) {
+                        for (sum, down) in sums.iter_mut().zip(down) {
+                            *sum += up * down;
+                        }
+                    }
+                }
+            } else {
+                for (sums, ups) in sums.iter_mut().zip(left.chunks_exact(ranks)) {
+                    for (down, up) in panel.iter().zip(ups) {
+                        for (sum, down) in sums.iter_mut().zip(down) {
+                            *sum += up * down;
+                        }
+                    }
+                }
+            }
+            for (sums, row) in sums.iter().zip(values.chunks_exact_mut(inputs)) {
+                row[column..column + width].copy_from_slice(&sums[..width]);
             }
         }
     }
@@ -232,6 +348,27 @@ mod tests {
 
     fn bytes(values: &[f32]) -> Vec<u8> {
         values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn many_directions_at_once_are_the_same_to_the_last_bit() {
+        let mut draws = crate::draws::Draws::seeded(crate::digest::Digest::of(b"directions"));
+        let mut drawn = |count: usize| (0..count).map(|_| draws.uniform() as f32 - 0.5).collect::<Vec<f32>>();
+        for (outputs, inputs) in [(1, 1), (3, 7), (8, 4), (13, 18), (600, 450)] {
+            let mut directions: Vec<(Direction, f64)> = Vec::new();
+            for (number, rank) in [3, 1, 0, 5, 2, 4].into_iter().enumerate() {
+                let factored = Direction::Factored { up: drawn(outputs * rank), down: drawn(rank * inputs), rank };
+                directions.push((factored, 0.3 + number as f64));
+                if number == 3 {
+                    directions.push((Direction::Dense(drawn(outputs * inputs)), -1.7));
+                }
+            }
+            let start: Vec<f64> = drawn(outputs * inputs).into_iter().map(f64::from).collect();
+            let (mut together, mut apart) = (start.clone(), start);
+            accumulate(&mut together, &directions);
+            directions.iter().for_each(|(direction, factor)| direction.accumulate(&mut apart, *factor));
+            assert!(together.iter().zip(&apart).all(|(a, b)| a.to_bits() == b.to_bits()), "{outputs} × {inputs}");
+        }
     }
 
     #[test]

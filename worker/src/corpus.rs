@@ -93,6 +93,46 @@ impl Corpus {
         Ok(Self::new(Tower::Text, batches, Some(SharedTensor::new(rows)), texts.len(), budget, micro_batch))
     }
 
+    /// Some of these items, in this order, as a corpus of their own. Each stays in company of its own length.
+    ///
+    /// # Errors
+    /// When there is no such item, or libtorch refuses.
+    pub fn subset(&self, items: &[i64]) -> Result<Self, Error> {
+        let rows = match &self.rows {
+            None => items.to_vec(),
+            Some(rows) => {
+                let rows = rows.get();
+                let wanted = Tensor::f_from_slice(items)?.f_to(rows.device())?;
+                Vec::<i64>::try_from(rows.f_index_select(0, &wanted)?.f_to_device(tch::Device::Cpu)?)?
+            }
+        };
+        let mut by_row: Vec<usize> = (0..rows.len()).collect();
+        by_row.sort_by_key(|&item| rows[item]);
+        let mut places = vec![0i64; rows.len()];
+        for (place, &item) in by_row.iter().enumerate() {
+            places[item] = place as i64;
+        }
+        let sorted: Vec<i64> = by_row.iter().map(|&item| rows[item]).collect();
+        let (mut batches, mut start, mut rest) = (Vec::new(), 0, sorted.as_slice());
+        let mut device = tch::Device::Cpu;
+        for batch in self.locked(|kept| kept.batches.iter().map(Batch::shallow_clone).collect::<Vec<_>>()) {
+            let end = start + batch.input().items();
+            let (here, after) = rest.split_at(rest.partition_point(|&row| row < end));
+            if !here.is_empty() {
+                let offsets: Vec<i64> = here.iter().map(|row| row - start).collect();
+                let (selected, on) = batch.select(&offsets)?;
+                batches.push(selected);
+                device = on;
+            }
+            (start, rest) = (end, after);
+        }
+        if !rest.is_empty() {
+            return Err(Error::Tensor { tensor: "items".into(), problem: format!("has no item {}", rest[0]) });
+        }
+        let places = SharedTensor::new(Tensor::f_from_slice(&places)?.f_to(device)?);
+        Ok(Self::new(self.tower, batches, Some(places), items.len(), &self.budget, self.micro_batch))
+    }
+
     fn new(tower: Tower, batches: Vec<Batch>, rows: Option<SharedTensor>, items: usize, budget: &Budget, micro_batch: MicroBatch) -> Self {
         let states = batches.iter().map(|_| BTreeMap::new()).collect();
         Self { tower, kept: Mutex::new(Kept { batches, states, bytes: 0 }), rows, items, budget: budget.clone(), micro_batch }
@@ -123,7 +163,7 @@ impl Corpus {
             None => Some(clip.block_count(self.tower)),
             Some(layer) => clip.first_block(layer),
         };
-        self.embed_batches(clip, |number, batch| {
+        self.embed_batches(clip.config().embedding, |number, batch| {
             let state = match block {
                 Some(block) => self.state(clip, original, number, batch, block)?,
                 None => clip.start(edited, batch.input())?,
@@ -137,11 +177,11 @@ impl Corpus {
     /// # Errors
     /// When libtorch refuses.
     pub fn embed_changed(&self, clip: &Clip, weights: &Weights) -> Result<Tensor, Error> {
-        self.embed_batches(clip, |_, batch| clip.embed(weights, batch.input()))
+        self.embed_batches(clip.config().embedding, |_, batch| clip.embed(weights, batch.input()))
     }
 
     /// One pass per batch; what they embed as one tensor in the items' order.
-    fn embed_batches(&self, clip: &Clip, embed: impl Fn(usize, &Batch) -> Result<Tensor, Error>) -> Result<Tensor, Error> {
+    fn embed_batches(&self, embedding: i64, embed: impl Fn(usize, &Batch) -> Result<Tensor, Error>) -> Result<Tensor, Error> {
         // Handles of this call's own: other threads may need the same batches meanwhile.
         let batches: Vec<Batch> = self.locked(|kept| kept.batches.iter().map(Batch::shallow_clone).collect());
         let mut embedded = Vec::with_capacity(batches.len());
@@ -149,7 +189,7 @@ impl Corpus {
             embedded.push(self.micro_batch.pass(batch.input().items(), || embed(number, batch))?);
         }
         if embedded.is_empty() {
-            return Ok(Tensor::f_zeros([0, clip.config().embedding], (Kind::Float, tch::Device::Cpu))?);
+            return Ok(Tensor::f_zeros([0, embedding], (Kind::Float, tch::Device::Cpu))?);
         }
         let embedded = Tensor::f_cat(&embedded, 0)?;
         Ok(match &self.rows {
@@ -199,4 +239,31 @@ impl Drop for Corpus {
 pub fn labels(labels: &[u32], device: tch::Device) -> Result<Tensor, Error> {
     let wide: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
     Ok(Tensor::f_from_slice(&wide)?.f_to(device)?.f_to_kind(Kind::Int64)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subset_holds_the_items_asked_for() {
+        let budget = Budget::new(1 << 20);
+        let pixels = Tensor::f_arange(600, (Kind::Float, tch::Device::Cpu)).unwrap().view([600, 1, 1, 1]);
+        let corpus = Corpus::images(&pixels, &budget, MicroBatch::WHOLE).unwrap();
+        let wanted = [599, 3, 256, 255, 0, 4];
+        let subset = corpus.subset(&wanted).unwrap();
+        // What "embedding" an item by its only value gives.
+        let values = |corpus: &Corpus| {
+            let value = |_: usize, batch: &Batch| match batch {
+                Batch::Images(pixels) => Ok(pixels.f_flatten(1, -1)?),
+                Batch::Texts(_) => Err(Error::Tensor { tensor: "pixels".into(), problem: "are texts".into() }),
+            };
+            let values = corpus.embed_batches(1, value).unwrap();
+            Vec::<f64>::try_from(values.view([-1]).to_kind(Kind::Double)).unwrap()
+        };
+        assert_eq!(values(&subset), wanted.map(|item| item as f64));
+        assert_eq!(values(&subset.subset(&[5, 0]).unwrap()), [4.0, 599.0]);
+        assert_eq!(subset.len(), 6);
+        assert!(corpus.subset(&[600]).is_err());
+    }
 }

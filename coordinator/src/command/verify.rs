@@ -80,7 +80,7 @@ pub(super) async fn main(options: &Verify) -> Result<u8, Failure> {
         let base = options.base.as_deref().map(|text| here("--base", text)).transpose()?;
         let cache = cache(options.cache.as_ref());
         let checkpoint = amended.base(base.as_ref(), &cache).await?;
-        let compared = amended.compare(&checkpoint, &checked.weights()?)?;
+        let compared = amended.compare(&checkpoint, &checked.weights()?).await?;
         checked.problems.extend(compared.other.iter().map(|(tensor, problem)| Problem::new("weights", format!("`{tensor}` {problem}"))));
         tensors = Some(compared);
         let targets = amended.targets(&places(&options.target)?, &BTreeSet::new(), &checkpoint, &cache).await?;

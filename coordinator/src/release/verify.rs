@@ -107,7 +107,7 @@ pub async fn verify(address: &Address) -> Result<Checked, Failure> {
     if problems.is_empty() {
         let digest = release.record.digest;
         let weights = folder.clone();
-        let read = move || Checkpoint::open(&weights).map(|checkpoint| checkpoint.digest()).map_err(|error| error.to_string());
+        let read = move || Checkpoint::open(&weights).and_then(|checkpoint| checkpoint.digest()).map_err(|error| error.to_string());
         match tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Infrastructure(error.to_string()))? {
             Ok(found) if found == digest => {}
             Ok(found) => problems.push(Problem::new(RECORD, format!("states digest {digest} of the weights, they have {found}"))),

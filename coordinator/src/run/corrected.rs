@@ -12,7 +12,7 @@ use lethe_shared::outcome::{Hits, Outcome, SurveyResult, TaskResult};
 use lethe_shared::record::Missing;
 use safetensors::SafeTensors;
 
-use super::{Directions, Edits, Found, HeldOut, Run, concept_results, fetch_directions, mismatch, unsolved};
+use super::{Edits, Found, HeldOut, Run, Stored, concept_results, mismatch, unsolved};
 use crate::dosing::{Aim, Seen, adjust};
 use crate::failure::Failure;
 use crate::plan::PlannedConcept;
@@ -143,7 +143,7 @@ async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure>
     if rounds == 0 {
         return Ok(recipe);
     }
-    let files = fetch_directions(plan, run.dispatcher, found).await?;
+    let stored = Stored::of(plan, run.dispatcher);
     let mut wanted: Vec<f64> = recipe.parts().iter().filter_map(|part| part.target).collect();
     let aim = |found: &Found<'_>| {
         let top = match found.planned.stop {
@@ -157,7 +157,7 @@ async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure>
     for round in 0..=rounds {
         recipe = recipe.with_targets(&wanted);
         let edits = recipe.edits();
-        let seen = look(run, found, &edits, &files).await?;
+        let seen = look(run, found, &edits, &stored).await?;
         // Only what is applied as found is expected to be gone.
         let judged = |i: usize| found[i].planned.concept.strength == 1.0;
         let showing = (0..found.len()).filter(|&i| judged(i) && seen[i].share > aims[i].tolerance).count();
@@ -203,8 +203,8 @@ async fn recipe(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failur
 }
 
 /// How each concept fares in the model composed of these edits.
-async fn look(run: &mut Run<'_>, found: &[Found<'_>], edits: &[Edit], files: &Directions) -> Result<Vec<Seen>, Failure> {
-    let (_, change) = run.compose(edits, files).await?;
+async fn look(run: &mut Run<'_>, found: &[Found<'_>], edits: &[Edit], stored: &Stored<'_>) -> Result<Vec<Seen>, Failure> {
+    let (_, change) = run.compose(edits, stored).await?;
     let planned: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
     let outcomes = run.must("doses", &jobs::forget_evaluation(run.plan, &planned, change, run.classes)).await?;
     let (mut hits, mut best) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());

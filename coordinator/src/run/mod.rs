@@ -11,10 +11,11 @@ mod evaluated;
 mod searched;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lethe_shared::edit::{self, Edit};
+use lethe_shared::edit::{self, Direction, Edit};
 use lethe_shared::job::{ArtifactRef, Job, JobId};
 use lethe_shared::manifest::{Names, Required, Stop};
 use lethe_shared::outcome::{Accuracy, Answers, Chosen, Outcome, RankedLayer, TaskResult, Trial};
@@ -27,7 +28,7 @@ pub use self::evaluated::{Judgement, evaluate};
 
 use crate::attest;
 use crate::clusters;
-use crate::compose::{self, Change};
+use crate::compose::{self, Change, Directions};
 use crate::dispatch::{Dispatcher, Ended, Lost};
 use crate::failure::Failure;
 use crate::gates;
@@ -38,7 +39,7 @@ use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
 use crate::provenance;
 use crate::recipe::{Part, Recipe};
-use crate::release::{self, Contents, DirectionTensor, Thumbnails, publish};
+use crate::release::{self, Contents, Thumbnails, publish};
 use crate::summary::{Phase, Report, Status, Summary};
 use crate::target::{self, Staged};
 
@@ -125,8 +126,9 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     edits.missing.sort_by(|a, b| a.id.cmp(&b.id));
     let found = &edits.found;
 
-    let directions = fetch_directions(plan, dispatcher, found).await?;
-    let (change, encoded) = run.compose(&edits.recipe.edits(), &directions).await?;
+    let directions = Stored::of(plan, dispatcher);
+    let dosed = edits.recipe.edits();
+    let (change, encoded) = run.compose(&dosed, &directions).await?;
     let edited: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
     let judgement = run.judge(&edited, &base, encoded).await?;
 
@@ -137,19 +139,10 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
         // A picture is a name too.
         Names::Hashed => Thumbnails::new(),
     };
-    let tensors = found
-        .iter()
-        .map(|found| {
-            let info = plan.checkpoint.tensor(&found.chosen.answer.layer)?;
-            let id = &found.planned.concept.id;
-            Ok(DirectionTensor::of(id, &info.shape, edit::decode_direction(&found.chosen.answer.layer, &info.shape, &directions[id])?))
-        })
-        .collect::<Result<Vec<_>, Failure>>()?;
-    let tensors = tensors.into_iter().flatten().collect();
-    let targets = staged(plan, &edits.recipe.edits(), &directions, store).await?;
+    let targets = staged(plan, &dosed, &directions, store).await?;
     dispatcher.check_claim().await?;
     let (interference, thumbnails) = (edits.recipe.interference(), &thumbnails);
-    let contents = Contents { change: &change, directions: tensors, interference, thumbnails, targets };
+    let contents = Contents { change: &change, edits: &dosed, directions: &directions, interference, thumbnails, targets };
     let (address, record, published) = release::write(store, &plan.checkpoint, contents, record).await?;
     let released = publish::open(store, &published).await?;
     if let Some(key) = &plan.signer {
@@ -277,11 +270,9 @@ impl<'a> Run<'a> {
     }
 
     /// Puts edits together; the change is an artifact too, for those who evaluate it.
-    async fn compose(&mut self, edits: &[Edit], directions: &Directions) -> Result<(Change, ArtifactRef), Failure> {
+    async fn compose(&mut self, edits: &[Edit], directions: &impl Directions) -> Result<(Change, ArtifactRef), Failure> {
         let began = Instant::now();
-        let change = compose::compose(&self.plan.checkpoint, edits, merge::rule(&self.plan.manifest.composition), |edit, shape| {
-            Ok(edit::decode_direction(&edit.layer, shape, &directions[&edit.concept])?)
-        })?;
+        let change = compose::compose(&self.plan.checkpoint, edits, merge::rule(&self.plan.manifest.composition), directions).await?;
         let encoded = self.dispatcher.store.put_artifact(compose::encode(&self.plan.checkpoint, &change)?.into()).await?;
         self.took("compose", began);
         Ok((change, encoded))
@@ -362,12 +353,10 @@ fn concept_results<'a>(
 }
 
 /// The manifest's targets with the edits, ready to be written.
-async fn staged<'a>(plan: &'a Plan, edits: &[Edit], directions: &Directions, store: &Store) -> Result<Vec<Staged<'a>>, Failure> {
+async fn staged<'a>(plan: &'a Plan, edits: &[Edit], directions: &impl Directions, store: &Store) -> Result<Vec<Staged<'a>>, Failure> {
     let mut staged = Vec::with_capacity(plan.targets.len());
     for one in &plan.targets {
-        let edited = one.edited(&plan.checkpoint, edits, merge::rule(&plan.manifest.composition), |edit, shape| {
-            Ok(edit::decode_direction(&edit.layer, shape, &directions[&edit.concept])?)
-        })?;
+        let edited = one.edited(&plan.checkpoint, edits, merge::rule(&plan.manifest.composition), directions).await?;
         let one = target::stage(one, edited, store).await?;
         one.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
         staged.push(one);
@@ -375,16 +364,43 @@ async fn staged<'a>(plan: &'a Plan, edits: &[Edit], directions: &Directions, sto
     Ok(staged)
 }
 
-/// Directions by concept, as files, checked against their digests.
-type Directions = BTreeMap<String, Bytes>;
+/// Files of directions that stay in memory for the next composition, bytes together; more than that is fetched again.
+const KEPT: u64 = 128 << 20;
 
-/// The files of all directions; damaged ones are made again.
-async fn fetch_directions(plan: &Plan, dispatcher: &Dispatcher, found: &[Found<'_>]) -> Result<Directions, Failure> {
-    let mut directions = BTreeMap::new();
-    for found in found {
-        directions.insert(found.planned.concept.id.clone(), dispatcher.artifact(&plan.run, &found.chosen.direction).await?);
+/// Directions in the run's store, checked against their digests; damaged ones are made again.
+struct Stored<'a> {
+    run: &'a str,
+    dispatcher: &'a Dispatcher,
+    kept: Mutex<BTreeMap<ArtifactRef, Bytes>>,
+}
+
+impl<'a> Stored<'a> {
+    fn of(plan: &'a Plan, dispatcher: &'a Dispatcher) -> Self {
+        Self { run: &plan.run, dispatcher, kept: Mutex::default() }
     }
-    Ok(directions)
+
+    fn kept<T>(&self, act: impl FnOnce(&mut BTreeMap<ArtifactRef, Bytes>) -> T) -> T {
+        // Whole whatever happened: files are only ever added.
+        act(&mut self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Directions for Stored<'_> {
+    async fn direction(&self, edit: &Edit, shape: &[usize]) -> Result<Direction, Failure> {
+        let file = match self.kept(|kept| kept.get(&edit.direction).cloned()) {
+            Some(file) => file,
+            None => {
+                let file = self.dispatcher.artifact(self.run, &edit.direction).await?;
+                self.kept(|kept| {
+                    if kept.keys().map(|artifact| artifact.bytes).sum::<u64>() + edit.direction.bytes <= KEPT {
+                        kept.insert(edit.direction, file.clone());
+                    }
+                });
+                file
+            }
+        };
+        Ok(edit::decode_direction(&edit.layer, shape, &file)?)
+    }
 }
 
 /// The files of all concepts' thumbnails; damaged ones are made again.
@@ -422,7 +438,8 @@ fn make_record(plan: &Plan, change: &Change, edits: &Edits<'_>, base: &HeldOut, 
         run: plan.run.clone(),
         parent: None,
         base: Base { address: plan.model.address.to_string(), digest: plan.model.weights },
-        digest: plan.checkpoint.digest_with(change),
+        // Known when the weights are written.
+        digest: plan.model.weights,
         method: plan.manifest.composition.method.name().to_owned(),
         merge: merge::rule(&plan.manifest.composition),
         search: plan.settings.clone(),

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::checkpoint::tower::{Place, TowerMap};
-use lethe_shared::edit::{self, Direction, Edit};
+use lethe_shared::edit::{self, Edit};
 use lethe_shared::record::Merge;
 use lethe_shared::record::targets::ChangedTensor;
 
 use super::{Encoder, Target, WeightSet};
-use crate::compose::{self, Change};
+use crate::compose::{self, Change, Directions};
 use crate::failure::Failure;
 
 /// A target's changed tensors.
@@ -39,17 +39,11 @@ struct Piece<'a> {
 }
 
 impl Target {
-    /// Applies edits; `direction` gives an edit's D for a layer of this shape of the base.
+    /// Applies edits, which are the base's.
     ///
     /// # Errors
     /// When an edit names a layer that the base lacks, a direction cannot be read, or a value leaves the range of its type.
-    pub fn edited(
-        &self,
-        base: &Checkpoint,
-        edits: &[Edit],
-        rule: Merge,
-        direction: impl Fn(&Edit, &[usize]) -> Result<Direction, Failure>,
-    ) -> Result<Edited, Failure> {
+    pub async fn edited(&self, base: &Checkpoint, edits: &[Edit], rule: Merge, directions: &impl Directions) -> Result<Edited, Failure> {
         let own = TowerMap::of(base.tensors(), self.tower())?;
         let mut layers: Vec<&str> = edits.iter().filter(|edit| edit.factor() != 0.0).map(|edit| edit.layer.as_str()).collect();
         layers.sort_unstable();
@@ -57,24 +51,32 @@ impl Target {
         let without = edits.iter().filter(|edit| edit.factor() != 0.0 && !self.acts(&edit.layer, &own));
         let mut without: Vec<String> = without.map(|edit| edit.concept.clone()).collect();
         without.sort_unstable();
-        let delta = |layer: &str| compose::delta(base, edits, layer, rule, &direction);
+        let source = Source { base, own: &own, layers: &layers, edits, rule, directions };
         let mut sets = Vec::new();
         for encoder in &self.encoders {
-            let of = |set: &WeightSet| edit_set(encoder, set, base, &own, &layers, &delta);
-            sets.push(encoder.sets.iter().map(of).collect::<Result<Vec<_>, Failure>>()?);
+            let mut edited = Vec::with_capacity(encoder.sets.len());
+            for set in &encoder.sets {
+                edited.push(edit_set(encoder, set, &source).await?);
+            }
+            sets.push(edited);
         }
         Ok(Edited { sets, without })
     }
 }
 
-fn edit_set(
-    encoder: &Encoder,
-    set: &WeightSet,
-    base: &Checkpoint,
-    own: &TowerMap,
-    layers: &[&str],
-    delta: &impl Fn(&str) -> Result<Vec<f64>, Failure>,
-) -> Result<EditedSet, Failure> {
+/// The edits, and the model that they are of.
+struct Source<'a, D> {
+    base: &'a Checkpoint,
+    own: &'a TowerMap,
+    /// Those that change.
+    layers: &'a [&'a str],
+    edits: &'a [Edit],
+    rule: Merge,
+    directions: &'a D,
+}
+
+async fn edit_set<D: Directions>(encoder: &Encoder, set: &WeightSet, source: &Source<'_, D>) -> Result<EditedSet, Failure> {
+    let Source { base, own, layers, edits, rule, directions } = *source;
     // By tensor of the target: a fused tensor has parts of several layers of a base that stores them apart, and the reverse.
     let mut pieces: BTreeMap<&str, Vec<Piece<'_>>> = BTreeMap::new();
     for &layer in layers {
@@ -94,7 +96,7 @@ fn edit_set(
         for piece in pieces {
             let merged = match last.take().filter(|(layer, _)| *layer == piece.layer) {
                 Some((_, merged)) => merged,
-                None => delta(piece.layer)?,
+                None => compose::delta(base, edits, piece.layer, rule, directions).await?,
             };
             let part = piece.ours.take(&base.tensor(piece.layer)?.shape, &merged);
             piece.theirs.add(&info.shape, &mut wanted, &part);

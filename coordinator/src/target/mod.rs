@@ -223,11 +223,18 @@ impl Target {
     }
 
     /// What it adds to a run's identity: its tower's weights, and the names and sizes of its files.
-    pub fn identity(&self) -> Digest {
-        let weights: Vec<(&str, Digest)> =
-            self.encoders.iter().flat_map(|encoder| &encoder.sets).map(|set| (set.name.as_str(), set.checkpoint.digest())).collect();
+    ///
+    /// # Errors
+    /// When its weights cannot be read.
+    pub fn identity(&self) -> Result<Digest, Failure> {
+        let weights: Vec<(&str, Digest)> = self
+            .encoders
+            .iter()
+            .flat_map(|encoder| &encoder.sets)
+            .map(|set| Ok((set.name.as_str(), set.checkpoint.digest()?)))
+            .collect::<Result<_, Failure>>()?;
         let ReleaseTarget { name, kind, uri: _, pass_through, tolerance } = &self.request;
-        Digest::of_json(&(name, kind, pass_through, tolerance, weights, self.passed().collect::<BTreeMap<_, _>>()))
+        Ok(Digest::of_json(&(name, kind, pass_through, tolerance, weights, self.passed().collect::<BTreeMap<_, _>>())))
     }
 
     /// Whether an edit of this layer of the base acts in it.

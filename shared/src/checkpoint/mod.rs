@@ -4,16 +4,19 @@
 //! | file | what |
 //! |---|---|
 //! | [`open`](Checkpoint::open) | finds the layout, checks headers and index, maps the weights into memory |
+//! | [`pieces`](Checkpoint::digest) | reads weights a piece at a time: digests, values that are not finite |
 //! | [`release`](Checkpoint::write_changed) | copies files byte for byte and replaces the changed tensors' bytes in place |
 //! | [`tower`] | which tensor does what in which tower, in any layout |
 //!
 //! Only safetensors is read: a pickle runs code when it is opened.
 
 mod open;
+mod pieces;
 mod release;
 pub mod tower;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +25,7 @@ pub use safetensors::Dtype;
 
 pub use self::open::read_index;
 
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 
 /// What can be wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +87,7 @@ pub struct TensorInfo {
 #[derive(Debug)]
 struct WeightFile {
     name: String,
+    file: File,
     map: Mmap,
 }
 
@@ -132,21 +136,10 @@ impl Checkpoint {
         Ok(&self.files[info.file].map[info.range.clone()])
     }
 
-    /// SHA-256 over all tensors' bytes in name order: what `composition.json` calls `digest`.
-    pub fn digest(&self) -> Digest {
-        self.digest_with(&BTreeMap::new())
-    }
-
-    /// The [digest](Self::digest) it will have with these tensors changed.
-    pub fn digest_with(&self, changed: &BTreeMap<String, Vec<u8>>) -> Digest {
-        let mut hasher = Hasher::new();
-        for (name, info) in &self.tensors {
-            match changed.get(name) {
-                Some(bytes) => hasher.update(bytes),
-                None => hasher.update(&self.files[info.file].map[info.range.clone()]),
-            }
-        }
-        hasher.finish()
+    /// A weight file's path, and the file as it was opened.
+    fn opened(&self, file: usize) -> (PathBuf, &File) {
+        let file = &self.files[file];
+        (self.folder.join(&file.name), &file.file)
     }
 
     /// Digest over the files beside the weights that decide what the model computes: configuration, image
@@ -165,30 +158,6 @@ impl Checkpoint {
             }
         }
         Ok(Digest::of_json(&found))
-    }
-
-    /// Names of floating-point tensors that hold NaN or an infinity.
-    pub fn non_finite(&self) -> Vec<String> {
-        let holds = |(name, info): (&String, &TensorInfo)| {
-            let bytes = &self.files[info.file].map[info.range.clone()];
-            (!all_finite(bytes, info.dtype)).then(|| name.clone())
-        };
-        self.tensors.iter().filter_map(holds).collect()
-    }
-}
-
-/// Whether a tensor's values are all finite; types without infinities always are.
-fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
-    // A float is not finite when all its exponent bits are set.
-    fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
-        bytes.chunks_exact(N).map(|chunk| chunk.try_into().expect("chunks_exact gives N bytes"))
-    }
-    match dtype {
-        Dtype::F32 => words::<4>(bytes).all(|w| u32::from_le_bytes(w) & 0x7f80_0000 != 0x7f80_0000),
-        Dtype::F16 => words::<2>(bytes).all(|w| u16::from_le_bytes(w) & 0x7c00 != 0x7c00),
-        Dtype::BF16 => words::<2>(bytes).all(|w| u16::from_le_bytes(w) & 0x7f80 != 0x7f80),
-        Dtype::F64 => words::<8>(bytes).all(|w| f64::from_le_bytes(w).is_finite()),
-        _ => true,
     }
 }
 
@@ -220,29 +189,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fixture::write(&folder.path().join("model.safetensors"), tensors);
         folder
-    }
-
-    #[test]
-    fn the_digest_is_over_tensor_bytes_in_name_order() {
-        let folder = folder(&[("b", &[2.0]), ("a", &[1.0])]);
-        let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        let bytes: Vec<u8> = [1f32, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-        assert_eq!(checkpoint.digest(), Digest::of(&bytes));
-        let changed = BTreeMap::from([("a".to_owned(), 3f32.to_le_bytes().to_vec())]);
-        let bytes: Vec<u8> = [3f32, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-        assert_eq!(checkpoint.digest_with(&changed), Digest::of(&bytes));
-    }
-
-    #[test]
-    fn finds_what_is_not_finite() {
-        let folder = folder(&[("good", &[1.0, -3.0e38]), ("nan", &[0.0, f32::NAN]), ("infinite", &[f32::NEG_INFINITY])]);
-        assert_eq!(Checkpoint::open(folder.path()).unwrap().non_finite(), ["infinite", "nan"]);
-        let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
-        assert!(all_finite(&half(65504.0), Dtype::F16) && !all_finite(&half(f32::INFINITY), Dtype::F16));
-        let brain = |x: f32| half::bf16::from_f32(x).to_le_bytes();
-        assert!(all_finite(&brain(3e38), Dtype::BF16) && !all_finite(&brain(f32::NAN), Dtype::BF16));
-        assert!(all_finite(&f64::MAX.to_le_bytes(), Dtype::F64) && !all_finite(&f64::NAN.to_le_bytes(), Dtype::F64));
-        assert!(all_finite(&[0xff; 8], Dtype::I64));
     }
 
     #[test]

@@ -161,7 +161,7 @@ fn map(folder: &Path, name: &str) -> Result<(WeightFile, Vec<(String, TensorInfo
             (name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), file: 0, range })
         })
         .collect();
-    Ok((WeightFile { name: name.to_owned(), map }, tensors))
+    Ok((WeightFile { name: name.to_owned(), file, map }, tensors))
 }
 
 fn open_indexed(folder: &Path, index_name: &str, wanted: impl Fn(&str) -> bool) -> Result<Checkpoint, Error> {

@@ -1,11 +1,13 @@
 //! Writing a checkpoint with single tensors changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::{Checkpoint, Error};
+use crate::digest::Digest;
+use crate::job::ArtifactRef;
 
 /// Endings of files beside the weights that belong to a model. Weights in other formats are left behind on purpose:
 /// they would carry what was removed.
@@ -14,11 +16,6 @@ const COMPANIONS: &[&str] = &[".json", ".txt", ".model", ".jinja", ".tiktoken", 
 const MAX_COMPANION: u64 = 256 << 20;
 
 impl Checkpoint {
-    /// Names of the weight files and, where there is one, their index.
-    pub fn weight_files(&self) -> Vec<String> {
-        self.files.iter().map(|file| file.name.clone()).chain(self.index.clone()).collect()
-    }
-
     /// Names of the files beside the weights that a copy needs: configuration, tokeniser, licence.
     ///
     /// # Errors
@@ -52,22 +49,35 @@ impl Checkpoint {
     }
 
     /// Writes the weight files (and index) into `folder` with these tensors' bytes changed; everything else is the
-    /// same, byte for byte, headers included. Returns the names written.
+    /// same, byte for byte, headers included.
+    ///
+    /// Memory is bounded whatever the checkpoint's size, and digests are taken beside the writing: from what was read, not by reading
+    /// again what was written.
     ///
     /// # Errors
     /// [`Error::Tensor`] when a changed tensor does not exist or has another size; [`Error::Io`] when writing fails.
-    pub fn write_changed(&self, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<Vec<String>, Error> {
+    pub fn write_changed(&self, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<Written, Error> {
         self.check_changed(changed)?;
-        for number in 0..self.files.len() {
-            self.write_file(number, changed, folder)?;
-        }
-        if let Some(index) = &self.index {
-            copy(&self.folder.join(index), &folder.join(index))?;
-        }
-        Ok(self.weight_files())
+        std::thread::scope(|scope| {
+            let files = scope.spawn(|| self.files_with(changed));
+            let digest = scope.spawn(|| self.digest_with(changed));
+            for number in 0..self.files.len() {
+                self.write_file(number, changed, folder)?;
+            }
+            let (mut files, digest) = (joined(files)?, joined(digest)?);
+            if let Some(index) = &self.index {
+                let path = folder.join(index);
+                let io = |source| Error::Io { path: path.clone(), source };
+                copy(&self.folder.join(index), &path)?.sync_all().map_err(io)?;
+                let bytes = std::fs::read(&path).map_err(io)?;
+                files.insert(index.clone(), ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 });
+            }
+            Ok(Written { files, digest })
+        })
     }
 
-    /// The same of those files alone that a change is in; files and index that stay as they are are not written.
+    /// The same of those files alone that a change is in; files and index that stay as they are are not written. Returns the names
+    /// written.
     ///
     /// # Errors
     /// As [`write_changed`](Self::write_changed).
@@ -89,33 +99,48 @@ impl Checkpoint {
     }
 
     fn write_file(&self, number: usize, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<String, Error> {
-        let name = &self.files[number].name;
-        let path = folder.join(name);
+        let file = &self.files[number];
+        let path = folder.join(&file.name);
         let io = |source| Error::Io { path: path.clone(), source };
-        copy(&self.folder.join(name), &path)?;
-        let mut target = OpenOptions::new().write(true).open(&path).map_err(io)?;
-        for (tensor, bytes) in changed {
-            let info = &self.tensors[tensor];
-            if info.file == number {
-                target.seek(SeekFrom::Start(info.range.start as u64)).map_err(io)?;
-                target.write_all(bytes).map_err(io)?;
-            }
+        let target = copy(&self.folder.join(&file.name), &path)?;
+        let copied = target.metadata().map_err(io)?.len();
+        if copied != file.map.len() as u64 {
+            let problem = format!("has {copied} bytes, and had {} when it was opened; it must not change meanwhile", file.map.len());
+            return Err(Error::Malformed { file: self.folder.join(&file.name), problem });
+        }
+        for (info, bytes) in self.in_file_order(number, changed) {
+            target.write_all_at(bytes, info.range.start as u64).map_err(io)?;
         }
         target.sync_all().map_err(io)?;
-        Ok(name.clone())
+        Ok(file.name.clone())
     }
 }
 
+/// A checkpoint as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// SHA-256 and size of each weight file and of the index, by name.
+    pub files: BTreeMap<String, ArtifactRef>,
+    /// The [digest](Checkpoint::digest) of its weights.
+    pub digest: Digest,
+}
+
+/// What a thread found; its panic goes on here.
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Error>>) -> Result<T, Error> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Copies bytes; the copy is writable whatever the original's mode.
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+fn copy(from: &Path, to: &Path) -> Result<File, Error> {
     let at = |path: &Path| {
         let path = PathBuf::from(path);
         move |source| Error::Io { path, source }
     };
     let mut source = File::open(from).map_err(at(from))?;
     let mut target = File::create(to).map_err(at(to))?;
+    // In the kernel, where the file system can share blocks.
     std::io::copy(&mut source, &mut target).map_err(at(to))?;
-    Ok(())
+    Ok(target)
 }
 
 #[cfg(test)]
@@ -129,11 +154,61 @@ mod tests {
         fixture::write(&base.path().join("model.safetensors"), &[("a", &[1.0, 2.0]), ("b", &[3.0])]);
         let checkpoint = Checkpoint::open(base.path()).unwrap();
         let changed = BTreeMap::from([("b".to_owned(), 9f32.to_le_bytes().to_vec())]);
-        assert_eq!(checkpoint.write_changed(&changed, release.path()).unwrap(), ["model.safetensors"]);
+        let said = checkpoint.write_changed(&changed, release.path()).unwrap();
+        let bytes = std::fs::read(release.path().join("model.safetensors")).unwrap();
+        let file = ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 };
+        assert_eq!(said.files, BTreeMap::from([("model.safetensors".to_owned(), file)]));
         let written = Checkpoint::open(release.path()).unwrap();
-        assert_eq!(written.digest(), checkpoint.digest_with(&changed));
+        assert_eq!(written.digest().unwrap(), said.digest);
         assert_eq!(written.bytes("a").unwrap(), checkpoint.bytes("a").unwrap());
         assert_eq!(written.bytes("b").unwrap(), 9f32.to_le_bytes());
+    }
+
+    #[test]
+    fn every_layout_keeps_the_bytes_of_what_is_not_changed() {
+        let index =
+            |name: &str| (name.to_owned(), br#"{"weight_map":{"b":"2.safetensors","a":"1.safetensors","c":"1.safetensors"}}"#.to_vec());
+        let (first, second): ([(&str, &[f32]); 2], [(&str, &[f32]); 1]) = ([("a", &[1.0, 2.0]), ("c", &[3.0])], [("b", &[4.0, 5.0, 6.0])]);
+        let layouts = [
+            (vec!["model.safetensors"], None),
+            (vec!["open_clip_model.safetensors"], None),
+            (vec!["1.safetensors", "2.safetensors"], Some(index("model.safetensors.index.json"))),
+            (vec!["1.safetensors", "2.safetensors"], Some(index("open_clip_model.safetensors.index.json"))),
+        ];
+        let changed = BTreeMap::from(
+            [("a", [7f32, 8.0].as_slice()), ("b", &[9.0, 10.0, 11.0])]
+                .map(|(name, values)| (name.to_owned(), values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())),
+        );
+        for (names, index) in layouts {
+            let (base, release) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            match names[..] {
+                [one] => fixture::write(&base.path().join(one), &[first[0], first[1], second[0]]),
+                _ => {
+                    fixture::write(&base.path().join(names[0]), &first);
+                    fixture::write(&base.path().join(names[1]), &second);
+                }
+            }
+            if let Some((name, bytes)) = &index {
+                std::fs::write(base.path().join(name), bytes).unwrap();
+            }
+            let checkpoint = Checkpoint::open(base.path()).unwrap();
+            let written = checkpoint.write_changed(&changed, release.path()).unwrap();
+            assert_eq!(written.files.len(), names.len() + usize::from(index.is_some()));
+            for (name, file) in &written.files {
+                let bytes = std::fs::read(release.path().join(name)).unwrap();
+                assert_eq!(*file, ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 }, "{name}");
+                // The base's file with each changed tensor's bytes in the place that its header gives.
+                let mut expected = std::fs::read(base.path().join(name)).unwrap();
+                for (tensor, new) in changed.iter().filter(|_| name.ends_with(".safetensors")) {
+                    let (header, metadata) = safetensors::SafeTensors::read_metadata(&expected).unwrap();
+                    if let Some((start, end)) = metadata.tensors().get(tensor).map(|info| info.data_offsets) {
+                        expected[8 + header + start..8 + header + end].copy_from_slice(new);
+                    }
+                }
+                assert!(bytes == expected, "{name}");
+            }
+            assert_eq!(Checkpoint::open(release.path()).unwrap().digest().unwrap(), written.digest);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | `outcomes/<xx>/<job id>.json` | a job's outcome, created once |
 //! | `runs/<run>/…` | what a run leaves beside its release |
 //! | `runs/<run>/claims/<n>.json` | who coordinated it, the latest last |
+//! | `staging/…` | in a local folder: files that are not yet in their place |
 //! | `damaged/…` | objects that were not what they should be, under their old keys |
 //! | `releases/<name>/<digest>/…` | a release; `composition.json` is written last |
 //! | `releases/<name>/<number>.json` | its number, created when it is whole |
@@ -20,13 +21,14 @@ mod foreign;
 mod measured;
 mod mend;
 mod open;
+mod staging;
 mod stream;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -39,6 +41,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+pub use staging::Staging;
 pub use stream::{Source, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -81,6 +84,8 @@ pub struct Object {
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     name: String,
+    /// The store's folder, where it is one on this machine.
+    folder: Option<PathBuf>,
 }
 
 impl Store {
@@ -92,7 +97,8 @@ impl Store {
     /// # Errors
     /// When the address makes no sense or the folder cannot be made. Remote stores are not contacted yet.
     pub fn open(address: &Address) -> Result<Self, Error> {
-        Ok(Self::over(open::open(address)?, &address.to_string()))
+        let folder = address.as_local().map(Path::to_owned);
+        Ok(Self { folder, ..Self::over(open::open(address)?, &address.to_string()) })
     }
 
     /// A store in memory.
@@ -102,7 +108,7 @@ impl Store {
 
     /// A store over any implementation; `name` is for messages.
     pub fn over(inner: Arc<dyn ObjectStore>, name: &str) -> Self {
-        Self { inner: measured::Measured::over(inner), name: name.to_owned() }
+        Self { inner: measured::Measured::over(inner), name: name.to_owned(), folder: None }
     }
 
     /// Where it is.

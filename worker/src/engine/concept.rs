@@ -18,6 +18,7 @@ use crate::model::{ParameterId, Weights};
 use crate::slug::gradient::{GradientSum, Loss};
 use crate::slug::ranking::{Scores, pareto_front};
 use crate::slug::search::{FrontLayer, choose, search_layer};
+use crate::slug::witness::Witnesses;
 
 /// A candidate layer with what its ranking needs.
 pub(super) struct Candidate {
@@ -76,12 +77,13 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
 
     let forget_images = Forget::of(scope, &model, &judges, task.class, &pixels)?;
     let (ground, subject) = (judges.ground(&model), forget_images.subject());
+    let witnesses = Witnesses::of(ground, &subject, task.method.stop)?;
     let (mut trials, mut answers) = (Vec::new(), Vec::new());
     for candidate in candidates.iter().filter(|candidate| candidate.pareto) {
         scope.check()?;
         let layer = FrontLayer { id: candidate.id, scores: candidate.scores, gradient: &candidate.gradient };
         let stage = format!("search {}", candidate.tower.name());
-        let (tried, answer) = stages.time(&stage, || Ok(search_layer(ground, &subject, &layer, &task.method)?))?;
+        let (tried, answer) = stages.time(&stage, || Ok(search_layer(ground, &subject, &layer, &task.method, witnesses.as_ref())?))?;
         trials.extend(tried);
         answers.extend(answer);
     }

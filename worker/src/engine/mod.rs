@@ -396,8 +396,11 @@ mod tests {
             let bytes = std::fs::read(demo.join("forget/rocket.tar")).unwrap();
             let shard = ShardRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64, pairs: 0, address: address("forget/rocket.tar") };
             let checkpoint = lethe_shared::checkpoint::Checkpoint::open(&demo.join("model")).unwrap();
-            let model =
-                ModelRef { weights: checkpoint.digest(), settings: checkpoint.settings_digest().unwrap(), address: address("model") };
+            let model = ModelRef {
+                weights: checkpoint.digest().unwrap(),
+                settings: checkpoint.settings_digest().unwrap(),
+                address: address("model"),
+            };
             let task = Task::RetainGradient { shard, batch_size: 6 };
             let job = Job { run: "r".into(), algorithm: ALGORITHM_VERSION, model, task };
             let (runtime, cache) = (tokio::runtime::Runtime::new().unwrap(), tempfile::tempdir().unwrap());

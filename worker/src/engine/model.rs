@@ -32,7 +32,9 @@ impl Model {
         let folder = folder(scope, &model.address)?;
         let bad = |error: &dyn std::fmt::Display| Error::Input(error.to_string());
         let checkpoint = Checkpoint::open(&folder).map_err(|e| bad(&e))?;
-        if checkpoint.digest() != model.weights || checkpoint.settings_digest().map_err(|e| bad(&e))? != model.settings {
+        if checkpoint.digest().map_err(|e| bad(&e))? != model.weights
+            || checkpoint.settings_digest().map_err(|e| bad(&e))? != model.settings
+        {
             return Err(Error::Input(format!("the model in {} is not the one that was planned for; plan the run again", model.address)));
         }
         let config = read_config(&folder)?;

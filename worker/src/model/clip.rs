@@ -135,6 +135,20 @@ impl Batch {
         }
     }
 
+    /// The items at these places, and the device they are on.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn select(&self, places: &[i64]) -> Result<(Self, Device), Error> {
+        let pick = |tensor: &Tensor| -> Result<Tensor, Error> {
+            Ok(tensor.f_index_select(0, &Tensor::f_from_slice(places)?.f_to(tensor.device())?)?)
+        };
+        Ok(match self {
+            Self::Images(pixels) => (Self::Images(pick(pixels)?), pixels.device()),
+            Self::Texts(texts) => (Self::Texts(TokenBatch { ids: pick(&texts.ids)?, pooled: pick(&texts.pooled)? }), texts.ids.device()),
+        })
+    }
+
     /// Another handle on the same memory.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {

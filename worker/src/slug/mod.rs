@@ -7,6 +7,7 @@
 //! | [`ranking`] | importance, alignment, Pareto front | section 3.2, equations 4 to 6 |
 //! | [`step`] | search of the step size | section 3.3 |
 //! | [`search`] | the trials of one concept on every front layer, and the choice | section 3.3 |
+//! | [`witness`] | the few class texts that prove most steps that forget | ours |
 //! | [`moments`] | what a change of a layer does to what must stay | ours: `docs/composition.md` |
 //! | [`factors`] | gradients as factors of low rank | ours |
 //!
@@ -19,3 +20,4 @@ pub mod moments;
 pub mod ranking;
 pub mod search;
 pub mod step;
+pub mod witness;

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::ranking::Scores;
 use super::step::StepSearch;
+use super::witness::Witnesses;
 use crate::corpus::{self, Corpus};
 use crate::model::weights::kind_of;
 use crate::model::{Clip, Error, ParameterId, Parameters, Weights};
@@ -78,7 +79,7 @@ pub fn edited_layer(parameters: &Parameters, layer: ParameterId, gradient: &Tens
 /// Searches one layer. Returns every trial, and the answer if a step forgot.
 ///
 /// Forgetting is judged on the forget images alone; the validation images are embedded once, at the answer, because
-/// the step does not depend on them.
+/// the step does not depend on them. Where `witnesses` prove a step of a text layer, the other class texts are embedded once too.
 ///
 /// # Errors
 /// When libtorch refuses. A step that takes the model out of range is a trial that did not forget.
@@ -87,6 +88,7 @@ pub fn search_layer(
     subject: &Subject<'_>,
     layer: &FrontLayer<'_>,
     method: &MethodSettings,
+    witnesses: Option<&Witnesses>,
 ) -> Result<(Vec<Trial>, Option<Answer>), Error> {
     let Some(unit) = layer.scores.unit_step() else { return Ok((Vec::new(), None)) };
     let spec = ground.clip.architecture().spec(layer.id);
@@ -94,25 +96,29 @@ pub fn search_layer(
     let forget_labels = corpus::labels(&vec![subject.class; subject.images.len()], ground.parameters.device())?;
     let mut search = StepSearch::new(unit, method.search_evaluations, method.search_tolerance);
     let mut trials = Vec::new();
-    // At the best step so far: accuracy, the edited weights, the class embeddings where they changed.
+    let texts = |edited: &Weights| ground.class_texts.embed(ground.clip, &original, edited, Some(layer.id));
+    let judged = |images: &Tensor, classes: &Tensor| match zero_shot::ranks(images, classes, &forget_labels) {
+        Ok(ranks) => Ok(zero_shot::accuracy(&ranks)),
+        Err(Error::Tensor { .. }) => Ok(Accuracy { fa1: 1.0, fa5: 1.0 }),
+        Err(other) => Err(other),
+    };
+    // At the best step so far: accuracy, the edited weights, the class embeddings where they changed and are known.
     let mut best: Option<(Accuracy, Weights, Option<Tensor>)> = None;
     while let Some(step) = search.next() {
         let edited = original.with(layer.id, edited_layer(ground.parameters, layer.id, layer.gradient, step)?);
         // The towers are independent: an edit in one leaves the other's embeddings as they were.
-        let (ranks, classes) = match spec.tower {
-            Some(Tower::Text) => {
-                let classes = ground.class_texts.embed(ground.clip, &original, &edited, Some(layer.id))?;
-                (zero_shot::ranks(subject.embedded, &classes, &forget_labels), Some(classes))
+        let (accuracy, classes) = match (spec.tower, witnesses) {
+            (Some(Tower::Text), Some(witnesses)) if witnesses.prove(ground, subject, &edited, layer.id)? => {
+                (Accuracy { fa1: 0.0, fa5: 0.0 }, None)
+            }
+            (Some(Tower::Text), _) => {
+                let classes = texts(&edited)?;
+                (judged(subject.embedded, &classes)?, Some(classes))
             }
             _ => {
                 let images = subject.images.embed(ground.clip, &original, &edited, Some(layer.id))?;
-                (zero_shot::ranks(&images, ground.classes, &forget_labels), None)
+                (judged(&images, ground.classes)?, None)
             }
-        };
-        let accuracy = match ranks {
-            Ok(ranks) => zero_shot::accuracy(&ranks),
-            Err(Error::Tensor { .. }) => Accuracy { fa1: 1.0, fa5: 1.0 },
-            Err(other) => return Err(other),
         };
         let forgotten = match method.stop {
             Stop::Fa1 => accuracy.fa1 == 0.0,
@@ -125,6 +131,17 @@ pub fn search_layer(
         search.record(forgotten);
     }
     let (Some(step), Some((accuracy, edited, classes))) = (search.answer(), best) else { return Ok((trials, None)) };
+    let classes = match (spec.tower, classes) {
+        (Some(Tower::Text), None) => {
+            let classes = texts(&edited)?;
+            if judged(subject.embedded, &classes)? != accuracy {
+                // Some other text is out of range: the witnesses did not see it.
+                return search_layer(ground, subject, layer, method, None);
+            }
+            Some(classes)
+        }
+        (_, classes) => classes,
+    };
 
     let labels = corpus::labels(ground.validation_labels, ground.parameters.device())?;
     let ranks = match &classes {
