@@ -6,6 +6,7 @@ use lethe_shared::record::{Composition, ConceptRecord, DataFile, Measured, Origi
 use serde_json::{Value, json};
 
 use crate::attest::{PROVENANCE, RECEIPTS};
+use crate::protected::{by_movement, percent as share};
 
 /// Said of a release that nobody has measured.
 const NOT_MEASURED: &str = "Nothing was measured on this checkpoint; what is said of single concepts was measured with their edits alone.";
@@ -59,6 +60,7 @@ pub fn render(record: &Composition, files: &[String]) -> String {
     targets(&mut page, record);
     tested(&mut page, record);
     cost(&mut page, record);
+    protected(&mut page, record);
     not_shown(&mut page, record);
     page
 }
@@ -188,10 +190,12 @@ fn tested(page: &mut String, record: &Composition) {
         origin.class_texts
     );
     *page += "| data | files | items | SHA-256 |\n|---|---|---|---|\n";
-    let Origin { retain, retain_texts, validation, test, .. } = origin;
+    let Origin { retain, retain_texts, protect, validation, test, .. } = origin;
+    let protect: Vec<DataFile> = protect.iter().copied().collect();
     let sets = [
         ("pairs that must stay", retain),
         ("texts that must stay", retain_texts),
+        ("names that must not change", &protect),
         ("validation: step search and choice looked at it", validation),
         ("test: nothing looked at it before", test),
     ];
@@ -236,6 +240,18 @@ fn cost(page: &mut String, record: &Composition) {
         for worst in &on.worst {
             let _ = writeln!(page, "| {} | {} | {} | {} |", plain(&worst.class), worst.before.n, worst.before.top1, worst.after.top1);
         }
+    }
+}
+
+/// Texts that must not change, those that move most first.
+fn protected(page: &mut String, record: &Composition) {
+    if record.protected.is_empty() {
+        return;
+    }
+    *page += "\n## What must not change\n\nBy how much the outputs of the edited layers move for each of these texts, against those outputs, at the \
+              token that moves most.\n\n| text | moved |\n|---|---|\n";
+    for text in by_movement(&record.protected) {
+        let _ = writeln!(page, "| {} | {} |", plain(&text.name), share(text.moved));
     }
 }
 

@@ -9,6 +9,7 @@ use lethe_shared::record::{Composition, Measured};
 use crate::attest;
 use crate::attest::key::PublicKey;
 use crate::failure::Failure;
+use crate::protected;
 use crate::release::read::Release;
 
 /// Reads a gate file, and the key that it names: a mistake should not wait for a run's end.
@@ -62,6 +63,7 @@ pub fn missed(gates: &Gates, record: &Composition) -> Vec<String> {
         ("neighbour_drop", gates.neighbour_drop, neighbour),
         ("missing", gates.missing.map(|bound| bound as f64), Some((record.missing.len() as f64, ""))),
         ("change", gates.change, Some(largest)),
+        ("protected", gates.protected, protected::worst(&record.protected).map(|text| (text.moved, text.name.as_str()))),
     ];
     let shown = |value: f64| format!("{value:.4}").trim_end_matches('0').trim_end_matches('.').to_owned();
     let judge = |(name, bound, found): (&str, Option<f64>, Option<(f64, &str)>)| {
@@ -84,7 +86,7 @@ pub(crate) mod tests {
     use lethe_shared::job::{ArtifactRef, MethodSettings};
     use lethe_shared::manifest::Stop;
     use lethe_shared::outcome::{ClassHits, Tower};
-    use lethe_shared::record::{Base, ConceptRecord, Merge, Missing, Retained, Utility, UtilityOn, VERSION, WorstClass};
+    use lethe_shared::record::{Base, ConceptRecord, Merge, Missing, ProtectedText, Retained, Utility, UtilityOn, VERSION, WorstClass};
 
     use super::*;
 
@@ -152,6 +154,7 @@ pub(crate) mod tests {
             concepts: vec![concept("a", 0.0, 0.25), concept("b", 0.0, 0.75)],
             missing: vec![Missing { id: "c".into(), reason: String::new() }],
             utility: Utility { retained_classes: Some(2), validation: Some(on(0.9, 0.1)), test: Some(on(0.75, 0.5)) },
+            protected: [("still", 0.0), ("shifted", 0.125)].map(|(name, moved)| ProtectedText { name: name.into(), moved }).to_vec(),
             layers: BTreeMap::from([("k".into(), 0.25), ("l".into(), 0.5)]),
             gates: None,
             origin: None,
@@ -171,6 +174,7 @@ pub(crate) mod tests {
             neighbour_drop: Some(share),
             missing: Some(missing),
             change: Some(share),
+            protected: Some(share),
             signed_by: None,
         };
         assert_eq!(missed(&Gates::default(), &record()), Vec::<String>::new());
@@ -182,6 +186,7 @@ pub(crate) mod tests {
             "neighbour_drop is 0.5 (half), and may be 0 at most",
             "missing is 1, and may be 0 at most",
             "change is 0.5 (l), and may be 0 at most",
+            "protected is 0.125 (shifted), and may be 0 at most",
         ];
         assert_eq!(missed(&all(0.0, 0), &record()), expected);
         // Each is met at its very value.

@@ -2,7 +2,7 @@
 
 use lethe_shared::job::{
     ALGORITHM_VERSION, ArtifactRef, ConceptTask, Correction, DirectionTask, EvaluateItem, InterferencePart, Job, Label, MethodSettings,
-    MomentSource, MomentsPart, MomentsReduceTask, RetainPart, SurveyTask, Task,
+    MomentSource, MomentsPart, MomentsReduceTask, ProtectTask, RetainPart, SurveyTask, Task,
 };
 use lethe_shared::manifest::{CompositionMethod, Towers};
 use lethe_shared::outcome::GradientSumResult;
@@ -77,6 +77,11 @@ pub fn surveys(plan: &Plan, retain_gradient: ArtifactRef, folds: &[ArtifactRef])
         method: plan.settings.clone(),
     };
     plan.concepts.iter().map(|planned| job(plan, Task::Survey(Box::new(task(planned))))).collect()
+}
+
+/// The job that turns directions on these layers of the text tower aside from what `texts` put into them.
+pub fn protect(plan: &Plan, texts: ArtifactRef, layers: Vec<String>, inverses: &[ArtifactRef]) -> Job {
+    job(plan, Task::Protect(ProtectTask { texts, layers, inverses: inverses.to_vec() }))
 }
 
 /// The settings by which one concept's edit is searched.

@@ -11,6 +11,7 @@
 //! | [`dosing`] | how far each edit goes when all act together |
 //! | [`lease`] | one coordinator a run |
 //! | [`recipe`] | what a composition is made of, and the edits that follow |
+//! | [`protected`] | texts that must not change, and by how much they move |
 //! | [`compose`] | many edits into one change per layer |
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`recompose`] | a new release from what an old one stored |
@@ -49,6 +50,7 @@ pub mod merge;
 pub mod patience;
 pub mod plan;
 pub mod progress;
+pub mod protected;
 pub mod provenance;
 pub mod recipe;
 pub mod recompose;

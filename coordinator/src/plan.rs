@@ -10,7 +10,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::job::{ALGORITHM_VERSION, ClassTexts, MethodSettings, ModelRef, ShardRef};
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
-use lethe_shared::manifest::{Classes, Error, Gates, Manifest, Names, Required, Stop};
+use lethe_shared::manifest::{Classes, Error, Gates, Manifest, Names, Required, Stop, Towers};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::{DataFile, Origin};
 use lethe_shared::shard::{self, Captions};
@@ -20,6 +20,7 @@ use crate::attest::key::SigningKey;
 use crate::attest::names::{MAX_SALT, Salt};
 use crate::coverage::Named;
 use crate::failure::Failure;
+use crate::protected::{MAX_FILE, MAX_NAMES, Protected};
 use crate::target::{Target, layers};
 
 /// Files inspected at once.
@@ -50,6 +51,8 @@ pub struct Plan {
     pub retain_texts: Vec<Vec<String>>,
     /// The files they are in.
     pub text_files: Vec<DataFile>,
+    /// Texts that must not change, where there are some.
+    pub protected: Option<Protected>,
     /// Classes that a retain caption or an unlabelled text names, without those to remove: what retain statistics have
     /// seen. Every other retained class is known to none of them.
     pub covered: BTreeSet<u32>,
@@ -122,7 +125,8 @@ impl Plan {
 
         let (naming, labels) = (Wanted::Naming(Arc::clone(&phrases)), Wanted::Classes(Arc::clone(&classes)));
         let (retain, captions) = shards(&manifest, "data.retain", &manifest.data.retain, naming, cache).await?;
-        let (retain_texts, text_files, texts) = read_texts(&manifest, phrases, cache).await?;
+        let (retain_texts, text_files, mut texts) = read_texts(&manifest, Arc::clone(&phrases), cache).await?;
+        let mut protected = read_protected(&manifest, &concepts, cache).await?;
         let (validation, _) = shards(&manifest, "data.validation", &manifest.data.validation, labels.clone(), cache).await?;
         let (test, _) = shards(&manifest, "data.test", &manifest.data.test, labels, cache).await?;
         let mut warnings = retain_warnings(&retain, &manifest)?;
@@ -136,12 +140,22 @@ impl Plan {
             warnings.extend(among.warnings);
             among.layers
         });
+        if let Some(protected) = &protected {
+            for class in protected.prompts.iter().flat_map(|prompt| phrases.find(prompt)) {
+                *texts.entry(class).or_default() += 1;
+            }
+            if manifest.gates.protected.is_none() {
+                warnings
+                    .push("data.protect without gates.protected: by how much these texts move is on record, and bounds nothing".to_owned());
+            }
+        }
         let named = Named { captions, texts };
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
         let covered = named.covered(&classes_of(&concepts));
 
         if let Some(salt) = read_salt(&manifest, cache).await? {
             hide(&mut manifest, &mut concepts, &salt);
+            protected.iter_mut().flat_map(|protected| &mut protected.names).for_each(|name| *name = salt.hash(name));
         }
 
         let settings = MethodSettings::from(&manifest.method);
@@ -159,6 +173,7 @@ impl Plan {
             retain,
             retain_texts,
             text_files,
+            protected,
             covered,
             named,
             validation,
@@ -195,9 +210,13 @@ impl Plan {
             &self.settings,
             (&self.manifest.composition, &self.manifest.policy, &self.manifest.gates),
         ));
-        Ok(match self.targets.as_slice() {
+        let run = match self.targets.as_slice() {
             [] => run,
             targets => Digest::of_json(&(run, targets.iter().map(Target::identity).collect::<Result<Vec<_>, Failure>>()?)),
+        };
+        Ok(match &self.protected {
+            None => run,
+            Some(protected) => Digest::of_json(&(run, &protected.prompts)),
         })
     }
 
@@ -213,6 +232,7 @@ impl Plan {
             template: self.class_texts.template.clone(),
             retain: files(&self.retain),
             retain_texts: self.text_files.clone(),
+            protect: self.protected.as_ref().map(|protected| protected.file),
             validation: files(&self.validation),
             test: files(&self.test),
             license: self.manifest.release.license.clone(),
@@ -274,6 +294,9 @@ pub async fn glance(manifest: &Manifest, cache: &Path) -> Result<(), Failure> {
     }
     for concept in &concepts {
         named.extend(concept.forget.iter().map(|pattern| (format!("{}: concept `{}`", concept.place, concept.id), pattern.clone())));
+    }
+    if let Some(list) = &manifest.data.protect {
+        named.push((format!("{}: data.protect", manifest.file.display()), manifest.address("data.protect", list)?));
     }
     for (place, pattern) in named.iter().filter(|(_, pattern)| pattern.as_local().is_some()) {
         for address in store::expand(pattern).await.map_err(|error| missing(place, error))? {
@@ -473,6 +496,42 @@ async fn read_texts(
         slices.extend(texts::slices(texts));
     }
     Ok((slices, files, by_class))
+}
+
+/// The texts that must not change.
+async fn read_protected(manifest: &Manifest, concepts: &[Concept], cache: &Path) -> Result<Option<Protected>, Failure> {
+    let Some(list) = &manifest.data.protect else { return Ok(None) };
+    let place = format!("{}: data.protect", manifest.file.display());
+    let wrong = |problem: String| Failure::input(Error::new(place.clone(), problem));
+    let composition = &manifest.composition;
+    if !composition.method.corrects() {
+        let method = composition.method.name();
+        return Err(wrong(format!("composition.method `{method}` protects nothing; `preconditioned` and `null-space` do")));
+    }
+    if composition.towers == Towers::Vision {
+        return Err(wrong("names texts, and edits of the vision tower move none; leave it out, or change composition.towers".to_owned()));
+    }
+    let address = manifest.address("data.protect", list)?;
+    let bytes = read_file(&place, &address, MAX_FILE, cache).await?;
+    let file = address.to_string();
+    let mut names = texts::parse(&bytes, &file)?;
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    if names.len() > MAX_NAMES {
+        return Err(wrong(format!(
+            "{file} holds {} names, at most {MAX_NAMES} leave edits any room; data.retain_texts protects any number, but not to a bound",
+            names.len()
+        )));
+    }
+    for name in &names {
+        let same = |other: &str| name.to_lowercase() == other.trim().to_lowercase();
+        if let Some(concept) = concepts.iter().find(|concept| same(&concept.class) || same(&concept.name)) {
+            return Err(wrong(format!("`{name}` must not change, and is to be removed as concept `{}`", concept.id)));
+        }
+    }
+    let data = DataFile { digest: Digest::of(&bytes), bytes: bytes.len() as u64, items: names.len() as u64 };
+    let texts = ClassTexts { names, template: manifest.data.template.clone() };
+    Ok(Some(Protected { prompts: texts.prompts().collect(), names: texts.names, file: data }))
 }
 
 fn retain_warnings(retain: &[ShardRef], manifest: &Manifest) -> Result<Vec<String>, Failure> {

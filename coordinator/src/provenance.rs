@@ -35,13 +35,14 @@ fn manifest(plan: &Plan) -> Result<Manifest, Failure> {
             tolerance: Some(planned.tolerance),
         }
     };
-    let DataSection { retain_texts, classes, template, .. } = &plan.manifest.data;
+    let DataSection { retain_texts, protect, classes, template, .. } = &plan.manifest.data;
     let absolute = |field: &str, text: &String| Ok::<_, Failure>(plan.manifest.address(field, text)?.to_string());
     Ok(Manifest {
         model: ModelSection { uri: plan.model.address.to_string() },
         data: DataSection {
             retain: files(&plan.retain),
             retain_texts: retain_texts.iter().map(|text| absolute("data.retain_texts", text)).collect::<Result<_, _>>()?,
+            protect: protect.as_ref().map(|list| absolute("data.protect", list)).transpose()?,
             validation: files(&plan.validation),
             test: files(&plan.test),
             classes: absolute("data.classes", classes)?,

@@ -21,11 +21,12 @@ use serde::Serialize;
 use crate::clusters;
 use crate::compose::{self, Change, Directions};
 use crate::failure::Failure;
+use crate::protected;
 use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::publish::Published;
 use crate::release::read::{Release, direction};
-use crate::release::{self, Contents, EDITS, Thumbnails};
+use crate::release::{self, Contents, EDITS, PROTECTED, Thumbnails};
 use crate::target::{self, Staged, Target};
 
 /// What is to be changed: first what is added, then what is left out, then strengths.
@@ -178,7 +179,8 @@ fn fitting<'a>(parent: &Release, other: &'a Release, id: &str, there: &BTreeMap<
     }
     if other.record.moments != parent.record.moments {
         return refuse(
-            "its direction was corrected by other second moments: retain data, ridge or weights differ between the runs".to_owned(),
+            "its direction was corrected by other second moments: retain data, ridge, weights or protected names differ between the runs"
+                .to_owned(),
         );
     }
     Ok(record)
@@ -500,7 +502,14 @@ impl Amended {
             }
         }
         let parent = &self.parent.record;
+        let protected = match parent.files.contains_key(PROTECTED) {
+            true => Some(self.parent.file(PROTECTED).await?),
+            false => None,
+        };
+        let names: Vec<String> = parent.protected.iter().map(|text| text.name.clone()).collect();
+        let moved = protected.as_ref().map(|inputs| protected::moved(checkpoint, &change, inputs, &names)).transpose()?;
         let record = Composition {
+            protected: moved.unwrap_or_default(),
             parent: Some(Parent { release: self.parent.reference(), changes: self.changes.clone() }),
             missing: parent.missing.iter().filter(|missing| !self.concepts.contains_key(&missing.id)).cloned().collect(),
             near_duplicates: clusters::near_duplicates(&recipe),
@@ -511,7 +520,8 @@ impl Amended {
             ..parent.clone()
         };
         let (interference, thumbnails) = (recipe.interference(), &thumbnails);
-        let contents = Contents { change: &change, edits: &edits, directions: &self, interference, thumbnails, targets };
+        let protected = protected.as_ref();
+        let contents = Contents { change: &change, edits: &edits, directions: &self, interference, protected, thumbnails, targets };
         release::write(store, checkpoint, contents, record).await
     }
 }

@@ -47,6 +47,10 @@ pub const EFFECT: &str = "effect";
 /// The order of concepts in [`INTERFERENCE`].
 pub const CONCEPTS: &str = "concepts";
 
+/// The name of what texts that must not change put into the edited layers, as
+/// [`ProtectResult::inputs`](lethe_shared::outcome::ProtectResult::inputs) has it, where there are some.
+pub const PROTECTED: &str = "protected.safetensors";
+
 /// The model card's name in a release.
 const CARD: &str = "README.md";
 /// The report's name in a release.
@@ -70,6 +74,8 @@ pub struct Contents<'a, D> {
     pub directions: &'a D,
     /// What edits do to the record's concepts, in their order, where doses are solved.
     pub interference: Option<&'a Interference>,
+    /// The bytes of [`PROTECTED`].
+    pub protected: Option<&'a Bytes>,
     /// Pictures by concept.
     pub thumbnails: &'a Thumbnails,
     /// Other models with the edits in them.
@@ -87,7 +93,7 @@ pub async fn write<D: Directions>(
     contents: Contents<'_, D>,
     mut record: Composition,
 ) -> Result<(String, Composition, Published), Failure> {
-    let Contents { change, edits, directions, interference, thumbnails, targets } = contents;
+    let Contents { change, edits, directions, interference, protected, thumbnails, targets } = contents;
     let staging = store.staging().await?;
     let folder = staging.path();
     let written = checkpoint.write_changed(change, folder)?;
@@ -102,6 +108,10 @@ pub async fn write<D: Directions>(
     if let Some(interference) = interference {
         write_interference(&folder.join(INTERFERENCE), &record, interference)?;
         names.push(INTERFERENCE.to_owned());
+    }
+    if let Some(protected) = protected {
+        std::fs::write(folder.join(PROTECTED), protected).map_err(|error| local(folder, error))?;
+        names.push(PROTECTED.to_owned());
     }
     if !thumbnails.is_empty() {
         write_thumbnails(&folder.join(THUMBNAILS), thumbnails)?;

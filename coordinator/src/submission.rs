@@ -39,7 +39,7 @@ impl Submission {
         };
         absolute("model.uri", &mut manifest.model.uri)?;
         // Field by field: a new one that holds addresses must be thought of here.
-        let DataSection { retain, retain_texts, validation, test, classes, template: _ } = &mut manifest.data;
+        let DataSection { retain, retain_texts, protect, validation, test, classes, template: _ } = &mut manifest.data;
         absolute("data.classes", classes)?;
         for (field, files) in
             [("data.retain", retain), ("data.retain_texts", retain_texts), ("data.validation", validation), ("data.test", test)]
@@ -47,6 +47,9 @@ impl Submission {
             for file in files {
                 absolute(field, file)?;
             }
+        }
+        if let Some(protect) = protect {
+            absolute("data.protect", protect)?;
         }
         if let Some(table) = &mut manifest.concepts.table {
             absolute("concepts.table", table)?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::measure::Spread;
 use crate::progress::{human, human_bytes};
+use crate::protected;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +110,9 @@ pub fn table(report: &Report, record: &Composition) -> String {
         row("cost of one removal", spread);
     }
     utility(&summary.utility, &mut row);
+    if let Some(said) = protected::said(&record.protected) {
+        row("protected", said);
+    }
     if !record.near_duplicates.is_empty() {
         let groups: Vec<String> = record.near_duplicates.iter().take(10).map(|group| group.join(" = ")).collect();
         row("hardly told apart", groups.join(", "));

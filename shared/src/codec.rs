@@ -185,7 +185,7 @@ mod tests {
     use crate::address::Address;
     use crate::job::{
         ArtifactRef, ConceptTask, Correction, EvaluateItem, JobId, Label, MethodSettings, ModelRef, MomentsPart, MomentsReduceTask,
-        RetainPart, ShardRef, Task,
+        ProtectTask, RetainPart, ShardRef, Task,
     };
     use crate::manifest::Stop;
     use crate::queue::{Cause, Event};
@@ -305,6 +305,8 @@ mod tests {
             }
             prop_assert_ne!(job(among.clone()).id(), job(tasks[2].clone()).id());
             tasks.push(among);
+            let layers = (0..seed % 4).map(|i| format!("layer.{i}")).collect();
+            tasks.push(Task::Protect(ProtectTask { texts: artifact(seed), layers, inverses: (0..seed % 3).map(artifact).collect() }));
             for task in tasks {
                 let job = job(task);
                 let read = decode_job(&encode_job(&job).unwrap()).unwrap();

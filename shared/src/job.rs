@@ -167,6 +167,8 @@ pub enum Task {
     Survey(Box<SurveyTask>),
     /// Finds one concept's corrected direction on a layer that is already chosen, and its step alone.
     Direction(Box<DirectionTask>),
+    /// Takes what texts that must not change put into some layers, and turns directions aside from it.
+    Protect(ProtectTask),
     /// Works out what each concept's edit does to the forget loss of each concept, to first order.
     Interference {
         /// The concepts, by id.
@@ -268,7 +270,8 @@ pub struct DirectionTask {
     /// What utility is measured on; captions are class names.
     pub validation: Vec<ShardRef>,
     /// What corrects directions, one file per tower that may change:
-    /// [`MomentsResult::inverse`](crate::outcome::MomentsResult::inverse).
+    /// [`MomentsResult::inverse`](crate::outcome::MomentsResult::inverse). A matrix takes the place of an earlier file's of the same
+    /// name: [`ProtectResult::inverse`](crate::outcome::ProtectResult::inverse) comes last.
     pub inverses: Vec<ArtifactRef>,
     /// The class list.
     pub classes: ArtifactRef,
@@ -278,6 +281,18 @@ pub struct DirectionTask {
     pub layers: Vec<String>,
     /// Settings.
     pub method: MethodSettings,
+}
+
+/// Texts that must not change, and the layers where they must not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectTask {
+    /// The texts: a JSON list of strings.
+    pub texts: ArtifactRef,
+    /// Layers of the text tower.
+    pub layers: Vec<String>,
+    /// What corrects directions so far, see [`DirectionTask::inverses`].
+    pub inverses: Vec<ArtifactRef>,
 }
 
 /// One concept in a [`Task::Interference`].
@@ -401,6 +416,11 @@ enum Identity<'a> {
         layers: &'a [String],
         method: &'a MethodSettings,
     },
+    Protect {
+        texts: Digest,
+        layers: &'a [String],
+        inverses: Vec<Digest>,
+    },
     Interference {
         concepts: Vec<(&'a str, Digest, Digest)>,
     },
@@ -465,6 +485,9 @@ impl Job {
                 layers: &task.layers,
                 method: &task.method,
             },
+            Task::Protect(task) => {
+                Identity::Protect { texts: task.texts.digest, layers: &task.layers, inverses: artifacts(&task.inverses) }
+            }
             Task::Interference { concepts } => Identity::Interference {
                 concepts: concepts.iter().map(|c| (c.layer.as_str(), c.gradients.digest, c.direction.digest)).collect(),
             },
@@ -483,6 +506,7 @@ impl Job {
             Task::MomentsReduce(_) => "moments-reduce",
             Task::Survey(_) => "survey",
             Task::Direction(_) => "direction",
+            Task::Protect(_) => "protect",
             Task::Interference { .. } => "interference",
         }
     }
@@ -515,6 +539,7 @@ impl Job {
             Task::MomentsReduce(task) => format!("moments of {} parts", task.paired.len() + task.unlabelled.len()),
             Task::Survey(task) => format!("survey of concept {}", task.concept),
             Task::Direction(task) => format!("direction of concept {}", task.concept),
+            Task::Protect(task) => format!("protection of texts {} at {} layers", task.texts.digest.short(), task.layers.len()),
             Task::Interference { concepts } => format!("interference of {} concepts", concepts.len()),
         }
     }

@@ -75,6 +75,8 @@ pub enum TaskResult {
     Survey(SurveyResult),
     /// Of [`Task::Direction`](crate::job::Task::Direction).
     Direction(Box<DirectionResult>),
+    /// Of [`Task::Protect`](crate::job::Task::Protect).
+    Protect(ProtectResult),
     /// Of [`Task::Interference`](crate::job::Task::Interference).
     Interference(InterferenceResult),
 }
@@ -130,6 +132,21 @@ pub struct DirectionResult {
     /// The first forget images, small: see [`ConceptResult::thumbnails`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thumbnails: Option<ArtifactRef>,
+}
+
+/// What texts that must not change put into layers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectResult {
+    /// A safetensors file. For each layer `NAME`, float32: `NAME.inputs` `[vectors, inputs]` are the distinct inputs x, at every token
+    /// up to the one that is read, and `NAME.outputs` `[vectors]` the size ‖Wx + b‖ of the layer's output there. `NAME.texts` and
+    /// `NAME.vectors`, of one length and whole numbers, say which text has which vector.
+    pub inputs: ArtifactRef,
+    /// For each layer `NAME`: `NAME.inputs` `[inputs, inputs]`, float32, what stands to the right of a gradient in place of
+    /// [`MomentsResult::inverse`]'s.
+    pub inverse: ArtifactRef,
+    /// Vectors of the layer that has most.
+    pub vectors: u64,
 }
 
 /// What each edit does to each concept.

@@ -55,6 +55,9 @@ pub struct Composition {
     pub near_duplicates: Vec<Vec<String>>,
     /// What must stay, before and after.
     pub utility: Utility,
+    /// Texts that must not change, in their file's order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub protected: Vec<ProtectedText>,
     /// ‖Δ‖/‖θ‖ of every layer that is changed, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, f64>,
@@ -100,6 +103,9 @@ pub struct Origin {
     /// Files of unlabelled texts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retain_texts: Vec<DataFile>,
+    /// File of names that must not change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protect: Option<DataFile>,
     /// Shards that search and choice looked at.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub validation: Vec<DataFile>,
@@ -345,6 +351,17 @@ impl Measured {
     pub fn accuracy(&self) -> Accuracy {
         Accuracy { fa1: self.fa1, fa5: self.fa5 }
     }
+}
+
+/// A text that must not change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectedText {
+    /// Its name in the manifest's list.
+    pub name: String,
+    /// By how much the outputs of the edited layers move, against those outputs, at the token that moves most: ‖Δx‖/‖Wx + b‖ of the
+    /// unedited model's inputs x.
+    pub moved: f64,
 }
 
 /// A concept of the manifest that is not removed.

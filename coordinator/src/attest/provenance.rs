@@ -72,6 +72,7 @@ fn dependencies(record: &Composition) -> Vec<Value> {
             ("validation", &origin.validation),
             ("test", &origin.test),
         ];
+        origin.protect.iter().for_each(|file| add("data/protect".to_owned(), file));
         for (set, files) in sets {
             files.iter().enumerate().for_each(|(number, file)| add(format!("data/{set}/{number}"), file));
         }

@@ -8,6 +8,7 @@ use super::Source;
 use super::escape::{escape, percent};
 use crate::measure::Spread;
 use crate::progress::human_bytes;
+use crate::protected;
 use crate::summary::Report;
 
 /// Name, facts about the whole, and where it comes from.
@@ -122,7 +123,23 @@ pub(super) fn utility(page: &mut String, record: &Composition) {
         }
         *page += "</div>\n";
     }
+    protected(page, record);
     *page += "</section>\n";
+}
+
+/// Texts that must not change, those that move most first.
+fn protected(page: &mut String, record: &Composition) {
+    if record.protected.is_empty() {
+        return;
+    }
+    *page += "<h3>What must not change</h3>\n<p class=\"soft\">By how much the outputs of the edited layers move for these texts, against \
+              those outputs, at the token that moves most.</p>\n<details open><summary>";
+    let _ = write!(page, "{}</summary>", escape(&protected::said(&record.protected).unwrap_or_default()));
+    *page += "<div class=\"wide\"><table class=\"plain\"><thead><tr><th>text</th><th class=n>moved</th></tr></thead><tbody>\n";
+    for text in protected::by_movement(&record.protected) {
+        let _ = writeln!(page, "<tr><td>{}</td><td class=n>{}</td></tr>", escape(&text.name), protected::percent(text.moved));
+    }
+    *page += "</tbody></table></div></details>\n";
 }
 
 fn groups(page: &mut String, on: &UtilityOn) {

@@ -4,11 +4,13 @@
 //! best of them; each concept's direction and its step alone are found on its layer; what each edit does to each concept is
 //! worked out; doses are solved together, and adjusted over some rounds of looking at the composed model.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use lethe_shared::edit::{self, Edit};
-use lethe_shared::job::{ArtifactRef, InterferencePart, MomentsPart};
+use lethe_shared::job::{ArtifactRef, InterferencePart, Job, MomentsPart};
 use lethe_shared::manifest::Stop;
-use lethe_shared::outcome::{Hits, Outcome, SurveyResult, TaskResult};
+use lethe_shared::outcome::{Hits, Outcome, RankedLayer, SurveyResult, TaskResult, Tower};
 use lethe_shared::record::Missing;
 use safetensors::SafeTensors;
 
@@ -27,8 +29,7 @@ struct Moments {
 
 pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut), Failure> {
     let plan = run.plan;
-    let (gradient, base) = run.retain_gradient().await?;
-    let moments = moments(run).await?;
+    let (gradient, base, moments) = statistics(run).await?;
     let mut missing = Vec::new();
 
     let concepts: Vec<&PlannedConcept> = plan.concepts.iter().collect();
@@ -41,29 +42,39 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let rankings: Vec<&[_]> = surveyed.iter().map(|(_, survey)| survey.ranking.as_slice()).collect();
     let assignment = layers::assign(&rankings, plan.manifest.composition.layers as usize, plan.layers.as_ref());
 
-    let found = directions(run, surveyed, &assignment, &moments.inverses, &mut missing).await?;
+    let mut inverses = moments.inverses;
+    let protected = protect(run, &rankings, &assignment, &mut inverses).await?;
+    let found = directions(run, surveyed, &assignment, &inverses, &mut missing).await?;
     let recipe = if found.is_empty() { unsolved(&found)? } else { dose(run, &found).await? };
-    Ok((Edits { found, missing, recipe, moments: moments.inverses }, base))
+    Ok((Edits { found, missing, recipe, moments: inverses, protected }, base))
 }
 
-async fn moments(run: &mut Run<'_>) -> Result<Moments, Failure> {
+/// The retain gradient, the hits of the unedited model, and the second moments.
+async fn statistics(run: &mut Run<'_>) -> Result<(ArtifactRef, HeldOut, Moments), Failure> {
     let plan = run.plan;
     let mut texts = Vec::new();
     for slice in &plan.retain_texts {
         let bytes = serde_json::to_vec(slice).map_err(Failure::input)?;
         texts.push(run.dispatcher.store.put_artifact(Bytes::from(bytes)).await?);
     }
-    let mut moments = Moments { inverses: Vec::new(), folds: Vec::new() };
-    for tower in jobs::moments(plan, &texts) {
-        let paired = tower.paired.len();
-        let all: Vec<_> = tower.paired.into_iter().chain(tower.unlabelled).collect();
-        let part = |outcome: Outcome| match outcome.result {
-            TaskResult::Moments(part) => Ok(part),
-            _ => Err(mismatch("moments")),
-        };
-        let mut parts = run.must("statistics", &all).await?.into_iter().map(part).collect::<Result<Vec<MomentsPart>, _>>()?;
-        let unlabelled = parts.split_off(paired);
-        match run.one("statistics", jobs::moments_reduce(plan, parts, unlabelled)).await? {
+    let towers = jobs::moments(plan, &texts);
+    let sums: Vec<Job> = towers.iter().flat_map(|tower| tower.paired.iter().chain(&tower.unlabelled)).cloned().collect();
+    let (reduce, base, outcomes) = run.statistics(&sums).await?;
+    let part = |outcome: Outcome| match outcome.result {
+        TaskResult::Moments(part) => Ok(part),
+        _ => Err(mismatch("moments")),
+    };
+    let mut parts = outcomes.into_iter().map(part).collect::<Result<VecDeque<MomentsPart>, _>>()?;
+    let mut reduces = vec![reduce];
+    for tower in &towers {
+        let paired = parts.drain(..tower.paired.len()).collect();
+        let unlabelled = parts.drain(..tower.unlabelled.len()).collect();
+        reduces.push(jobs::moments_reduce(plan, paired, unlabelled));
+    }
+    let (mut gradient, mut moments) = (None, Moments { inverses: Vec::new(), folds: Vec::new() });
+    for outcome in run.must("statistics", &reduces).await? {
+        match outcome.result {
+            TaskResult::RetainReduce(result) => gradient = Some(result.gradient),
             TaskResult::MomentsReduce(result) => {
                 moments.inverses.push(result.inverse);
                 moments.folds.push(result.folds);
@@ -71,7 +82,31 @@ async fn moments(run: &mut Run<'_>) -> Result<Moments, Failure> {
             _ => return Err(mismatch("moments-reduce")),
         }
     }
-    Ok(moments)
+    Ok((gradient.ok_or_else(|| mismatch("retain-reduce"))?, base, moments))
+}
+
+/// Turns directions on the run's text layers aside from what must not change; what that is, for whoever composes.
+async fn protect(
+    run: &mut Run<'_>,
+    rankings: &[&[RankedLayer]],
+    assignment: &layers::Assignment,
+    inverses: &mut Vec<ArtifactRef>,
+) -> Result<Option<ArtifactRef>, Failure> {
+    let Some(protected) = &run.plan.protected else { return Ok(None) };
+    let of_texts = |name: &&String| rankings.iter().copied().flatten().any(|layer| layer.layer == **name && layer.tower == Tower::Text);
+    let layers: Vec<String> = assignment.layers.iter().filter(of_texts).cloned().collect();
+    if layers.is_empty() {
+        return Ok(None);
+    }
+    let texts = serde_json::to_vec(&protected.prompts).map_err(Failure::input)?;
+    let texts = run.dispatcher.store.put_artifact(Bytes::from(texts)).await?;
+    match run.one("statistics", jobs::protect(run.plan, texts, layers, inverses)).await? {
+        TaskResult::Protect(result) => {
+            inverses.push(result.inverse);
+            Ok(Some(result.inputs))
+        }
+        _ => Err(mismatch("protect")),
+    }
 }
 
 async fn directions<'a>(

@@ -37,6 +37,7 @@ use crate::measure::{self, Spread};
 use crate::merge;
 use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
+use crate::protected;
 use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::{self, Contents, Thumbnails, publish};
@@ -107,6 +108,8 @@ struct Edits<'a> {
     recipe: Recipe,
     /// What directions were corrected by.
     moments: Vec<ArtifactRef>,
+    /// What texts that must not change put into the edited layers.
+    protected: Option<ArtifactRef>,
 }
 
 /// Edits that are added up as they are.
@@ -133,7 +136,14 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let judgement = run.judge(&edited, &base, encoded).await?;
 
     let began = Instant::now();
-    let record = make_record(plan, &change, &edits, &base, judgement)?;
+    let mut record = make_record(plan, &change, &edits, &base, judgement)?;
+    let protected = match &edits.protected {
+        Some(artifact) => Some(dispatcher.artifact(&plan.run, artifact).await?),
+        None => None,
+    };
+    if let (Some(inputs), Some(texts)) = (&protected, &plan.protected) {
+        record.protected = protected::moved(&plan.checkpoint, &change, inputs, &texts.names)?;
+    }
     let thumbnails = match plan.manifest.release.names {
         Names::Plain => fetch_thumbnails(plan, dispatcher, found).await?,
         // A picture is a name too.
@@ -142,7 +152,8 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     let targets = staged(plan, &dosed, &directions, store).await?;
     dispatcher.check_claim().await?;
     let (interference, thumbnails) = (edits.recipe.interference(), &thumbnails);
-    let contents = Contents { change: &change, edits: &dosed, directions: &directions, interference, thumbnails, targets };
+    let protected = protected.as_ref();
+    let contents = Contents { change: &change, edits: &dosed, directions: &directions, interference, protected, thumbnails, targets };
     let (address, record, published) = release::write(store, &plan.checkpoint, contents, record).await?;
     let released = publish::open(store, &published).await?;
     if let Some(key) = &plan.signer {
@@ -245,21 +256,20 @@ impl<'a> Run<'a> {
         if problems.is_empty() { Ok(outcomes) } else { Err(Failure::BadInput(problems)) }
     }
 
-    /// The retain gradient, and the hits of the unedited model on the held-out sets.
-    async fn retain_gradient(&mut self) -> Result<(ArtifactRef, HeldOut), Failure> {
-        let shards = jobs::retain_gradients(self.plan);
-        let first: Vec<Job> = shards.iter().cloned().chain(jobs::base_evaluation(self.plan, self.classes)).collect();
-        let mut outcomes = self.must("statistics", &first).await?;
-        let base = held_out(outcomes.split_off(shards.len()));
+    /// The first statistics: the job that makes the retain gradient of its parts, the hits of the unedited model on the held-out sets,
+    /// and the outcomes of what can be done `besides`, so that no worker waits.
+    async fn statistics(&mut self, besides: &[Job]) -> Result<(Job, HeldOut, Vec<Outcome>), Failure> {
+        let (shards, base) = (jobs::retain_gradients(self.plan), jobs::base_evaluation(self.plan, self.classes));
+        let all: Vec<Job> = shards.iter().chain(&base).chain(besides).cloned().collect();
+        let mut gradients = self.must("statistics", &all).await?;
+        let mut held = gradients.split_off(shards.len());
+        let outcomes = held.split_off(base.len());
         let part = |outcome: Outcome| match outcome.result {
             TaskResult::RetainGradient(result) => Some(result),
             _ => None,
         };
-        let parts: Vec<_> = outcomes.into_iter().filter_map(part).collect();
-        match self.one("statistics", jobs::retain_reduce(self.plan, &parts)).await? {
-            TaskResult::RetainReduce(result) => Ok((result.gradient, base)),
-            _ => Err(mismatch("retain-reduce")),
-        }
+        let parts: Vec<_> = gradients.into_iter().filter_map(part).collect();
+        Ok((jobs::retain_reduce(self.plan, &parts), held_out(held), outcomes))
     }
 
     /// One job that must come through.
@@ -448,6 +458,7 @@ fn make_record(plan: &Plan, change: &Change, edits: &Edits<'_>, base: &HeldOut, 
         missing: hidden(&edits.missing, plan),
         near_duplicates: clusters::near_duplicates(&edits.recipe),
         utility: judgement.utility,
+        protected: Vec::new(),
         layers: compose::sizes(&plan.checkpoint, change)?,
         gates: Some(plan.manifest.gates.clone()).filter(|gates| !gates.is_empty()),
         origin: Some(plan.origin()),

@@ -1,6 +1,6 @@
 //! Edits by SLUG's full procedure: every layer on a concept's fronts is searched, the best answer is its edit.
 
-use lethe_shared::outcome::{ConceptResult, TaskResult};
+use lethe_shared::outcome::{ConceptResult, RetainGradientResult, TaskResult};
 use lethe_shared::record::Missing;
 
 use super::{Edits, Found, HeldOut, Run, concept_results, mismatch, unsolved};
@@ -10,7 +10,10 @@ use crate::plan::PlannedConcept;
 
 pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut), Failure> {
     let plan = run.plan;
-    let (gradient, base) = run.retain_gradient().await?;
+    let (reduce, base, _) = run.statistics(&[]).await?;
+    let TaskResult::RetainReduce(RetainGradientResult { gradient, .. }) = run.one("statistics", reduce).await? else {
+        return Err(mismatch("retain-reduce"));
+    };
     let ended = run.phase("concepts", &jobs::concepts(plan, gradient, run.classes)).await?;
     let concepts: Vec<&PlannedConcept> = plan.concepts.iter().collect();
     let (mut found, mut missing) = (Vec::new(), Vec::new());
@@ -32,7 +35,7 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
         }
     }
     let recipe = unsolved(&found)?;
-    Ok((Edits { found, missing, recipe, moments: Vec::new() }, base))
+    Ok((Edits { found, missing, recipe, moments: Vec::new(), protected: None }, base))
 }
 
 fn not_forgotten(run: &Run<'_>, result: &ConceptResult) -> String {

@@ -12,7 +12,7 @@ use crate::control::{Reply, Request};
 use crate::digest::Digest;
 use crate::job::{
     ArtifactRef, ConceptTask, Correction, DirectionTask, EvaluateItem, InterferencePart, Job, JobId, Label, MethodSettings, ModelRef,
-    MomentSource, MomentsPart, MomentsReduceTask, RetainPart, ShardRef, SurveyTask, Task,
+    MomentSource, MomentsPart, MomentsReduceTask, ProtectTask, RetainPart, ShardRef, SurveyTask, Task,
 };
 use crate::manifest::Stop;
 use crate::queue::{Cause, Event, Notice};
@@ -85,6 +85,7 @@ enum TaskV1 {
     MomentsNullSpace { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, energy: f64 },
     MomentsCorrection { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, correction: CorrectionV1 },
     ConceptAmong { task: ConceptV1, layers: Vec<String> },
+    Protect { texts: ArtifactV1, layers: Vec<String>, inverses: Vec<ArtifactV1> },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -260,6 +261,11 @@ impl From<&Job> for JobV1 {
                 layers: task.layers.clone(),
                 method: (&task.method).into(),
             }),
+            Task::Protect(task) => TaskV1::Protect {
+                texts: task.texts.into(),
+                layers: task.layers.clone(),
+                inverses: task.inverses.iter().map(|&m| m.into()).collect(),
+            },
             Task::Interference { concepts } => {
                 let part = |p: &InterferencePart| InterferenceV1 {
                     layer: p.layer.clone(),
@@ -336,6 +342,9 @@ impl TryFrom<JobV1> for Job {
                 layers: task.layers,
                 method: task.method.try_into()?,
             })),
+            TaskV1::Protect { texts, layers, inverses } => {
+                Task::Protect(ProtectTask { texts: texts.into(), layers, inverses: inverses.into_iter().map(Into::into).collect() })
+            }
             TaskV1::Interference { concepts } => {
                 let part =
                     |p: InterferenceV1| InterferencePart { layer: p.layer, gradients: p.gradients.into(), direction: p.direction.into() };

@@ -39,6 +39,10 @@ pub struct Gates {
     /// Size of the change of a layer against the layer, ‖Δ‖/‖θ‖, of the layer that changes most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub change: Option<f64>,
+    /// By how much the output of an edited layer moves for a text of `data.protect`, against that output, at the token and text that
+    /// move most: ‖Δx‖/‖Wx + b‖.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protected: Option<f64>,
     /// Public key, a PEM file relative to this one, whose owner must have signed the release. Only in a gate file: a submitter
     /// does not choose whose signature counts.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,10 +97,11 @@ impl Gates {
             ("gates.neighbour_drop", self.neighbour_drop),
         ];
         let share = shares.iter().find_map(|&(field, bound)| Some((field, bound.filter(|bound| !(0.0..=1.0).contains(bound))?)));
-        let change = || Some(("gates.change", self.change.filter(|bound| !(bound.is_finite() && *bound >= 0.0))?));
-        let wrong =
-            |(field, bound)| (field, format!("is {bound}, expected {}", if field == "gates.change" { "0 or more" } else { "0 to 1" }));
-        share.or_else(change).map(wrong)
+        let ratios = [("gates.change", self.change), ("gates.protected", self.protected)];
+        let wrong_ratio = |bound: &f64| !(bound.is_finite() && *bound >= 0.0);
+        let ratio = ratios.iter().find_map(|&(field, bound)| Some((field, bound.filter(wrong_ratio)?)));
+        let wrong = |expected: &'static str| move |(field, bound): (_, f64)| (field, format!("is {bound}, expected {expected}"));
+        share.map(wrong("0 to 1")).or_else(|| ratio.map(wrong("0 or more")))
     }
 }
 

@@ -104,6 +104,10 @@ pub struct DataSection {
     /// retain statistics have seen, and so what composing protects.
     #[serde(default)]
     pub retain_texts: Vec<String>,
+    /// UTF-8 text file with one name a line, put into the template, whose texts must not change: edits of the text tower then turn
+    /// aside from what these texts put into the edited layer. `gates.protected` bounds by how much they may move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protect: Option<String>,
     /// Shards that step search and choice may look at; captions are class names. Without any, ties between layers go to
     /// the smaller change.
     #[serde(default)]

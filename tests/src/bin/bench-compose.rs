@@ -213,6 +213,7 @@ async fn write(work: &Path) -> Result<()> {
         missing: Vec::new(),
         near_duplicates: Vec::new(),
         utility: Utility::default(),
+        protected: Vec::new(),
         layers: BTreeMap::new(),
         gates: None,
         origin: None,
@@ -225,6 +226,7 @@ async fn write(work: &Path) -> Result<()> {
         edits: &edits,
         directions: &directions,
         interference: None,
+        protected: None,
         thumbnails: &thumbnails,
         targets: Vec::new(),
     };

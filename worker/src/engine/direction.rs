@@ -98,7 +98,7 @@ fn corrected(gradient: &Factors, inverses: &Matrices, layer: &str) -> Result<Fac
     Ok(Factors { up, down, residual: 0.0 })
 }
 
-fn layer(architecture: &Architecture, name: &str) -> Result<ParameterId, Error> {
+pub(super) fn layer(architecture: &Architecture, name: &str) -> Result<ParameterId, Error> {
     architecture.find(name).ok_or_else(|| Error::Input(format!("the model has no layer `{name}`")))
 }
 

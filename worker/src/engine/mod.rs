@@ -14,6 +14,7 @@
 //! | `ground.rs` | what a concept's trials look at |
 //! | `concept.rs` | one concept: gradient, ranking, search, choice |
 //! | `moments.rs` | second moments of layer inputs over what must stay |
+//! | `protect.rs` | what texts that must not change put into layers |
 //! | `direction.rs` | one concept on corrected directions: scores of its layers, then direction and step |
 //! | `interference.rs` | what each edit does to each concept |
 //! | `thumbnails.rs` | a concept's first images, small, for the report |
@@ -27,6 +28,7 @@ mod ground;
 mod interference;
 mod model;
 mod moments;
+mod protect;
 mod retain;
 mod thumbnails;
 
@@ -224,6 +226,7 @@ impl Engine {
             }
             Task::Moments(source) => TaskResult::Moments(moments::sum(scope, &job.model, source, &mut stages)?),
             Task::MomentsReduce(task) => TaskResult::MomentsReduce(moments::reduce(scope, task, &mut stages)?),
+            Task::Protect(task) => TaskResult::Protect(protect::protect(scope, &job.model, task, &mut stages)?),
             Task::Survey(task) => TaskResult::Survey(direction::survey(scope, &job.model, task, &mut stages)?),
             Task::Direction(task) => TaskResult::Direction(Box::new(direction::find(scope, &job.model, task, &mut stages)?)),
             Task::Interference { concepts } => TaskResult::Interference(interference::effects(scope, concepts, &mut stages)?),

@@ -79,7 +79,7 @@ fn texts(scope: Scope<'_>, source: &MomentSource) -> Result<Vec<String>, Error> 
     Ok(texts)
 }
 
-fn put(scope: Scope<'_>, tensors: &[(String, Tensor)]) -> Result<ArtifactRef, Error> {
+pub(super) fn put(scope: Scope<'_>, tensors: &[(String, Tensor)]) -> Result<ArtifactRef, Error> {
     let mut parts = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();

@@ -9,6 +9,7 @@
 //! | [`search`] | the trials of one concept on every front layer, and the choice | section 3.3 |
 //! | [`witness`] | the few class texts that prove most steps that forget | ours |
 //! | [`moments`] | what a change of a layer does to what must stay | ours: `docs/composition.md` |
+//! | [`protect`] | directions that move no given inputs | ours: `docs/composition.md` |
 //! | [`factors`] | gradients as factors of low rank | ours |
 //!
 //! [`ranking`] and [`step`] are arithmetic on numbers; the others work on tensors.
@@ -17,6 +18,7 @@ pub mod factors;
 pub mod gradient;
 pub mod loss;
 pub mod moments;
+pub mod protect;
 pub mod ranking;
 pub mod search;
 pub mod step;
