@@ -216,7 +216,7 @@ struct Candidate {
 
 /// Of a release without concepts: no direction is asked for.
 fn contents<'a>(change: &'a Change, thumbnails: &'a Thumbnails) -> Contents<'a, impl Directions> {
-    Contents { change, edits: &[], directions: &nothing, interference: None, thumbnails, targets: Vec::new() }
+    Contents { change, edits: &[], directions: &nothing, interference: None, protected: None, thumbnails, targets: Vec::new() }
 }
 
 fn nothing(edit: &Edit, _: &[usize]) -> Result<Direction, Failure> {

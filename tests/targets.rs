@@ -326,8 +326,15 @@ async fn a_process_that_dies_leaves_no_half_target() {
         let staged = stage(&target, edited, store).await?;
         let record = Composition { digest: base.digest().unwrap(), concepts: Vec::new(), name: "small".into(), ..kept.clone() };
         let (change, thumbnails) = (Change::new(), Thumbnails::new());
-        let contents =
-            Contents { change: &change, edits: &[], directions: &own, interference: None, thumbnails: &thumbnails, targets: vec![staged] };
+        let contents = Contents {
+            change: &change,
+            edits: &[],
+            directions: &own,
+            interference: None,
+            protected: None,
+            thumbnails: &thumbnails,
+            targets: vec![staged],
+        };
         release::write(store, &base, contents, record).await
     };
     for writes in 1.. {

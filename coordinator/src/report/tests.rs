@@ -6,7 +6,7 @@ use lethe_shared::job::{ArtifactRef, MethodSettings};
 use lethe_shared::manifest::Stop;
 use lethe_shared::outcome::{ClassHits, RankedLayer, Tower, Trial};
 use lethe_shared::record::{
-    Base, ConceptRecord, FirstClass, Measured, Merge, Missing, Retained, Said, Utility, UtilityOn, VERSION, WorstClass,
+    Base, ConceptRecord, FirstClass, Measured, Merge, Missing, ProtectedText, Retained, Said, Utility, UtilityOn, VERSION, WorstClass,
 };
 
 use super::*;
@@ -77,6 +77,7 @@ fn record(concepts: usize) -> Composition {
         moments: Vec::new(),
         concepts: (0..concepts).map(|number| concept(number, if number == 1 { 0.25 } else { 0.0 })).collect(),
         missing: vec![Missing { id: "lost".into(), reason: NASTY.into() }],
+        protected: vec![ProtectedText { name: NASTY.into(), moved: 0.001 }],
         origin: None,
         targets: Vec::new(),
         near_duplicates: vec![vec!["c0".into(), "c1".into()]],

@@ -48,7 +48,7 @@ mod tests {
     fn inputs_are_not_moved_and_nothing_else_is_given_up() {
         tch::manual_seed(7);
         let x = random([200, 40]);
-        let a = (x.transpose(0, 1).matmul(&x) / 200.0 + 0.01 * Tensor::eye(40, (Kind::Double, Device::Cpu))).inverse();
+        let a = (x.transpose(0, 1).matmul(&x) / 200.0 + Tensor::eye(40, (Kind::Double, Device::Cpu)) * 0.01).inverse();
         // One of them stands there twice.
         let b = random([9, 40]);
         let b = Tensor::cat(&[&b, &b.narrow(0, 0, 1)], 0);
