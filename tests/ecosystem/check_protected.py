@@ -19,7 +19,7 @@ def passed(peer, layer, texts):
     hook = module.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
     for text in texts:
         encoded = peer.tokenizer([text], return_tensors="pt")
-        peer.model.get_text_features(**encoded)
+        peer.model.get_text_features(encoded["input_ids"], encoded["attention_mask"])
     hook.remove()
     # The largest token id ends a text.
     ends = [peer.tokenizer([text], return_tensors="pt")["input_ids"][0].argmax().item() + 1 for text in texts]
