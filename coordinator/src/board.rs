@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use lethe_shared::job::JobId;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -41,6 +42,7 @@ struct Phase {
 
 #[derive(Debug)]
 struct Busy {
+    id: JobId,
     job: String,
     since: Instant,
 }
@@ -89,6 +91,15 @@ pub struct SeenWorker {
     pub job: String,
     /// For how many seconds.
     pub seconds: f64,
+}
+
+impl Live {
+    fn problem(&mut self, problem: String) {
+        if self.problems.len() == PROBLEMS {
+            self.problems.pop_front();
+        }
+        self.problems.push_back(problem);
+    }
 }
 
 impl Board {
@@ -148,9 +159,16 @@ impl Board {
         self.changed();
     }
 
-    /// A worker has taken a job.
-    pub fn took(&self, worker: &str, job: String) {
-        self.live().workers.insert(worker.to_owned(), Busy { job, since: Instant::now() });
+    /// A worker has taken a job; `label` is what people call it. Whoever had it before was silent for too long, or handed it back.
+    pub fn took(&self, worker: &str, id: JobId, label: &str) {
+        let mut live = self.live();
+        let others = live.workers.extract_if(.., |name, busy| busy.id == id && name != worker);
+        let lost: Vec<String> = others.map(|(name, _)| name).collect();
+        live.workers.insert(worker.to_owned(), Busy { id, job: label.to_owned(), since: Instant::now() });
+        for name in lost {
+            live.problem(format!("{label}: {name} has not finished it, {worker} has it now"));
+        }
+        drop(live);
         self.changed();
     }
 
@@ -160,14 +178,15 @@ impl Board {
         self.changed();
     }
 
+    /// A job has ended: nobody has it in hand any more, whatever was heard of them.
+    pub fn over(&self, id: JobId) {
+        self.live().workers.retain(|_, busy| busy.id != id);
+        self.changed();
+    }
+
     /// Something went wrong.
     pub fn problem(&self, problem: String) {
-        let mut live = self.live();
-        if live.problems.len() == PROBLEMS {
-            live.problems.pop_front();
-        }
-        live.problems.push_back(problem);
-        drop(live);
+        self.live().problem(problem);
         self.changed();
     }
 
@@ -209,7 +228,31 @@ fn tenths(number: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use lethe_shared::digest::Digest;
+
     use super::*;
+
+    fn id(text: &str) -> JobId {
+        Digest::of(text.as_bytes()).into()
+    }
+
+    #[test]
+    fn a_job_is_in_one_worker_s_hands() {
+        let board = Board::new(watch::Sender::new(0));
+        let names = || board.seen().workers.into_iter().map(|worker| worker.name).collect::<Vec<_>>();
+        board.took("dead/0", id("pizza"), "concept pizza");
+        board.took("w/0", id("rocket"), "concept rocket");
+        // The same again is no news.
+        board.took("w/0", id("rocket"), "concept rocket");
+        assert_eq!((names(), board.seen().problems.len()), (vec!["dead/0".to_owned(), "w/0".to_owned()], 0));
+        // Its silence has lasted long enough: another one has its job.
+        board.took("w/1", id("pizza"), "concept pizza");
+        assert_eq!(names(), ["w/0", "w/1"]);
+        assert_eq!(board.seen().problems, ["concept pizza: dead/0 has not finished it, w/1 has it now"]);
+        // What the store says has ended is in nobody's hands, though no worker said so.
+        board.over(id("pizza"));
+        assert_eq!(names(), ["w/0"]);
+    }
 
     #[test]
     fn a_board_tells_what_it_was_told() {
@@ -218,8 +261,8 @@ mod tests {
         board.phase("retain gradient", 2, 1);
         board.phase("retain gradient", 1, 0);
         board.ended("retain gradient", 1);
-        board.took("w/0", "concept pizza".into());
-        board.took("w/1", "concept rocket".into());
+        board.took("w/0", id("pizza"), "concept pizza");
+        board.took("w/1", id("rocket"), "concept rocket");
         board.let_go("w/1");
         for number in 0..30 {
             board.problem(format!("problem {number}"));

@@ -142,6 +142,7 @@ impl Dispatcher {
             };
             for (id, end) in arrived {
                 open.out.remove(&id);
+                progress.over(id);
                 if open.repairs.contains_key(&id)
                     && let Err(lost) = &end
                 {

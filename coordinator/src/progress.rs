@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
-use lethe_shared::job::Job;
+use lethe_shared::job::{Job, JobId};
 use lethe_shared::queue::{Event, Notice};
 use lethe_shared::telemetry::log::{self, say};
 
@@ -148,12 +148,19 @@ impl Progress {
     pub fn hear(&self, job: &Job, notice: &Notice) {
         let Shown::Board(board) = &self.shown else { return };
         match &notice.event {
-            Event::Started => board.took(&notice.worker, job.label()),
+            Event::Started => board.took(&notice.worker, notice.job, &job.label()),
             Event::Finished { .. } => board.let_go(&notice.worker),
             Event::Failed { error, .. } | Event::Buried { error, .. } => {
                 board.let_go(&notice.worker);
                 board.problem(format!("{}: {error}", job.label()));
             }
+        }
+    }
+
+    /// A job has ended, as the store or the queue has it.
+    pub fn over(&self, job: JobId) {
+        if let Shown::Board(board) = &self.shown {
+            board.over(job);
         }
     }
 

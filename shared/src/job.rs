@@ -529,7 +529,8 @@ impl Job {
             Task::Concept(task) => format!("concept {}", task.concept),
             Task::Evaluate { items, change, .. } => {
                 let what = if change.is_some() { "composed" } else { "base" };
-                format!("evaluation of {} sets on the {what} model", items.len())
+                let sets = if items.len() == 1 { "set" } else { "sets" };
+                format!("evaluation of {} {sets} on the {what} model", items.len())
             }
             Task::Moments(source) => match source {
                 MomentSource::Captions(shard) => format!("moments of the captions of {}", shard.address),

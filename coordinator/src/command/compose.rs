@@ -11,7 +11,7 @@ use lethe_shared::record::Parent;
 use lethe_shared::store::Store;
 use serde::Serialize;
 
-use super::{Signing, cache, here, print};
+use super::{Signing, cache, find, here, print};
 use crate::attest;
 use crate::failure::Failure;
 use crate::recompose::{Preview, Request, amend};
@@ -20,7 +20,7 @@ use crate::release::read::Release;
 
 #[derive(Debug, Args)]
 pub(super) struct Compose {
-    /// The release to start from: its folder, STORE/releases/NAME/DIGEST.
+    /// The release to start from: its folder, STORE/releases/NAME/DIGEST, or NAME, NAME:NUMBER or NAME@CHANNEL in --store.
     release: String,
     /// Remove a concept at another strength: 1 as found, 0 not at all. May be given for several concepts.
     #[arg(long, value_name = "ID=A", value_parser = strength)]
@@ -43,7 +43,8 @@ pub(super) struct Compose {
     /// Leave a target out.
     #[arg(long, value_name = "NAME")]
     drop_target: Vec<String>,
-    /// Where the new release goes, when not into the store of the old one.
+    /// Where the new release goes, when not into the store of the old one. An old one given by its name is there too; without this
+    /// option in LETHE_STORE, or else in ./store.
     #[arg(long, value_name = "ADDRESS")]
     store: Option<String>,
     #[command(flatten)]
@@ -92,7 +93,7 @@ fn addition(text: &str) -> Result<(String, String), String> {
 
 pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
     let signer = options.signing.key()?;
-    let parent = Release::open(&here("RELEASE", &options.release)?).await?;
+    let parent = find::release(&options.release, options.store.as_deref()).await?;
     let mut request = Request { remove: options.remove.clone(), strength: options.strength.clone(), ..Request::default() };
     for (group, strength) in &options.group_strength {
         request.strength.extend(of_group(&parent, group, *strength, &request)?);

@@ -18,12 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::workers::Workers;
-use super::{cache, here, print};
+use super::{cache, find, here, print};
 use crate::evaluate::{self, Basis};
 use crate::failure::Failure;
 use crate::plan::Plan;
 use crate::release::evaluation::{self, Evaluation};
-use crate::release::publish::{self, Wanted};
 use crate::release::read::Release;
 use crate::{gates, run, summary};
 
@@ -35,7 +34,8 @@ pub(super) struct Evaluate {
     /// from other runs, theirs too.
     #[arg(long, value_name = "MANIFEST")]
     manifest: Vec<PathBuf>,
-    /// Where outcomes, the run's manifest and the numbers are, when that is not the store of the release.
+    /// Where outcomes, the run's manifest and the numbers are, when that is not the store of the release. A release given by its name is
+    /// there too; without this option in LETHE_STORE, or else in ./store.
     #[arg(long, value_name = "ADDRESS")]
     store: Option<String>,
     /// Gates to look at beside the record's: a file with a `[gates]` section.
@@ -99,20 +99,8 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
 
 /// The release, and the store with its run's outcomes.
 async fn open(options: &Evaluate) -> Result<(Release, Store), Failure> {
-    let store = options.store.as_deref().map(|text| here("--store", text)).transpose()?;
-    let release = if options.release.contains('/') {
-        Release::open(&here("RELEASE", &options.release)?).await?
-    } else {
-        let wanted: Wanted = options.release.parse().map_err(|problem| Failure::input(format!("RELEASE: {problem}")))?;
-        let address = store.clone().map_or_else(|| here("--store", "store"), Ok)?;
-        // Opening a store makes its folder.
-        if address.as_local().is_some_and(|path| !path.is_dir()) {
-            return Err(Failure::input(format!("{address} is no store; --store says where releases are")));
-        }
-        let store = Store::open(&address)?;
-        publish::open(&store, &publish::find(&store, &wanted).await?).await?
-    };
-    let store = match store {
+    let release = find::release(&options.release, options.store.as_deref()).await?;
+    let store = match options.store.as_deref().map(|text| here("--store", text)).transpose()? {
         Some(address) => Store::open(&address)?,
         None if release.stored => release.store.clone(),
         None => return Err(Failure::input(format!("{} is in no store of Lethe's; --store says where its numbers go", release.address()))),

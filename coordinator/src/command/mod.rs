@@ -5,6 +5,7 @@ mod curate;
 mod dead_letters;
 mod doctor;
 mod evaluate;
+mod find;
 mod manual;
 mod plan;
 mod reach;

@@ -12,7 +12,7 @@ use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{here, print};
+use super::{find, print};
 use crate::attest;
 use crate::attest::key::SigningKey;
 use crate::attest::names::{MAX_SALT, Salt};
@@ -27,9 +27,9 @@ use crate::release::verify::verify;
 pub(super) struct Release {
     #[command(subcommand)]
     command: Command,
-    /// The store that holds the releases.
-    #[arg(long, global = true, value_name = "ADDRESS", default_value = "store")]
-    store: String,
+    /// The store that holds the releases; without this option LETHE_STORE, or else ./store.
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    store: Option<String>,
     /// Print one JSON object on stdout as the last line.
     #[arg(long, global = true)]
     json: bool,
@@ -108,12 +108,7 @@ struct Listed {
 }
 
 pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
-    let address = here("--store", &options.store)?;
-    // Opening a store makes its folder.
-    if address.as_local().is_some_and(|path| !path.is_dir()) {
-        return Err(Failure::input(format!("{address} is no store; --store says where releases are")));
-    }
-    let store = Store::open(&address)?;
+    let store = find::store(options.store.as_deref())?;
     let say_or_print = |text: String, value: serde_json::Value| print(&if options.json { value.to_string() } else { text });
     match &options.command {
         Command::List { name } => {
@@ -147,7 +142,7 @@ pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
             }
             if !missed.is_empty() {
                 if !record.is_measured() {
-                    say("info", &format!("nobody has measured {shown}; `lethe evaluate {shown} --store {}` does", options.store));
+                    say("info", &format!("nobody has measured {shown}; `lethe evaluate {shown} --store {}` does", store.name()));
                 }
                 if options.json {
                     print(&json!({ "release": found, "channel": channel, "missed": missed }).to_string())?;

@@ -6,7 +6,7 @@ use clap::Args;
 use lethe_shared::exit;
 use lethe_shared::store::Store;
 
-use super::{here, print};
+use super::{find, here, print};
 use crate::failure::Failure;
 use crate::release::evaluation;
 use crate::release::publish::{self, Wanted};
@@ -23,9 +23,9 @@ pub(super) struct Report {
     /// its times too.
     #[arg(value_name = "RUN_OR_RELEASE")]
     target: String,
-    /// The store that holds runs and releases; not needed for a folder.
-    #[arg(long, value_name = "ADDRESS", default_value = "store")]
-    store: String,
+    /// The store that holds runs and releases; not needed for a folder. Without this option LETHE_STORE, or else ./store.
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
     /// Where the page goes; - for stdout. Otherwise to report.html in the working folder.
     #[arg(long, short, value_name = "FILE", default_value = "report.html")]
     output: PathBuf,
@@ -51,15 +51,10 @@ pub(super) async fn main(options: &Report) -> Result<u8, Failure> {
 /// The release, and the run that it is asked for by.
 async fn find(options: &Report) -> Result<(Release, Option<summary::Report>), Failure> {
     let target = &options.target;
-    if target.contains(['/', '\\']) || Path::new(target).is_dir() {
+    if find::is_folder(target) {
         return Ok((Release::open(&here("RUN_OR_RELEASE", target)?).await?, None));
     }
-    let address = here("--store", &options.store)?;
-    // Opening a store makes its folder.
-    if address.as_local().is_some_and(|path| !path.is_dir()) {
-        return Err(Failure::input(format!("{address} is no store; --store says where runs and releases are")));
-    }
-    let store = Store::open(&address)?;
+    let store = find::store(options.store.as_deref())?;
     if let Some(run) = run(&store, target).await? {
         // Where its store was for the run does not matter, only where in it.
         let parts: Vec<&str> = run.release.rsplitn(4, '/').collect();

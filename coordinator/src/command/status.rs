@@ -1,6 +1,6 @@
 //! `lethe status` and `lethe cancel`
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use lethe_shared::control::Request;
@@ -16,6 +16,8 @@ use crate::progress::human;
 
 /// How often a run that is watched is asked about.
 const EVERY: Duration = Duration::from_secs(1);
+/// How often it is told about at least, where only the time that is left changes.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
@@ -117,32 +119,37 @@ pub(super) async fn cancel(options: &Cancel) -> Result<u8, Failure> {
 
 /// Follows a run to its end; its exit code.
 pub(super) async fn watch(queue: &JetStreamQueue, run: &str, json: bool) -> Result<u8, Failure> {
-    let mut said = String::new();
+    let mut said: Option<(String, Instant)> = None;
     loop {
         let (seen, text): (Run, String) = ask(queue, &Request::Status { run: Some(run.to_owned()) }).await?;
         if let Some(code) = seen.exit_code {
             print(&if json { text } else { table(&seen) })?;
             return Ok(code);
         }
-        let line = line(&seen);
-        if line != said {
-            say("info", &line);
-            said = line;
+        let (doing, left) = doing(&seen);
+        if said.as_ref().is_none_or(|(before, when)| *before != doing || when.elapsed() >= LINE_EVERY) {
+            say("info", &format!("{doing}{left}"));
+            said = Some((doing, Instant::now()));
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// A run in one line.
-fn line(run: &Run) -> String {
-    let Some(live) = &run.live else { return format!("{}: {}", run.run, run.state) };
+/// A run in one line: what it does, and how long that will take.
+fn doing(run: &Run) -> (String, String) {
+    let Some(live) = &run.live else { return (format!("{}: {}", run.run, run.state), String::new()) };
     match live.phases.last() {
         Some(phase) if phase.name == live.stage => {
             let left = phase.seconds_left.map(|left| format!(", about {} left", human(Duration::from_secs_f64(left)))).unwrap_or_default();
-            format!("{}: {} {}/{}{left}", run.run, phase.name, phase.done, phase.total)
+            (format!("{}: {} {}/{}", run.run, phase.name, phase.done, phase.total), left)
         }
-        _ => format!("{}: {}", run.run, live.stage),
+        _ => (format!("{}: {}", run.run, live.stage), String::new()),
     }
+}
+
+fn line(run: &Run) -> String {
+    let (doing, left) = doing(run);
+    doing + &left
 }
 
 fn list(all: &Overview) -> String {

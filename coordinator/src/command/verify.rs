@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
+use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
 use lethe_shared::exit;
 use lethe_shared::telemetry::log::say;
 use serde::Serialize;
 
 use super::compose::{places, target};
-use super::{cache, here, print};
+use super::{cache, find, here, print};
 use crate::attest;
 use crate::attest::key::PublicKey;
 use crate::failure::Failure;
@@ -19,8 +20,11 @@ use crate::release::verify::{Problem, verify};
 
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// The release: its folder, STORE/releases/NAME/DIGEST, or a copy of it.
+    /// The release: its folder, STORE/releases/NAME/DIGEST, a copy of it, or NAME, NAME:NUMBER or NAME@CHANNEL in --store.
     release: String,
+    /// The store that holds the release, when it is given by its name; without this option LETHE_STORE, or else ./store.
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
     /// Compose the weights again from the base model and the release's edits, and compare: every tensor that no edit touches is then
     /// the base's, and every other follows from the edits.
     #[arg(long)]
@@ -57,8 +61,17 @@ struct Verified {
     problems: Vec<Problem>,
 }
 
+/// Where the release is. It need not be one that can be opened: that is what is found out.
+async fn address(options: &Verify) -> Result<Address, Failure> {
+    if find::is_folder(&options.release) {
+        return here("RELEASE", &options.release);
+    }
+    let (store, found) = find::published(&options.release, options.store.as_deref()).await?;
+    Address::parse(&format!("{}/{}", store.name(), found.prefix())).map_err(Failure::input)
+}
+
 pub(super) async fn main(options: &Verify) -> Result<u8, Failure> {
-    let address = here("RELEASE", &options.release)?;
+    let address = address(options).await?;
     let key = options.public_key.as_deref().map(PublicKey::read).transpose()?;
     let mut checked = verify(&address).await?;
     let release = checked.release.take();

@@ -55,7 +55,8 @@ pub fn memory() -> Finding {
     }
 }
 
-/// Files with secrets: each must be readable, and by nobody else.
+/// Files with secrets: each must be readable, and by nobody else: a file that is open to others in a folder that is not is out of
+/// their reach.
 pub fn files(secrets: &[&Path]) -> Vec<Finding> {
     secrets.iter().map(|file| secret(file)).collect()
 }
@@ -67,12 +68,13 @@ fn secret(file: &Path) -> Finding {
         Ok(metadata) if metadata.is_dir() => Finding::failed("secrets", format!("{shown} is a folder"), "give the file in it"),
         Ok(metadata) => match others(&metadata) {
             0 => Finding::ok("secrets", format!("{shown} is this user's alone")),
+            _ if is_in_a_closed_folder(file) => Finding::ok("secrets", format!("{shown} is in a folder that is closed to others")),
             mode => Finding::warning("secrets", format!("{shown} is open to others (mode {mode:o})"), format!("chmod 600 {shown}")),
         },
     }
 }
 
-/// The mode of a file that others than its owner have rights to; 0 when they have none.
+/// The mode of a file or folder that others than its owner have rights to; 0 when they have none.
 fn others(metadata: &std::fs::Metadata) -> u32 {
     #[cfg(unix)]
     {
@@ -84,6 +86,12 @@ fn others(metadata: &std::fs::Metadata) -> u32 {
         let _ = metadata;
         0
     }
+}
+
+/// Whether others cannot get to a file, whatever its own mode: one of the folders on the way is closed to them.
+fn is_in_a_closed_folder(file: &Path) -> bool {
+    let Ok(file) = file.canonicalize() else { return false };
+    file.ancestors().skip(1).any(|folder| std::fs::metadata(folder).is_ok_and(|metadata| others(&metadata) == 0))
 }
 
 #[cfg(test)]
@@ -104,9 +112,15 @@ mod tests {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            for (mode, state) in [(0o600, State::Ok), (0o644, State::Warning)] {
-                std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
-                assert_eq!(states(&files(&[&file])), [state]);
+            let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+            // Where temporary files are out of others' reach anyway, nothing in there is open.
+            let open = if is_in_a_closed_folder(folder.path()) { State::Ok } else { State::Warning };
+            for (of_folder, of_file, state) in
+                [(0o755, 0o600, State::Ok), (0o755, 0o644, open), (0o710, 0o644, open), (0o700, 0o644, State::Ok)]
+            {
+                mode(folder.path(), of_folder);
+                mode(&file, of_file);
+                assert_eq!(states(&files(&[&file])), [state], "{of_file:o} in {of_folder:o}");
             }
         }
         assert_eq!(states(&files(&[&folder.path().join("none"), folder.path()])), [State::Failed, State::Failed]);

@@ -39,8 +39,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::Acker;
-use async_nats::jetstream::stream::DeleteMessageErrorKind;
-use async_nats::jetstream::{self, AckKind, Context};
+use async_nats::jetstream::stream::{ConsumerErrorKind, DeleteMessageErrorKind};
+use async_nats::jetstream::{self, AckKind, Context, ErrorCode};
 use async_nats::{Client, HeaderMap};
 use async_trait::async_trait;
 pub use connect::{Options, without_secrets};
@@ -239,7 +239,15 @@ impl JetStreamQueue {
 
     async fn consumer(&self) -> Result<PullConsumer, Error> {
         let found = self.shared.context.get_consumer_from_stream(names::CONSUMER, names::JOBS).await;
-        found.map_err(|error| Error::Unavailable(format!("consumer {}: {error}", names::CONSUMER)))
+        found.map_err(|error| match error.kind() {
+            // Whoever starts workers first should not have to look for a fault.
+            ConsumerErrorKind::JetStream(inner)
+                if [ErrorCode::STREAM_NOT_FOUND, ErrorCode::CONSUMER_NOT_FOUND].contains(&inner.error_code()) =>
+            {
+                Error::Unavailable("no coordinator has made the queue yet (`lethe run --nats` and `lethe serve` do); waiting".to_owned())
+            }
+            _ => Error::Unavailable(format!("consumer {}: {error}", names::CONSUMER)),
+        })
     }
 
     async fn patience(&self) -> Result<Duration, Error> {
