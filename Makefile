@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-test test-report test-deploy test-ecosystem report-charts bench bench-peer bench-growth bench-compose bench-queue bench-curate lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem report-charts bench bench-peer bench-growth bench-compose bench-queue bench-curate lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -21,6 +21,9 @@ setup: ## Fetch libtorch for the CPU into .libtorch/ (idempotent)
 
 setup-cuda: ## The same with CUDA, for --device cuda
 	@deploy/libtorch.sh --cuda
+
+setup-nats: ## Fetch a nats-server into .tools/nats/site/bin (no root)
+	@tests/setup.sh nats
 
 setup-test: ## Fetch what tests drive: real S3 and Azure servers, two nats-servers
 	@tests/setup.sh

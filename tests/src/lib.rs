@@ -1,6 +1,7 @@
 //! What the tests share: the real binaries, and small jobs cut from the demo.
 
 pub mod azure;
+pub mod http;
 pub mod mortal;
 pub mod nats;
 pub mod ports;
