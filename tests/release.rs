@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lethe::compose::{Change, Directions};
 use lethe::failure::Failure;
@@ -14,10 +15,13 @@ use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit::{Direction, Edit};
+use lethe_shared::job::ArtifactRef;
 use lethe_shared::record::Composition;
 use lethe_shared::store::Store;
 use lethe_tests::mortal::Mortal;
+use lethe_tests::processes::Process;
 use lethe_tests::s3::S3Server;
+use lethe_tests::targets::{read, write};
 use lethe_tests::{SmallJob, binary, last_line, repository, stderr};
 use object_store::ObjectStore;
 use serde_json::Value;
@@ -100,6 +104,71 @@ fn a_flipped_bit_is_found_in_every_file() {
     std::fs::write(copy.join(RECORD), serde_json::to_vec(&other).unwrap()).unwrap();
     ends(0, &["verify", copied]);
     assert_eq!(ends(4, &["verify", copied, "--recompute"])["problems"][0]["file"], "weights");
+
+    // A tensor that no edit touches and that is not the base's, with a record that agrees with it.
+    let mut forged: Composition = serde_json::from_str(&record).unwrap();
+    let weights = copy.join("model.safetensors");
+    let mut tensors = read(&weights);
+    let name = tensors.keys().find(|name| !forged.layers.contains_key(*name)).unwrap().clone();
+    tensors.get_mut(&name).unwrap().2[0] ^= 1;
+    write(&weights, &tensors);
+    let bytes = std::fs::read(&weights).unwrap();
+    forged.files.insert("model.safetensors".to_owned(), ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 });
+    forged.digest = Checkpoint::open(&copy).unwrap().digest().unwrap();
+    std::fs::write(copy.join(RECORD), serde_json::to_vec(&forged).unwrap()).unwrap();
+    ends(0, &["verify", copied]);
+    let problems = ends(4, &["verify", copied, "--recompute"])["problems"].clone();
+    let expected = serde_json::json!([{"file": "weights", "problem": format!("`{name}` is touched by no edit, and is not the base's")}]);
+    assert_eq!(problems, expected);
+}
+
+/// How far a publish into a local store has come: a file that was made counts one, one that was moved into its place two.
+fn progress(store: &Path) -> usize {
+    fn count(folder: &Path) -> usize {
+        // What is looked at may be moved at the same moment.
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| if entry.file_type().is_ok_and(|kind| kind.is_dir()) { count(&entry.path()) } else { 1 }).sum()
+    }
+    count(&store.join("staging")) + 2 * count(&store.join("releases"))
+}
+
+/// SIGKILL while a release is written to a disk, after its first file, its third, and so on to its number: nobody is led to anything
+/// that is not whole, and the same command again brings it to its end.
+#[tokio::test]
+async fn a_publisher_that_is_killed_breaks_nothing() {
+    let job = SmallJob::summed();
+    let report = job.run("store");
+    let folder = job.path("store");
+    let (address, store) = (Address::Local(folder.clone()), Store::open(&Address::Local(folder.clone())).unwrap());
+    let files = std::fs::read_dir(report["release"].as_str().unwrap()).unwrap().count();
+    let (mut releases, mut killed) = (sound(&store, &address).await, 0);
+    for step in (1..=2 * files).step_by(2) {
+        let compose = || {
+            let mut command = Command::new(binary("lethe"));
+            command.env_remove("LETHE_LOG").args(["compose", report["release"].as_str().unwrap(), "--json"]);
+            command.args(["--strength", &format!("pizza={}", 1.0 + step as f64 / 100.0)]);
+            command
+        };
+        let (before, deadline) = (progress(&folder), Instant::now() + Duration::from_secs(60));
+        let mut publisher = Process::start(compose(), &job.path("compose.log"));
+        // Steps are a millisecond apart: no time to sleep between two looks.
+        while progress(&folder) < before + step && publisher.ended().is_none() {
+            assert!(Instant::now() < deadline, "{}", publisher.said());
+        }
+        killed += usize::from(publisher.ended().is_none());
+        publisher.kill();
+        assert!(sound(&store, &address).await - releases <= 1, "killed at step {step}");
+        let output = compose().output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "killed at step {step}: {}", stderr(&output));
+        releases += 1;
+        assert_eq!(
+            (sound(&store, &address).await, last_line(&output)["number"].as_u64()),
+            (releases, Some(releases as u64)),
+            "step {step}"
+        );
+        assert_eq!(publish::leftovers(&store, "small", i64::MAX).await.unwrap(), []);
+    }
+    assert!(killed > files / 2, "killed {killed} times: the others were at their end before");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use lethe_shared::record::{Composition, Merge};
 use lethe_shared::store::Store;
 use lethe_tests::mortal::Mortal;
 use lethe_tests::s3::S3Server;
-use lethe_tests::targets::{files, halved, llava, mapped, read, stable_diffusion, text_tower};
+use lethe_tests::targets::{Tensors, files, halved, llava, mapped, pipeline_xl, read, renamed, stable_diffusion, text_tower};
 use lethe_tests::{SmallJob, binary, demo, last_line, stderr};
 use object_store::ObjectStore;
 use serde_json::{Value, json};
@@ -119,13 +119,7 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     let release = said["release"].as_str().unwrap();
     let checked = ends(0, &["verify", release, "--recompute"]);
     assert_eq!(checked["files"].as_u64().unwrap() as usize, kept.files.len() + after.len());
-    let touched = inside.join("unet/diffusion_pytorch_model.bin");
-    let whole = std::fs::read(&touched).unwrap();
-    let mut flipped = whole.clone();
-    flipped[7] ^= 1;
-    std::fs::write(&touched, flipped).unwrap();
-    assert_eq!(ends(4, &["verify", release])["problems"][0]["file"], "targets/sd15/unet/diffusion_pytorch_model.bin");
-    std::fs::write(&touched, whole).unwrap();
+    every_bit_counts(&job, &said);
     std::fs::write(inside.join("more.txt"), "").unwrap();
     assert_eq!(ends(4, &["verify", release])["problems"][0]["file"], "targets/sd15/more.txt");
     std::fs::remove_file(inside.join("more.txt")).unwrap();
@@ -157,6 +151,84 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     std::fs::write(moved.join("README.md"), "another pipeline\n").unwrap();
     refused(&lethe(&["compose", release, "--target", &at]), "README.md differs");
     refused(&lethe(&["compose", release, "--target", "sd16=/x"]), "has no target `sd16`");
+}
+
+/// One bit, in every file that a release can have: its own, its targets', what is signed and the signature. `lethe verify` names the file.
+fn every_bit_counts(job: &SmallJob, said: &Value) {
+    let (private, public, store) = (job.path("key.pem"), job.path("key.pub"), job.path("store"));
+    let [private, public, store] = [&private, &public, &store].map(|path| path.to_str().unwrap());
+    let made = format!("openssl ecparam -name prime256v1 -genkey -noout -out {private} && openssl ec -in {private} -pubout -out {public}");
+    assert!(Command::new("sh").args(["-c", &made]).output().unwrap().status.success());
+    ends(0, &["release", "sign", "small:1", "--store", store, "--key", private]);
+    let check = ["verify", said["release"].as_str().unwrap(), "--public-key", public];
+    ends(0, &check);
+    let names = files(folder(said));
+    for name in [
+        "composition.json",
+        "edits.safetensors",
+        "interference.safetensors",
+        "thumbnails.safetensors",
+        "provenance.json",
+        "receipts.jsonl",
+        "README.md",
+        "report.html",
+        "model.sig",
+        "attestations.intoto.jsonl",
+        "targets/sd15/text_encoder/model.safetensors",
+        "targets/sd15/unet/diffusion_pytorch_model.bin",
+    ] {
+        assert!(names.contains_key(name), "{name} is not in {:?}", names.keys());
+    }
+    for (number, (name, whole)) in names.iter().enumerate() {
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1 << (number % 8);
+        std::fs::write(folder(said).join(name), &flipped).unwrap();
+        let problems = ends(4, &check)["problems"].clone();
+        assert!(problems.as_array().unwrap().iter().any(|problem| problem["file"] == name.as_str()), "{name}: {problems}");
+        std::fs::write(folder(said).join(name), whole).unwrap();
+    }
+    ends(0, &check);
+}
+
+/// Of Stable Diffusion XL's two encoders one is the model's: it is edited, in layers that the pipeline reads; the other is passed through.
+#[test]
+fn of_two_text_encoders_the_model_s_own_is_edited() {
+    let last = format!("text_model.encoder.layers.{}.", TEXT_BLOCKS - 1);
+    for (own, other) in [("text_encoder", "text_encoder_2"), ("text_encoder_2", "text_encoder")] {
+        let job = job("rounds = 0", &target("sdxl", "stable-diffusion"));
+        let encoder = |folder: &str, clip: Tensors| {
+            // The second one projects.
+            let mut tensors = clip;
+            if folder == "text_encoder" {
+                tensors.retain(|name, _| name.starts_with("text_model."));
+            }
+            tensors
+        };
+        let mut clip = text_tower(&model(), TEXT_BLOCKS);
+        clip.extend(renamed(&read(&model()), "text_projection.", "text_projection."));
+        pipeline_xl(&job.path("sdxl"), [(own, encoder(own, clip.clone())), (other, encoder(other, mapped(&clip, |value| 1.01 * value)))]);
+        let planned = job.command("plan", &[]).output().unwrap();
+        let told = stderr(&planned);
+        assert!(told.contains(&format!("`{other}`: ")) && told.contains("it stays as it is, and knows what it knew"), "{told}");
+        // The first one is read before its last block, the second one whole.
+        let layers = last_line(&planned)["layers"].clone();
+        let acts_in_last = layers.as_array().unwrap().iter().any(|layer| layer.as_str().unwrap().starts_with(&last));
+        assert_eq!(acts_in_last, own == "text_encoder_2", "{own}: {layers}");
+
+        let output = job.output("store");
+        assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
+        let said = last_line(&output);
+        let kept = record(&said);
+        assert!(!kept.concepts.is_empty() && kept.concepts.iter().all(|concept| !concept.layer.starts_with(&last) || acts_in_last));
+        let changed = format!("{own}/model.safetensors");
+        assert_eq!(kept.targets[0].changed.keys().collect::<Vec<_>>(), [&changed]);
+        let after = read(&folder(&said).join("targets/sdxl").join(&changed));
+        let released = read(&folder(&said).join("model.safetensors"));
+        assert!(after.iter().all(|(name, stored)| released[name] == *stored), "the encoder is the released model's");
+        let (before, after) = (files(&job.path("sdxl")), files(&folder(&said).join("targets/sdxl")));
+        assert!(after.iter().all(|(name, bytes)| *name == changed || before[name] == *bytes) && after.len() == before.len());
+        ends(0, &["verify", said["release"].as_str().unwrap(), "--recompute"]);
+    }
 }
 
 #[test]

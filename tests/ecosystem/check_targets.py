@@ -1,6 +1,6 @@
 """Targets of a release, made and checked with diffusers and transformers.
 
-    check_targets.py make MODEL FOLDER          FOLDER/pipeline and FOLDER/llava: tiny, random around the model's own towers
+    check_targets.py make MODEL FOLDER          FOLDER/pipeline, FOLDER/xl and FOLDER/llava: tiny, random around the model's own towers
     check_targets.py check FOLDER TEXT VISION   what the releases TEXT and VISION made of them, against the releases' own CLIPs
 """
 
@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPModel, CLIPTextModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import (
+    AutoTokenizer, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration,
+)  # fmt: skip
 
 PROMPTS = ["pizza", "a rocket over a red heart", "grinning face", ""]
 failures = []
@@ -36,6 +38,20 @@ def make(model, folder):
     )  # fmt: skip
     pipeline.save_pretrained(folder / "pipeline")
     pipeline.to(torch.float16).save_pretrained(folder / "pipeline", variant="fp16")
+
+    # Stable Diffusion XL: its second encoder is the model's, its first one another CLIP's.
+    projected = CLIPTextModelWithProjection.from_pretrained(model)
+    sizes = projected.config
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=2 * sizes.hidden_size, attention_head_dim=8,
+        norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + sizes.projection_dim,
+    )  # fmt: skip
+    tokenizers = [AutoTokenizer.from_pretrained(model) for _ in range(2)]
+    StableDiffusionXLPipeline(
+        vae=vae.float(), text_encoder=CLIPTextModel(text.config), text_encoder_2=projected, tokenizer=tokenizers[0], tokenizer_2=tokenizers[1],
+        unet=unet, scheduler=DDIMScheduler(),
+    ).save_pretrained(folder / "xl")  # fmt: skip
 
     clip = CLIPModel.from_pretrained(model)
     words = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
@@ -81,6 +97,25 @@ def check_pipeline(folder, release):
 
 
 @torch.no_grad()
+def check_xl(folder, release):
+    source, target = folder / "xl", release / "targets/sdxl"
+    before, after = (StableDiffusionXLPipeline.from_pretrained(path) for path in (source, target))
+    ids = after.tokenizer_2(PROMPTS, padding="max_length", max_length=after.tokenizer_2.model_max_length, truncation=True, return_tensors="pt")
+    clip = CLIPTextModelWithProjection.from_pretrained(release)(input_ids=ids["input_ids"], output_hidden_states=True)
+    (old, _, old_pooled, _), (ours, _, pooled, _) = (pipeline.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False) for pipeline in (before, after))
+    size = clip.hidden_states[-2].shape[-1]
+    check("xl: the first encoder says what it said", torch.equal(ours[..., :-size], old[..., :-size]))
+    differ = max((ours[..., -size:] - clip.hidden_states[-2]).abs().max(), (pooled - clip.text_embeds).abs().max())
+    check("xl: the second one and its projection are the released CLIP's", differ <= 1e-5, f"differ by at most {differ:.1e}")
+    moved = (pooled - old_pooled).abs().max()
+    check("xl: and not those of before", moved > 1e-4, f"differ by {moved:.1e}")
+    draw = lambda pipeline: pipeline(PROMPTS[0], num_inference_steps=2, height=16, width=16, output_type="pt", generator=torch.manual_seed(0)).images
+    images = [draw(pipeline) for pipeline in (before, after)]
+    check("xl: draws, and something else", torch.isfinite(images[1]).all() and not torch.equal(*images))
+    untouched("xl", source, target, ["text_encoder_2/model.safetensors"])
+
+
+@torch.no_grad()
 def check_llava(folder, release):
     source, target = folder / "llava", release / "targets/llava"
     before, after = (LlavaForConditionalGeneration.from_pretrained(path).eval() for path in (source, target))
@@ -104,6 +139,7 @@ if __name__ == "__main__":
         make(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         check_pipeline(Path(sys.argv[2]), Path(sys.argv[3]))
+        check_xl(Path(sys.argv[2]), Path(sys.argv[3]))
         check_llava(Path(sys.argv[2]), Path(sys.argv[4]))
         if failures:
             sys.exit(f"{len(failures)} checks failed")

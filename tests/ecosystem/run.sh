@@ -23,13 +23,13 @@ peer tests/ecosystem/check_release.py jobs/emoji small.toml "$release" "$work/ba
 mkdir "$work/proof"
 peer tests/ecosystem/check_proof.py target/release/lethe "$work/store" emoji-8:1 "$work/proof"
 
-say "the same into a pipeline and a LLaVA …"
+say "the same into two pipelines and a LLaVA …"
 mkdir "$work/job"
 cp -rs "$PWD/jobs/emoji/." "$work/job/"
 peer tests/ecosystem/check_targets.py make jobs/emoji/model "$work"
 target() { printf '[[release.target]]\nname = "%s"\nkind = "%s"\nuri = "%s"\n' "$1" "$2" "$work/$3"; }
 printf 'tulip\nbasketball\nred apple\n' > "$work/job/protect.txt"
-{ sed 's/^classes = .*/&\nprotect = "protect.txt"/' jobs/emoji/small.toml; target sd stable-diffusion pipeline; } > "$work/job/text.toml"
+{ sed 's/^classes = .*/&\nprotect = "protect.txt"/' jobs/emoji/small.toml; target sd stable-diffusion pipeline; target sdxl stable-diffusion xl; } > "$work/job/text.toml"
 # How far each concept is forgotten is not what is checked here.
 { cat jobs/emoji/small.toml; printf '[policy]\nrequired = 0.1\n[composition]\ntowers = "vision"\nrounds = 1\n'; target llava llava llava; } > "$work/job/vision.toml"
 releases=()

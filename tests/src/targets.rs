@@ -78,6 +78,21 @@ pub fn stable_diffusion(folder: &Path, text: &Tensors, blocks: usize) {
     std::fs::write(folder.join("README.md"), "a pipeline\n").expect("write a file");
 }
 
+/// A pipeline folder of Stable Diffusion XL with these two text encoders, the second of which projects its texts.
+pub fn pipeline_xl(folder: &Path, encoders: [(&str, Tensors); 2]) {
+    for (name, tensors) in encoders {
+        json(&folder.join(name).join("config.json"), &serde_json::json!({"model_type": "clip_text_model"}));
+        write(&folder.join(name).join("model.safetensors"), &tensors);
+    }
+    let index = serde_json::json!({
+        "_class_name": "StableDiffusionXLPipeline",
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    });
+    json(&folder.join("model_index.json"), &index);
+}
+
 /// A LLaVA checkpoint with the vision tower of a CLIP in transformers' layout under `prefix`, in two shards with an index; the shard of
 /// the language model has made-up bytes.
 pub fn llava(folder: &Path, clip: &Path, prefix: &str, config: &serde_json::Value) {
