@@ -1,7 +1,7 @@
 //! Image-text pairs out of a shard as it comes, image and all. What is no pair is passed over and counted: a crawl of hundreds
 //! of thousands has some that are not.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 
 use lethe_shared::shard::{MAX_CAPTION, MAX_IMAGE, Member, classify, image_ending};
@@ -59,12 +59,42 @@ pub struct Damaged {
     pub problem: String,
 }
 
+/// The bytes of one file. The next one is written over them: clearing memory first would cost as much as reading does.
+#[derive(Default)]
+struct Content {
+    memory: Vec<u8>,
+    size: usize,
+}
+
+impl Content {
+    /// Reads so many bytes, or fewer when there are no more.
+    fn fill(&mut self, mut reader: impl Read, size: usize) -> io::Result<()> {
+        self.size = 0;
+        if self.memory.len() < size {
+            self.memory.resize(size, 0);
+        }
+        while self.size < size {
+            match reader.read(&mut self.memory[self.size..size]) {
+                Ok(0) => break,
+                Ok(n) => self.size += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.memory[..self.size]
+    }
+}
+
 /// What is known of the sample whose files are being read; its memory is used again for the next.
 #[derive(Default)]
 struct Sample {
     key: String,
-    image: Vec<u8>,
-    caption: Vec<u8>,
+    image: Content,
+    caption: Content,
     has_image: bool,
     has_caption: bool,
     unusable: Option<Unusable>,
@@ -90,9 +120,10 @@ impl Sample {
         if !self.has_caption {
             return unusable(Unusable::NoCaption);
         }
-        let Some(ending) = image_ending(&self.image) else { return unusable(Unusable::BadImage) };
-        match std::str::from_utf8(&self.caption).map(str::trim) {
-            Ok(caption) if !caption.is_empty() => Some(Found::Pair(Pair { key: &self.key, caption, image: &self.image, ending })),
+        let image = self.image.bytes();
+        let Some(ending) = image_ending(image) else { return unusable(Unusable::BadImage) };
+        match std::str::from_utf8(self.caption.bytes()).map(str::trim) {
+            Ok(caption) if !caption.is_empty() => Some(Found::Pair(Pair { key: &self.key, caption, image, ending })),
             _ => unusable(Unusable::BadCaption),
         }
     }
@@ -106,7 +137,7 @@ pub fn read(reader: impl Read, mut each: impl FnMut(Found<'_>) -> ControlFlow<()
     let mut archive = tar::Archive::new(reader);
     let mut sample = Sample::default();
     let mut at = 0;
-    let damaged = |at: u64, error: std::io::Error| Damaged { at, problem: error.to_string() };
+    let damaged = |at: u64, error: io::Error| Damaged { at, problem: error.to_string() };
     for entry in archive.entries().map_err(|error| damaged(0, error))? {
         let mut entry = entry.map_err(|error| damaged(at, error))?;
         let (body, size) = (entry.raw_file_position(), entry.size());
@@ -140,10 +171,10 @@ pub fn read(reader: impl Read, mut each: impl FnMut(Found<'_>) -> ControlFlow<()
         } else if size > most {
             sample.unusable = Some(too_large);
         } else {
-            content.clear();
-            entry.read_to_end(content).map_err(|error| damaged(body, error))?;
-            if content.len() as u64 != size {
-                return Err(Damaged { at: body + content.len() as u64, problem: format!("`{}` is cut off", sample.key) });
+            // At most 64 MiB.
+            content.fill(&mut entry, size as usize).map_err(|error| damaged(body, error))?;
+            if content.size as u64 != size {
+                return Err(Damaged { at: body + content.size as u64, problem: format!("`{}` is cut off", sample.key) });
             }
         }
     }
