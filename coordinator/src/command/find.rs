@@ -20,7 +20,7 @@ pub(super) fn is_folder(text: &str) -> bool {
 }
 
 /// The store that releases are in: `--store`, or `LETHE_STORE`, or ./store.
-pub(super) fn store_address(given: Option<&str>) -> Result<Address, Failure> {
+fn store_address(given: Option<&str>) -> Result<Address, Failure> {
     let variable = || std::env::var(VARIABLE).ok().filter(|text| !text.is_empty());
     let text = given.map(str::to_owned).or_else(variable).unwrap_or_else(|| FOLDER.to_owned());
     here("--store", &text)
