@@ -168,7 +168,8 @@ mod tests {
     fn every_layout_keeps_the_bytes_of_what_is_not_changed() {
         let index =
             |name: &str| (name.to_owned(), br#"{"weight_map":{"b":"2.safetensors","a":"1.safetensors","c":"1.safetensors"}}"#.to_vec());
-        let (first, second): ([(&str, &[f32]); 2], [(&str, &[f32]); 1]) = ([("a", &[1.0, 2.0]), ("c", &[3.0])], [("b", &[4.0, 5.0, 6.0])]);
+        let first: [(&str, &[f32]); 2] = [("a", &[1.0, 2.0]), ("c", &[3.0])];
+        let second: [(&str, &[f32]); 1] = [("b", &[4.0, 5.0, 6.0])];
         let layouts = [
             (vec!["model.safetensors"], None),
             (vec!["open_clip_model.safetensors"], None),
