@@ -137,6 +137,8 @@ fn needs(role: Role) -> Vec<Try> {
                 Try::Purge(format!("$JS.API.STREAM.PURGE.{dead}")),
                 api(&format!("CONSUMER.CREATE.{jobs}.{consumer}")),
                 api(&format!("CONSUMER.DURABLE.CREATE.{jobs}.{consumer}")),
+                api(&format!("CONSUMER.DELETE.{jobs}.{consumer}")),
+                api(&format!("STREAM.PURGE.{jobs}")),
                 api(&format!("CONSUMER.INFO.{jobs}.{consumer}")),
                 api(&format!("DIRECT.GET.{dead}.lethe.dead.doctor.none")),
                 message("jobs"),
