@@ -48,6 +48,7 @@ fn fails(report: &Value, name: &str, says: &str) {
     let (state, text) = finding(report, name);
     assert_eq!(state, "failed", "{report}");
     assert!(text.contains(says) && !text.ends_with("; "), "{text}\n  does not say: {says}");
+    assert!(!text.starts_with(&format!("{name}: ")), "what it is about is said beside it: {text}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::{RetentionPolicy, StorageType};
 use lethe_shared::queue::conformance::{self, SOON, job};
 use lethe_shared::queue::nats::{JetStreamQueue, Options, Role};
-use lethe_shared::queue::{Cause, Error, Limits, Queue};
+use lethe_shared::queue::{Cause, Delivery, Error, Limits, Queue};
 use lethe_tests::nats::{NatsServer, Version};
 
 fn options() -> Options {
@@ -53,6 +53,8 @@ async fn beyond(version: Version) {
     lost_disk(version).await;
     leases(&server).await;
     sweeps(&server).await;
+    passed_over(version).await;
+    lost_tail(version).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,6 +219,158 @@ async fn sweeps(server: &NatsServer) {
         assert!(began.elapsed() < SOON, "the first sweep comes at once");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(coordinator.sweep().await.unwrap(), 0);
-    assert_eq!(admin(server).await.get_stream("LETHE_JOBS").await.unwrap().cached_info().state.messages, 0);
+    // The letter is written first.
+    while messages(&admin(server).await).await > 0 {
+        assert!(began.elapsed() < SOON, "what is buried is off the queue");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Messages on the queue, whoever gets them.
+async fn messages(context: &jetstream::Context) -> u64 {
+    context.get_stream("LETHE_JOBS").await.unwrap().cached_info().state.messages
+}
+
+/// Restarts a server whose consumer, by its file, has delivered everything up to a sequence, and had every answer to it.
+fn restart_past(server: &mut NatsServer, sequence: u64) {
+    server.kill();
+    // Magic and version; deliveries and sequences of floor and place; nothing pending, nothing delivered twice.
+    let mut state = vec![22, 2];
+    for _ in 0..4 {
+        let mut rest = sequence;
+        while rest > 127 {
+            state.push((rest & 127) as u8 | 128);
+            rest >>= 7;
+        }
+        state.push(rest as u8);
+    }
+    state.extend([0, 0]);
+    std::fs::write(server.path("jetstream/jetstream/$G/streams/LETHE_JOBS/obs/workers/o.dat"), state).unwrap();
+    server.run();
+}
+
+/// Takes a job, whatever the worker meets while the queue is put right; in time, or nobody waits for it any more.
+async fn comes(worker: &JetStreamQueue, within: Duration) -> Delivery {
+    let began = std::time::Instant::now();
+    loop {
+        match worker.pull(Duration::from_secs(1)).await {
+            Ok(Some(delivery)) => return delivery,
+            Ok(None) | Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(began.elapsed() < within, "no job comes of what is on the queue");
+    }
+}
+
+/// Jobs that the consumer is past, so that the server gives them to nobody, are done nevertheless; none is buried for it.
+async fn passed_over(version: Version) {
+    let limits = Limits { patience: Duration::from_secs(2), ..Limits::default() };
+    let mut server = NatsServer::start(version);
+    let mut last = 0;
+    // At a standstill: nothing waits, nothing is in hand, three jobs are there. Beyond the stream's end, what comes later is passed over
+    // too, on the oldest server.
+    for beyond in [0, 1_000_000] {
+        let coordinator = queue(&server, Role::Coordinator, limits).await;
+        for number in 1..=3 {
+            coordinator.publish(&job("passed over", number)).await.unwrap();
+        }
+        last += 3;
+        drop(coordinator);
+        restart_past(&mut server, last + beyond);
+        let stream = admin(&server).await.get_stream("LETHE_JOBS").await.unwrap();
+        let consumer = stream.consumer_info("workers").await.unwrap();
+        assert_eq!((stream.cached_info().state.messages, consumer.num_pending, consumer.num_ack_pending), (3, 0, 0));
+        assert!(consumer.delivered.stream_sequence >= last);
+
+        let coordinator = queue(&server, Role::Coordinator, limits).await;
+        let worker = queue(&server, Role::Worker, limits).await;
+        for number in 1..=3 {
+            let delivery = comes(&worker, SOON).await;
+            assert_eq!((&delivery.job, delivery.attempt), (&job("passed over", number), 1));
+            delivery.receipt.done().await.unwrap();
+        }
+        assert!(coordinator.letters(None).await.unwrap().is_empty());
+    }
+
+    // While another is in hand, which stays there.
+    let coordinator = queue(&server, Role::Coordinator, limits).await;
+    coordinator.publish(&job("passed over", 4)).await.unwrap();
+    drop(coordinator);
+    restart_past(&mut server, last + 1);
+    let coordinator = queue(&server, Role::Coordinator, limits).await;
+    let worker = queue(&server, Role::Worker, limits).await;
+    coordinator.publish(&job("passed over", 5)).await.unwrap();
+    let in_hand = comes(&worker, SOON).await;
+    assert_eq!(in_hand.job, job("passed over", 5), "before two looks have seen the other");
+    let working = async {
+        loop {
+            in_hand.receipt.heartbeat().await.unwrap();
+            tokio::time::sleep(limits.patience / 4).await;
+        }
+    };
+    let again = tokio::select! {
+        delivery = comes(&worker, SOON) => delivery,
+        () = working => unreachable!("it works until the other comes"),
+    };
+    assert_eq!((&again.job, again.attempt), (&job("passed over", 4), 1));
+    assert_eq!(again.traceparent, lethe_shared::queue::traceparent("passed over", again.job.id()));
+    again.receipt.done().await.unwrap();
+    in_hand.receipt.done().await.unwrap();
+    assert!(coordinator.letters(None).await.unwrap().is_empty());
+    assert_eq!(messages(&admin(&server).await).await, 0);
+}
+
+/// A disk that lost what was written last, as when the power fails: the stream ends before the consumer's place, and the oldest server
+/// does not find what it stores from then on. What is published again, as dispatchers do, is done nevertheless.
+async fn lost_tail(version: Version) {
+    let limits = Limits { patience: Duration::from_secs(2), ..Limits::default() };
+    let mut server = NatsServer::start(version);
+    let coordinator = queue(&server, Role::Coordinator, limits).await;
+    let worker = queue(&server, Role::Worker, limits).await;
+    // One is always there, so that the file stays; the oldest server writes down where it begins every two seconds at most.
+    coordinator.publish(&job("before", 0)).await.unwrap();
+    let (began, mut number) = (std::time::Instant::now(), 0);
+    while number < 100 || began.elapsed() < Duration::from_secs(3) {
+        number += 1;
+        coordinator.publish(&job("before", number)).await.unwrap();
+        comes(&worker, SOON).await.receipt.done().await.unwrap();
+    }
+    drop(coordinator);
+    server.kill();
+    let file = std::fs::File::options().write(true).open(server.path("jetstream/jetstream/$G/streams/LETHE_JOBS/msgs/1.blk")).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 50 + 7).unwrap();
+    server.run();
+
+    let context = admin(&server).await;
+    context.publish("lethe.jobs.nobody.s.job", "".into()).await.unwrap().await.unwrap();
+    let stream = context.get_stream("LETHE_JOBS").await.unwrap();
+    let consumer = stream.consumer_info("workers").await.unwrap();
+    let (delivered, state) = (&consumer.delivered, &stream.cached_info().state);
+    assert!(state.last_sequence < delivered.consumer_sequence / 2, "its tail is lost: {state:?}, {delivered:?}");
+    if version == Version::Oldest {
+        assert!(delivered.stream_sequence > state.last_sequence && state.messages > 0, "{state:?}, {delivered:?}");
+        stream.raw_message_builder().next_by_subject(">").sequence(1).send().await.expect_err("it does not find what it has");
+    }
+    let coordinator = queue(&server, Role::Coordinator, limits).await;
+    let mut open: std::collections::BTreeSet<u32> = (1..=3).collect();
+    let began = std::time::Instant::now();
+    while !open.is_empty() {
+        for &number in &open {
+            // While the queue is put right, it may not answer.
+            if let Err(error) = coordinator.publish(&job("after", number)).await {
+                assert!(error.is_transient(), "{error}");
+            }
+        }
+        match worker.pull(Duration::from_secs(1)).await {
+            Ok(Some(delivery)) => {
+                if delivery.job.run == "after" {
+                    open.remove(&delivery.job.algorithm);
+                }
+                delivery.receipt.done().await.unwrap();
+            }
+            Ok(None) | Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(began.elapsed() < 2 * SOON, "jobs {open:?} are on the queue and nobody gets them");
+    }
 }

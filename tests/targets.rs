@@ -315,6 +315,16 @@ fn what_cannot_act_is_said_before_anything_is_computed() {
     refuses(&other, "target `sd15`");
     std::fs::remove_file(texts.path("llava/model-00001-of-00002.safetensors")).unwrap();
     refuses(&texts, "model-00001-of-00002.safetensors");
+    // LLaVA's own code need not keep the tower in its checkpoint: nothing here would be edited.
+    let index = json!({"metadata": {}, "weight_map": {"language_model.model.embed_tokens.weight": "model-00002-of-00002.safetensors"}});
+    texts.write("llava/model.safetensors.index.json", index.to_string().as_bytes());
+    refuses(&texts, "leave the target out");
+    let own = json!({"model_type": "llava_llama", "mm_vision_tower": "some/clip", "mm_vision_select_layer": -2});
+    texts.write("llava/config.json", own.to_string().as_bytes());
+    refuses(
+        &texts,
+        "takes it from mm_vision_tower (`some/clip`). Leave the target out, and let mm_vision_tower in config.json lead to the release",
+    );
     // Pickled.
     let pickled = job("rounds = 0", &target("sd15", "stable-diffusion"));
     pipeline(&pickled.path("sd15"), TEXT_BLOCKS);

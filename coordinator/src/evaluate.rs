@@ -1,6 +1,6 @@
 //! Numbers for a release that no run has measured, from the data that the runs of its edits were judged on.
 //!
-//! The data is found by each run's manifest ([`provenance`]) and must be what it was: planned anew, it has to give the
+//! The data is found by each run's manifest ([`run_manifest`]) and must be what it was: planned anew, it has to give the
 //! run's name, which holds a digest of it all. So nobody chooses what a release is judged on.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +14,8 @@ use lethe_shared::store::Store;
 use crate::compose::Change;
 use crate::failure::Failure;
 use crate::plan::{Plan, PlannedConcept};
-use crate::provenance;
 use crate::release::read::Release;
+use crate::run_manifest;
 
 /// What a release is judged on.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Basis {
 /// The plan of a run whose manifest a store keeps.
 async fn plan_of(store: &Store, run: &str, cache: &Path) -> Result<Plan, Failure> {
     const ELSEWHERE: &str = "--manifest says where its data is";
-    let kept = if is_id(run) { provenance::find(store, run).await? } else { None };
+    let kept = if is_id(run) { run_manifest::find(store, run).await? } else { None };
     let manifest = kept.ok_or_else(|| Failure::input(format!("{} keeps no manifest of {run}; {ELSEWHERE}", store.name())))?;
     let plan = Plan::of(manifest, cache).await.map_err(|failure| match failure {
         Failure::BadInput(mut problems) => {

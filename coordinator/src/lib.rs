@@ -16,7 +16,7 @@
 //! | [`measure`] | what was forgotten, what was lost |
 //! | [`recompose`] | a new release from what an old one stored |
 //! | [`curate`] | from names and shards of pairs to everything a manifest names |
-//! | [`provenance`], [`evaluate`] | where a run's data is, and numbers for what was composed of its edits |
+//! | [`run_manifest`], [`evaluate`] | where a run's data is, and numbers for what was composed of its edits |
 //! | [`gates`] | whether a release keeps the bounds set for it |
 //! | [`release`], [`card`], [`report`] | what a run leaves behind |
 //! | [`attest`] | provenance, removal receipts, signatures |
@@ -51,12 +51,12 @@ pub mod patience;
 pub mod plan;
 pub mod progress;
 pub mod protected;
-pub mod provenance;
 pub mod recipe;
 pub mod recompose;
 pub mod release;
 pub mod report;
 pub mod run;
+pub mod run_manifest;
 pub mod serve;
 pub mod submission;
 pub mod summary;

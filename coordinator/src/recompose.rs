@@ -22,11 +22,11 @@ use crate::clusters;
 use crate::compose::{self, Change, Directions};
 use crate::failure::Failure;
 use crate::protected;
-use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::publish::Published;
 use crate::release::read::{Release, direction};
 use crate::release::{self, Contents, EDITS, PROTECTED, Thumbnails};
+use crate::run_manifest;
 use crate::target::{self, Staged, Target};
 
 /// What is to be changed: first what is added, then what is left out, then strengths.
@@ -497,7 +497,7 @@ impl Amended {
             if from.store.name() != store.name() && taken.insert(from.digest) {
                 let runs = from.record.concepts.iter().filter_map(|concept| concept.run.as_ref()).chain([&from.record.run]);
                 for run in runs.collect::<BTreeSet<_>>() {
-                    provenance::copy(&from.store, store, run).await?;
+                    run_manifest::copy(&from.store, store, run).await?;
                 }
             }
         }

@@ -58,24 +58,36 @@ addEventListener("load", () => setTimeout(async () => {
     check(all("tr.detail canvas").length === 2, "a row does not open to two charts");
     check(all("tr.detail dt").length > 5, "a row does not open to its numbers");
 
-    // Every chart is drawn: its canvas has more than one colour. Some when they come near the window, the others for printing: where
-    // nobody looks, the browser need not tell what is near.
+    // Every chart that comes near the window is drawn: its canvases have more than one colour. Where nobody looks, the browser need not
+    // tell what is near; those of the row that was opened are drawn anyway.
+    const pixels = (canvas) => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    const colours = (data) => {
+      const found = new Set();
+      for (let i = 0; i < data.length; i += 4) found.add((data[i] << 24) | (data[i + 1] << 16) | (data[i + 2] << 8) | data[i + 3]);
+      return found.size;
+    };
     for (const box of all(".chart")) {
       box.scrollIntoView();
       for (let tries = 0; tries < 20 && !box.querySelector("canvas"); tries++) await rest();
+      const most = () => Math.max(0, ...[...box.querySelectorAll("canvas")].map((canvas) => colours(pixels(canvas))));
+      for (let tries = 0; tries < 20 && box.querySelector("canvas") && most() <= 5; tries++) await rest();
+      if (box.closest(".detail") || box.querySelector("canvas")) check(most() > 5, `chart ${box.dataset.chart} is not drawn (${most()} colours)`);
     }
+    // On paper every chart is a picture on white, whatever the reader's colours, and nothing of it is to be seen on screen.
+    dispatchEvent(new Event("beforeprint"));
     dispatchEvent(new Event("beforeprint"));
     for (const box of all(".chart")) {
-      const colours = () => {
-        const canvas = box.querySelector("canvas");
-        if (!canvas) return 0;
-        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-        const found = new Set();
-        for (let i = 0; i < data.length; i += 4) found.add((data[i] << 24) | (data[i + 1] << 16) | (data[i + 2] << 8) | data[i + 3]);
-        return found.size;
-      };
-      for (let tries = 0; tries < 20 && colours() <= 5; tries++) await rest();
-      check(colours() > 5, `chart ${box.dataset.chart} is not drawn (${colours()} colours)`);
+      const image = box.nextElementSibling;
+      const alone = image?.matches("img.paper") && !image.nextElementSibling?.matches("img.paper");
+      check(alone, `chart ${box.dataset.chart} has not one picture for paper`);
+      if (!alone) continue;
+      for (let tries = 0; tries < 20 && !image.complete; tries++) await rest();
+      const canvas = Object.assign(document.createElement("canvas"), { width: image.naturalWidth, height: image.naturalHeight });
+      canvas.getContext("2d").drawImage(image, 0, 0);
+      const data = pixels(canvas);
+      check(image.naturalWidth > 1000 && colours(data) > 5, `chart ${box.dataset.chart} is blank on paper (${colours(data)} colours)`);
+      check([0, 1, 2].every((at) => data[at] === 255), `chart ${box.dataset.chart} is not on white on paper`);
+      check(image.getClientRects().length === 0, `chart ${box.dataset.chart} shows its picture for paper on screen`);
     }
     for (const kind of window.expectedCharts) check(all(`.chart[data-chart="${kind}"]`).length > 0, `there is no chart ${kind}`);
     title.click();

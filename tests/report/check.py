@@ -3,7 +3,8 @@
 
 usage: check.py REPORT.html
 
-In a wide window, in a narrow one, and with dark colours; without a network, errors or warnings on the console; and without scripts.
+In a wide window, in a narrow one, and with dark colours; without a network, errors or warnings on the console; without scripts; and as
+it comes out of a printer, from a browser with dark colours.
 """
 import html
 import pathlib
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 
 CHARTS = ["worst", "pareto", "search", "matrix", "raises", "costs"]
 SECONDS = 120
@@ -33,18 +35,32 @@ def chromium() -> str:
     sys.exit("report: error: chromium is needed (Debian: apt-get install chromium)")
 
 
-def browse(page: pathlib.Path, *options: str) -> str:
-    """The page's text after its scripts have run."""
+def browse(page: pathlib.Path, *options: str, do: str = "--dump-dom") -> str:
+    """The page's text after its scripts have run, or what else is to be done with it."""
     with tempfile.TemporaryDirectory() as profile:
         command = [
             chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
             "--disable-sync", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}",
-            "--virtual-time-budget=60000", "--dump-dom", *options, page.as_uri(),
+            "--virtual-time-budget=60000", do, *options, page.as_uri(),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         if done.returncode:
             sys.exit(f"report: error: chromium ended with {done.returncode}: {done.stderr[-2000:]}")
         return done.stdout
+
+
+def pictures(printed: bytes) -> list[tuple[int, int, int]]:
+    """Width, height and number of colours of each picture in a PDF that Chromium wrote; photographs (JPEG) are none of ours."""
+    found = []
+    for head in re.finditer(rb"<<(?:(?!>>|<<).)*/Subtype /Image(?:(?!>>|<<).)*>>\s*stream\r?\n", printed, re.S):
+        if b"/Filter /FlateDecode" not in head.group():
+            continue
+        width, height, length = (int(re.search(rb"/%s (\d+)" % name, head.group()).group(1)) for name in [b"Width", b"Height", b"Length"])
+        samples = zlib.decompress(printed[head.end() : head.end() + length])
+        # Masks have one sample a pixel.
+        if len(samples) == 3 * width * height:
+            found.append((width, height, len({samples[at : at + 3] for at in range(0, len(samples), 3)})))
+    return found
 
 
 def main() -> None:
@@ -69,6 +85,14 @@ def main() -> None:
             if expected not in dom:
                 print(f"report: without scripts: `{expected}` is missing")
                 failed.append("without scripts")
+        # Each chart is on paper, and none is blank.
+        paper = pathlib.Path(folder) / "paper.pdf"
+        browse(report, "--no-pdf-header-footer", "--force-dark-mode", do=f"--print-to-pdf={paper}")
+        charts = [picture for picture in pictures(paper.read_bytes()) if picture[0] > 1000]
+        print(f"report: on paper: {charts}")
+        if len(charts) < text.count('class="chart') or any(colours <= 5 for _, _, colours in charts):
+            print("report: on paper: charts are missing or blank")
+            failed.append("on paper")
     sys.exit(1 if failed else 0)
 
 

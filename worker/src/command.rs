@@ -209,7 +209,7 @@ async fn serve(options: &Work, url: &str, device: Device, threads: usize, store:
 /// Ready is who can take jobs: looks now and then whether the queue answers.
 async fn watch_queue(queue: JetStreamQueue, health: Health) {
     loop {
-        health.set("queue", queue.reached().map_err(|error| error.to_string()));
+        health.set("queue", queue.reached().map_err(|error| error.problem()));
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -10,11 +10,16 @@
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     return made;
   };
-  const colour = (name) => {
+  // The page's colours, as the reader has them or for paper ("light").
+  const coloured = (scheme = "") => {
     // A probe's colour is the one that light-dark() comes to.
     const probe = document.body.appendChild(element("span"));
-    probe.style.color = `var(--${name})`;
-    const found = getComputedStyle(probe).color;
+    probe.style.colorScheme = scheme;
+    const found = {};
+    for (const name of ["paper", "panel", "ink", "soft", "line", "one", "two", "mute", "bad"]) {
+      probe.style.color = `var(--${name})`;
+      found[name] = getComputedStyle(probe).color;
+    }
     probe.remove();
     return found;
   };
@@ -143,25 +148,36 @@
     series: [{ type: "scatter", symbolSize: 8, itemStyle: { color: colours.one, opacity: 0.7 }, data: points.map(([i, x, y]) => [x, y, i]) }],
   });
 
+  const drawing = (box, colours) => ({ ...base(colours), ...options[box.dataset.chart](colours, box) });
   const drawn = new Map();
   const draw = (box) => {
-    const names = ["paper", "panel", "ink", "soft", "line", "one", "two", "mute", "bad"];
-    const colours = Object.fromEntries(names.map((name) => [name, colour(name)]));
-    if (box.dataset.chart === "edited") box.style.height = `${70 + 26 * Math.min(data.edited.length, 40)}px`;
     let chart = drawn.get(box);
     if (!chart) {
       chart = echarts.init(box, null, { renderer: "canvas" });
       drawn.set(box, chart);
     }
-    chart.setOption({ ...base(colours), ...options[box.dataset.chart](colours, box) }, true);
-    // At once: paper does not wait for the next frame.
-    chart.getZr().flush();
+    chart.setOption(drawing(box, coloured()), true);
   };
   const forget = (box) => {
     drawn.get(box)?.dispose();
     drawn.delete(box);
   };
   const redraw = () => drawn.forEach((chart, box) => { chart.resize(); draw(box); });
+
+  // On paper: every chart as a picture, in light colours. Browsers print of a chart on several canvases what they like, and what was
+  // not near the window has none.
+  const picture = (box, colours) => {
+    const square = box.classList.contains("square");
+    // What is between an A4 page's margins, and the height that the chart has on screen; a square is 16 cm wide, as in the style.
+    const width = square ? 605 : 700;
+    const height = square ? width : box.clientHeight;
+    const chart = echarts.init(element("div"), null, { renderer: "canvas", width, height });
+    chart.setOption(drawing(box, colours));
+    const image = element("img", undefined, { alt: "", class: "paper", src: chart.getDataURL({ type: "png", pixelRatio: 2, backgroundColor: "#fff" }) });
+    chart.dispose();
+    if (box.nextElementSibling?.matches("img.paper")) box.nextElementSibling.remove();
+    box.after(image);
+  };
 
   // Drawn when they come near the window: hundreds of concepts would not all fit in memory otherwise.
   const near = new IntersectionObserver((seen) => {
@@ -274,14 +290,11 @@
     pareto.addEventListener("input", () => { chart.dataset.concept = pareto.value; draw(chart); });
   }
   all(".scripted").forEach((part) => { part.hidden = false; });
+  all('.chart[data-chart="edited"]').forEach((box) => { box.style.height = `${70 + 26 * Math.min(data.edited.length, 40)}px`; });
   all(".chart").forEach((box) => near.observe(box));
 
   let resized;
   addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(redraw, 100); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  // On paper: every chart, in light colours, at the paper's width.
-  const printed = matchMedia("print");
-  printed.addEventListener("change", redraw);
-  addEventListener("beforeprint", () => { all(".chart").forEach((box) => drawn.has(box) || draw(box)); redraw(); });
-  addEventListener("afterprint", redraw);
+  addEventListener("beforeprint", () => { const colours = coloured("light"); all(".chart").forEach((box) => picture(box, colours)); });
 })();

@@ -38,9 +38,9 @@ use crate::merge;
 use crate::plan::{Plan, PlannedConcept};
 use crate::progress::Progress;
 use crate::protected;
-use crate::provenance;
 use crate::recipe::{Part, Recipe};
 use crate::release::{self, Contents, Thumbnails, publish};
+use crate::run_manifest;
 use crate::summary::{Phase, Report, Status, Summary};
 use crate::target::{self, Staged};
 
@@ -174,7 +174,7 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
     }
     let report =
         Report { run: plan.run.clone(), release: address, number: published.number, digest: record.digest, status, missed, summary };
-    provenance::keep(store, plan).await?;
+    run_manifest::keep(store, plan).await?;
     store.put_json(&format!("runs/{}/summary.json", plan.run), &report).await?;
     Ok((report, record))
 }

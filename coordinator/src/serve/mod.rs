@@ -270,7 +270,7 @@ async fn look_around(shared: Arc<Shared>) {
     loop {
         ticks.tick().await;
         let seen = shared.look_at_queue(&mut letters).await;
-        shared.health.set("queue", seen.map_err(|error| error.to_string()));
+        shared.health.set("queue", seen.map_err(|error| error.problem()));
         if others.elapsed() < LOOK_AT_OTHERS {
             continue;
         }

@@ -26,7 +26,7 @@ pub(super) async fn expected(folder: &Folder, warnings: &mut Vec<String>) -> Res
         let used = read.states.iter().map(|&state| used(state, blocks)).collect::<Result<Vec<usize>, String>>()?;
         Ok(Reach { blocks: used.into_iter().max().unwrap_or_default(), last_norm: false, projection: false })
     };
-    Ok(vec![Expected { folder: String::new(), reach: Box::new(reach), blocks }])
+    Ok(vec![Expected { folder: String::new(), reach: Box::new(reach), blocks, elsewhere: read.elsewhere }])
 }
 
 /// What a configuration says.
@@ -36,6 +36,8 @@ struct Read {
     states: Vec<i64>,
     /// Blocks of the vision tower.
     blocks: Option<usize>,
+    /// Where the vision tower is taken from if not from the checkpoint, and what to do about it.
+    elsewhere: Option<String>,
 }
 
 fn read(config: &Value, warnings: &mut Vec<String>) -> Result<Read, String> {
@@ -52,7 +54,7 @@ fn read(config: &Value, warnings: &mut Vec<String>) -> Result<Read, String> {
         }
         let layer = ["vision_feature_layers", "vision_feature_layer"].into_iter().find_map(|field| config.get(field));
         let blocks = vision.get("num_hidden_layers").and_then(Value::as_u64).map(|blocks| blocks as usize);
-        return Ok(Read { states: layer.map_or_else(|| Ok(vec![DEFAULT_LAYER]), states)?, blocks });
+        return Ok(Read { states: layer.map_or_else(|| Ok(vec![DEFAULT_LAYER]), states)?, blocks, elsewhere: None });
     }
     let Some(tower) = config.get("mm_vision_tower").and_then(Value::as_str) else {
         return Err("has neither vision_config nor mm_vision_tower: it is no configuration of LLaVA".to_owned());
@@ -60,13 +62,17 @@ fn read(config: &Value, warnings: &mut Vec<String>) -> Result<Read, String> {
     let Some(layer) = config.get("mm_vision_select_layer") else {
         return Err("has no mm_vision_select_layer: at which block the vision tower is read is not known".to_owned());
     };
+    let elsewhere = format!(
+        "LLaVA's own code takes it from mm_vision_tower (`{tower}`). Leave the target out, and let mm_vision_tower in {CONFIG} lead to the \
+         release itself, which is a CLIP with the same edits; or name a checkpoint that has the tower inside, as transformers' do"
+    );
     if config.get("unfreeze_mm_vision_tower") != Some(&Value::Bool(true)) {
         warnings.push(format!(
             "LLaVA's own code takes the vision tower from mm_vision_tower (`{tower}`) and not from this checkpoint, unless \
              unfreeze_mm_vision_tower is set in {CONFIG}: set it, or let mm_vision_tower lead to the release itself"
         ));
     }
-    Ok(Read { states: states(layer)?, blocks: None })
+    Ok(Read { states: states(layer)?, blocks: None, elsewhere: Some(elsewhere) })
 }
 
 fn states(layer: &Value) -> Result<Vec<i64>, String> {
@@ -102,14 +108,16 @@ mod tests {
     fn both_configurations_are_read() {
         let mut warnings = Vec::new();
         let hf = json!({"model_type": "llava", "vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 24}, "vision_feature_layer": -2});
-        assert_eq!(read(&hf, &mut warnings), Ok(Read { states: vec![-2], blocks: Some(24) }));
+        assert_eq!(read(&hf, &mut warnings), Ok(Read { states: vec![-2], blocks: Some(24), elsewhere: None }));
         let several = json!({"model_type": "vipllava", "vision_config": {}, "vision_feature_layers": [-2, -5, 6]});
         assert_eq!(read(&several, &mut warnings).unwrap().states, [-2, -5, 6]);
         assert_eq!(read(&json!({"model_type": "llava", "vision_config": {}}), &mut warnings).unwrap().states, [-2]);
         assert_eq!(warnings.len(), 0);
         let own =
             json!({"model_type": "llava_llama", "mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_vision_select_layer": -2});
-        assert_eq!(read(&own, &mut warnings), Ok(Read { states: vec![-2], blocks: None }));
+        let own = read(&own, &mut warnings).unwrap();
+        assert_eq!((own.states, own.blocks), (vec![-2], None));
+        assert!(own.elsewhere.is_some_and(|text| text.contains("openai/clip-vit-large-patch14-336")));
         assert!(warnings.len() == 1 && warnings[0].contains("unfreeze_mm_vision_tower"), "{warnings:?}");
         for other in [
             json!({"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model"}}),

@@ -106,9 +106,11 @@ pub struct Target {
 struct Expected {
     folder: String,
     /// What is used of it, given its number of blocks.
-    reach: Box<dyn Fn(usize) -> Result<Reach, String> + Send>,
+    reach: Box<dyn Fn(usize) -> Result<Reach, String> + Send + Sync>,
     /// Its configuration says that it has this many blocks, whatever is stored.
     blocks: Option<usize>,
+    /// Where it is taken from, when it need not be in the target at all.
+    elsewhere: Option<String>,
 }
 
 /// Weights in other formats than safetensors: what they hold is not edited, and would carry what was removed.
@@ -145,7 +147,7 @@ impl Target {
         let (mut encoders, mut others, mut left_out) = (Vec::new(), Vec::new(), BTreeSet::new());
         for expected in expected {
             let at = if expected.folder.is_empty() { "the checkpoint".to_owned() } else { format!("`{}`", expected.folder) };
-            let sets = weight_sets(&folder, &expected.folder, tower).await.map_err(|failure| named(failure, &wrong))?;
+            let sets = weight_sets(&folder, &expected, tower).await.map_err(|failure| named(failure, &wrong))?;
             match encoder(expected, sets, (base, &own), request.tolerance).map_err(wrong)? {
                 Ok(encoder) => {
                     left_out.extend(folder.directly_in(&encoder.folder).filter(|name| is_other_weights(name)).map(str::to_owned));
@@ -260,7 +262,8 @@ fn named(failure: Failure, wrong: &impl Fn(String) -> Failure) -> Failure {
 const ROOTS: [&str; 2] = ["text_model.", "vision_model."];
 
 /// The tower in a folder of the target as it is stored there, once for each precision.
-async fn weight_sets(folder: &Folder, at: &str, tower: Tower) -> Result<Vec<WeightSet>, Failure> {
+async fn weight_sets(folder: &Folder, expected: &Expected, tower: Tower) -> Result<Vec<WeightSet>, Failure> {
+    let at = expected.folder.as_str();
     let names: Vec<&str> = folder.directly_in(at).collect();
     let (mut sets, mut indexed) = (Vec::new(), BTreeSet::new());
     for &name in names.iter().filter(|name| name.ends_with(".safetensors.index.json")) {
@@ -290,13 +293,17 @@ async fn weight_sets(folder: &Folder, at: &str, tower: Tower) -> Result<Vec<Weig
     if sets.is_empty() {
         let at = if at.is_empty() { "it" } else { at };
         let pickled = names.iter().find(|name| is_other_weights(name));
-        return Err(Failure::input(match pickled {
-            Some(name) => format!(
+        return Err(Failure::input(match (pickled, &expected.elsewhere) {
+            (Some(name), _) => format!(
                 "{at} has no {} tower in safetensors ({name} is not read: opening a pickle runs code); load it in Python where you trust its \
                  source, and save it with save_pretrained(folder, safe_serialization=True)",
                 tower.name()
             ),
-            None => format!("{at} has no weights of a {} tower in safetensors", tower.name()),
+            (None, Some(elsewhere)) => format!("{at} has no {} tower: {elsewhere}", tower.name()),
+            (None, None) => format!(
+                "{at} has no weights of a {} tower in safetensors; name a folder that has all of the model's weights, or leave the target out",
+                tower.name()
+            ),
         }));
     }
     Ok(sets)

@@ -25,7 +25,7 @@ pub(super) async fn expected(folder: &Folder) -> Result<Vec<Expected>, Failure> 
     for (name, reach) in encoders(&index).map_err(|problem| Failure::input(format!("{INDEX}: {problem}")))? {
         let config = folder.json(&format!("{name}/config.json")).await?;
         let blocks = config.get("num_hidden_layers").and_then(Value::as_u64).map(|blocks| blocks as usize);
-        expected.push(Expected { folder: name.to_owned(), reach: Box::new(move |blocks| Ok(reach.of(blocks))), blocks });
+        expected.push(Expected { folder: name.to_owned(), reach: Box::new(move |blocks| Ok(reach.of(blocks))), blocks, elsewhere: None });
     }
     Ok(expected)
 }

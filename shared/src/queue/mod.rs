@@ -44,6 +44,14 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
+
+    /// What is wrong, where it is said already that it is about the queue.
+    pub fn problem(&self) -> String {
+        match self {
+            Self::Unavailable(problem) | Self::Refused(problem) => problem.clone(),
+            Self::Codec(error) => error.to_string(),
+        }
+    }
 }
 
 /// When a job is given up. A job that is handed back, by a worker that must stop, counts for nothing.

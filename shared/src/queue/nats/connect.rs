@@ -74,6 +74,9 @@ pub fn without_secrets(url: &str) -> String {
     url.split(',').map(|address| one(address.trim())).collect::<Vec<_>>().join(",")
 }
 
+/// Longest wait for the first connection to be counted.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// Counts connections: whoever waits for an answer on the last one waits in vain when the number changes.
 pub(super) type Connections = watch::Receiver<u64>;
 
@@ -98,7 +101,12 @@ pub(super) async fn connect_hearing(
     loop {
         let settings = settings(role, name, options, &shown, count.clone(), hears.clone()).await?;
         let error = match settings.connect(&servers[..]).await {
-            Ok(client) => return Ok((client, connections)),
+            Ok(client) => {
+                // It is counted a moment later: whoever asks from here on is not to be told of a change.
+                let mut counted = connections.clone();
+                let _ = tokio::time::timeout(SETTLED, counted.wait_for(|&connections| connections > 0)).await;
+                return Ok((client, connections));
+            }
             Err(error) => error,
         };
         // The kind alone: what lies under it may quote the address.

@@ -3,7 +3,7 @@
 use async_nats::HeaderMap;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, RawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{DirectGetErrorKind, RawMessageErrorKind};
 
 use super::super::{Cause, DeadLetter, Error};
 use super::names;
@@ -161,34 +161,6 @@ pub(super) async fn bury_stuck(context: &Context, sequence: u64, attempts: u32) 
         Err(_) if stream.get_raw_message(sequence).await.is_err() => Ok(None),
         Err(error) => Err(failed(&error)),
     }
-}
-
-/// Sequences of messages that no delivery will come of any more: delivered, in nobody's hands, and still there. The server
-/// tells of them once, by a message that can be lost.
-pub(super) async fn stuck(context: &Context) -> Result<Vec<u64>, Error> {
-    let stream = context.get_stream_no_info(names::JOBS).await.map_err(|error| failed(&error))?;
-    let consumer = stream.consumer_info(names::CONSUMER).await.map_err(|error| failed(&error))?;
-    // What waits for another delivery counts as in hand. Which ones are is not told: while there are any, only what lies
-    // under the floor is beyond doubt.
-    let last = if consumer.num_ack_pending == 0 { consumer.delivered } else { consumer.ack_floor };
-    waiting(&stream, "lethe.jobs.>", last.stream_sequence).await
-}
-
-/// Sequences of the messages under a subject, up to one.
-pub(super) async fn waiting(stream: &Stream<()>, subject: &str, last: u64) -> Result<Vec<u64>, Error> {
-    let (mut sequences, mut next) = (Vec::new(), 1);
-    while next <= last {
-        match stream.raw_message_builder().next_by_subject(subject).sequence(next).send().await {
-            Ok(message) if message.sequence <= last => {
-                sequences.push(message.sequence);
-                next = message.sequence + 1;
-            }
-            Ok(_) => break,
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
-            Err(error) => return Err(failed(&error)),
-        }
-    }
-    Ok(sequences)
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Error {

@@ -40,7 +40,7 @@ pub async fn examine(url: &str, role: Role, options: &Options) -> Vec<Finding> {
             return vec![Finding::failed(NAME, problem, "docs/security.md says how accounts for Lethe are made")];
         }
         Err(error) => {
-            return vec![Finding::failed(NAME, error.to_string(), "start it (nats-server -js), or check address, firewall and TLS")];
+            return vec![Finding::failed(NAME, error.problem(), "start it (nats-server -js), or check address, firewall and TLS")];
         }
     };
     let version = client.server_info().version;
@@ -137,6 +137,8 @@ fn needs(role: Role) -> Vec<Try> {
                 Try::Purge(format!("$JS.API.STREAM.PURGE.{dead}")),
                 api(&format!("CONSUMER.CREATE.{jobs}.{consumer}")),
                 api(&format!("CONSUMER.DURABLE.CREATE.{jobs}.{consumer}")),
+                api(&format!("CONSUMER.DELETE.{jobs}.{consumer}")),
+                api(&format!("STREAM.PURGE.{jobs}")),
                 api(&format!("CONSUMER.INFO.{jobs}.{consumer}")),
                 api(&format!("DIRECT.GET.{dead}.lethe.dead.doctor.none")),
                 message("jobs"),

@@ -1,4 +1,4 @@
-//! What the coordinator keeps up: streams that a server lost with its disk, and jobs that nobody finished.
+//! What the coordinator keeps up: streams that a server lost with its disk, jobs that nobody finished, jobs that nobody would get.
 
 use std::time::Duration;
 
@@ -6,15 +6,17 @@ use async_nats::Client;
 use async_nats::jetstream::Context;
 use futures::StreamExt;
 use serde::Deserialize;
+use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::super::{Cause, Error, Event, Limits, Notice};
 use super::connect::Connections;
+use super::stranded::Stranded;
 use super::{announce, dead, names, setup};
 use crate::codec;
 
-/// How often the queue is searched for jobs that the server gave up and nobody heard of.
-const SWEEP: Duration = Duration::from_secs(30);
+/// The queue is searched for jobs that no delivery will come of twice in the time of its patience, no oftener and no more rarely than this.
+const LOOKS: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
 
 /// What the server says when it gives a message up.
 #[derive(Debug, Deserialize)]
@@ -41,15 +43,21 @@ impl Keeper {
             Err(error) => return warn!(%error, "advisories cannot be heard"),
         };
         self.connections.mark_unchanged();
-        let mut sweep = tokio::time::interval(SWEEP);
+        let mut stranded = Stranded::new(self.context.clone(), self.limits);
+        let mut look = tokio::time::interval((self.limits.patience / 2).clamp(LOOKS[0], LOOKS[1]));
+        // Two looks are to be apart, whatever kept the first.
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let kept = tokio::select! {
                 Some(message) = advisories.next() => match serde_json::from_slice::<Advisory>(&message.payload) {
                     Ok(advisory) => self.bury(advisory.stream_seq, advisory.deliveries).await,
                     Err(_) => Ok(()),
                 },
-                Ok(()) = self.connections.changed() => setup::ensure(&self.context, &self.limits, self.replicas).await,
-                _ = sweep.tick() => self.sweep().await,
+                Ok(()) = self.connections.changed() => {
+                    stranded.forget();
+                    setup::ensure(&self.context, &self.limits, self.replicas).await
+                }
+                _ = look.tick() => self.look(&mut stranded).await,
                 else => return,
             };
             if let Err(error) = kept {
@@ -61,8 +69,8 @@ impl Keeper {
         }
     }
 
-    async fn sweep(&self) -> Result<(), Error> {
-        for sequence in dead::stuck(&self.context).await? {
+    async fn look(&self, stranded: &mut Stranded) -> Result<(), Error> {
+        for sequence in stranded.look().await? {
             self.bury(sequence, self.limits.deliveries).await?;
         }
         Ok(())

@@ -10,6 +10,7 @@
 //! | `ledger.rs` | what counts against a job |
 //! | `dead.rs` | dead letters |
 //! | `keeper.rs` | what a coordinator looks after meanwhile |
+//! | `stranded.rs` | jobs that no delivery will come of |
 //! | `lease.rs` | one coordinator a run |
 //! | `examine.rs` | whether server and account are fit for a role |
 //! | `control.rs` | questions to a long-lived coordinator |
@@ -32,6 +33,7 @@ mod publish;
 mod pull;
 mod receipt;
 mod setup;
+mod stranded;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +41,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::message::Acker;
-use async_nats::jetstream::stream::{ConsumerErrorKind, DeleteMessageErrorKind};
+use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{self, AckKind, Context, ErrorCode};
 use async_nats::{Client, HeaderMap};
 use async_trait::async_trait;
@@ -224,19 +226,6 @@ impl JetStreamQueue {
         Ok(dead::forget(&self.shared.context, &format!("lethe.dead.{name}")).await? > 0)
     }
 
-    /// Looks for jobs that the server gave up without anyone hearing of it, and makes them dead letters; a coordinator
-    /// does so by itself every half minute.
-    ///
-    /// # Errors
-    /// When the queue cannot be reached.
-    pub async fn sweep(&self) -> Result<usize, Error> {
-        let stuck = dead::stuck(&self.shared.context).await?;
-        for &sequence in &stuck {
-            dead::bury_stuck(&self.shared.context, sequence, self.shared.limits.deliveries).await?;
-        }
-        Ok(stuck.len())
-    }
-
     async fn consumer(&self) -> Result<PullConsumer, Error> {
         let found = self.shared.context.get_consumer_from_stream(names::CONSUMER, names::JOBS).await;
         found.map_err(|error| match error.kind() {
@@ -313,7 +302,7 @@ impl JetStreamQueue {
         };
         let (run, id) = (job.run.clone(), job.id());
         let ledger = match attempt {
-            0 | 1 => Ledger { sequence, ..Ledger::default() },
+            0 | 1 => Ledger::fresh(sequence),
             _ => ledger::read(context, &run, id, sequence).await?,
         };
         let silences = attempt.saturating_sub(1).saturating_sub(ledger.failures).saturating_sub(ledger.returned);
@@ -381,12 +370,8 @@ impl Queue for JetStreamQueue {
         let stream = self.shared.context.get_stream_no_info(names::JOBS).await.map_err(|error| failed(&error))?;
         // One by one: after a purge by subject, the server's consumer may pass over what others have waiting (seen on
         // 2.9.10 and on 2.15.1). There are never many.
-        for sequence in dead::waiting(&stream, &names::jobs(run), u64::MAX).await? {
-            match stream.delete_message(sequence).await {
-                Ok(_) => {}
-                Err(error) if matches!(error.kind(), DeleteMessageErrorKind::JetStream(_)) => debug!(sequence, %error, "gone already"),
-                Err(error) => return Err(failed(&error)),
-            }
+        for (sequence, _) in stranded::waiting(&stream, &names::jobs(run), u64::MAX, usize::MAX).await? {
+            stranded::delete(&stream, sequence).await?;
         }
         Ok(())
     }

@@ -57,6 +57,14 @@ pub(super) fn ledger(run: &str, job: JobId) -> String {
     format!("lethe.ledger.{}.{job}", token(run))
 }
 
+/// The ledger of the message under a job's subject.
+pub(super) fn ledger_of(subject: &str) -> Option<String> {
+    match subject.split('.').collect::<Vec<_>>()[..] {
+        ["lethe", "jobs", run, _, job] => Some(format!("lethe.ledger.{run}.{job}")),
+        _ => None,
+    }
+}
+
 pub(super) fn lease(run: &str) -> String {
     format!("lethe.lease.{}", token(run))
 }
@@ -75,5 +83,12 @@ mod tests {
         assert_eq!(token("a.b"), "a~2eb");
         assert_eq!(token("* >\n"), "~2a~20~3e~0a");
         assert_ne!(token("a~2eb"), token("a.b"));
+    }
+
+    #[test]
+    fn a_message_leads_to_its_ledger() {
+        let job = crate::queue::conformance::job("a.b", 1);
+        assert_eq!(ledger_of(&super::job(&job)), Some(ledger("a.b", job.id())));
+        assert_eq!(["lethe.jobs.r", "lethe.jobs.a.b.c.d"].map(ledger_of), [None, None]);
     }
 }

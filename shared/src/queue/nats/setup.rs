@@ -127,7 +127,8 @@ macro_rules! ours {
 }
 ours!(subjects, max_bytes, max_messages_per_subject, max_age, max_message_size, duplicate_window, discard, allow_direct, num_replicas);
 
-async fn ensure_consumer(context: &Context, limits: &Limits) -> Result<(), Error> {
+/// Makes the consumer where it is missing, and mends it where it differs.
+pub(super) async fn ensure_consumer(context: &Context, limits: &Limits) -> Result<(), Error> {
     let failed = |error: &dyn std::fmt::Display| Error::Unavailable(format!("consumer {}: {error}", names::CONSUMER));
     let wanted = pull::Config {
         durable_name: Some(names::CONSUMER.to_owned()),

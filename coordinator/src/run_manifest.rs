@@ -1,4 +1,4 @@
-//! Where the data of a run is: its manifest as it is kept in the store, `runs/<run>/manifest.json`.
+//! The manifest of a run as it is kept in the store, `runs/<run>/manifest.json`: where the run's data is.
 //!
 //! Every file stands in it by its own address and every concept in its list, so that it means the same wherever it is read, and whatever
 //! becomes of the table or the folder that the run's manifest named. Whether the data still is what it was, the run's name tells: it
