@@ -27,18 +27,27 @@ pub struct Protected {
 
 /// By how much the outputs of changed layers move for each text: ‖Δx‖/‖Wx + b‖, the largest over its tokens and those layers. `inputs`
 /// is what [`ProtectResult::inputs`](lethe_shared::outcome::ProtectResult::inputs) describes, of the unedited model: with several
-/// changed layers, what an earlier one does to a later one's input is left out.
+/// changed layers, what an earlier one does to a later one's input is left out. There is none where no text passes an edited layer, and
+/// nothing moves then.
 ///
 /// # Errors
-/// [`Failure::BadInput`] when the file is damaged, or of another model.
-pub fn moved(checkpoint: &Checkpoint, change: &Change, inputs: &[u8], names: &[String]) -> Result<Vec<ProtectedText>, Failure> {
+/// [`Failure::BadInput`] when the file is damaged or of another model, or a movement is no number.
+pub fn moved(checkpoint: &Checkpoint, change: &Change, inputs: Option<&[u8]>, names: &[String]) -> Result<Vec<ProtectedText>, Failure> {
+    let mut largest = vec![0.0f64; names.len()];
+    if let Some(inputs) = inputs {
+        raise(&mut largest, checkpoint, change, inputs)?;
+    }
+    Ok(names.iter().zip(largest).map(|(name, moved)| ProtectedText { name: name.clone(), moved }).collect())
+}
+
+/// Raises each text's movement to that of its vectors at every changed layer.
+fn raise(largest: &mut [f64], checkpoint: &Checkpoint, change: &Change, inputs: &[u8]) -> Result<(), Failure> {
     let wrong = |problem: String| Failure::input(format!("what protected texts put into the edited layers: {problem}"));
     let file = SafeTensors::deserialize(inputs).map_err(|error| wrong(error.to_string()))?;
     let read = |name: &str| -> Result<(Vec<usize>, Vec<f64>), Failure> {
         let view = file.tensor(name).map_err(|error| wrong(format!("`{name}`: {error}")))?;
         Ok((view.shape().to_vec(), edit::widen(name, view.data(), view.dtype())?))
     };
-    let mut largest = vec![0.0f64; names.len()];
     for (layer, bytes) in change {
         let key = format!("{layer}.inputs");
         // Of a vision tower's layer there is nothing: texts do not pass it.
@@ -60,13 +69,21 @@ pub fn moved(checkpoint: &Checkpoint, change: &Change, inputs: &[u8], names: &[S
             return Err(wrong(format!("{} texts and {} vectors of `{layer}` are said to belong together", texts.len(), of.len())));
         }
         for (text, vector) in texts.iter().zip(&of) {
-            match (largest.get_mut(*text as usize), moves.get(*vector as usize)) {
+            let (text_at, vector_at) = (index(*text), index(*vector));
+            match (text_at.and_then(|at| largest.get_mut(at)), vector_at.and_then(|at| moves.get(at))) {
+                // A gate would not notice what is no number.
+                (Some(_), Some(moved)) if !moved.is_finite() => return Err(wrong(format!("`{layer}` moves text {text} by {moved}"))),
                 (Some(largest), Some(moved)) => *largest = largest.max(*moved),
                 _ => return Err(wrong(format!("text {text} with vector {vector} of `{layer}` is not there"))),
             }
         }
     }
-    Ok(names.iter().zip(largest).map(|(name, moved)| ProtectedText { name: name.clone(), moved }).collect())
+    Ok(())
+}
+
+/// A place in a list, stored as a number.
+fn index(value: f64) -> Option<usize> {
+    (value >= 0.0 && value.fract() == 0.0).then_some(value as usize)
 }
 
 /// ‖Δx‖.
@@ -135,7 +152,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let change = change.iter().map(|(layer, values)| ((*layer).to_owned(), floats(values))).collect();
         let names = ["first".to_owned(), "second".to_owned()];
-        let found = moved(&checkpoint(folder.path()), &change, inputs, &names).map_err(|failure| failure.to_string())?;
+        let found = moved(&checkpoint(folder.path()), &change, Some(inputs), &names).map_err(|failure| failure.to_string())?;
         assert!(found.iter().map(|text| &text.name).eq(&names));
         Ok(found.iter().map(|text| text.moved).collect())
     }
@@ -151,6 +168,11 @@ mod tests {
         // A layer that texts do not pass, and no change.
         assert_eq!(of(&[("b", [7.0, 7.0])], &inputs).unwrap(), [0.0, 0.0]);
         assert_eq!(of(&[], &inputs).unwrap(), [0.0, 0.0]);
+        // No text passes an edited layer.
+        let folder = tempfile::tempdir().unwrap();
+        let change = Change::from([("a".to_owned(), floats(&[7.0, 7.0]))]);
+        let found = moved(&checkpoint(folder.path()), &change, None, &["x".to_owned()]).unwrap();
+        assert_eq!(found, [ProtectedText { name: "x".into(), moved: 0.0 }]);
     }
 
     #[test]
@@ -160,6 +182,10 @@ mod tests {
         assert!(of(&change, &inputs(&[0.0, 2.0], &[0.0, 1.0])).unwrap_err().contains("text 2 with vector 1 of `a` is not there"));
         assert!(of(&change, &inputs(&[0.0], &[3.0])).unwrap_err().contains("text 0 with vector 3"));
         assert!(of(&change, &inputs(&[0.0], &[0.0, 1.0])).unwrap_err().contains("1 texts and 2 vectors"));
+        assert!(of(&change, &inputs(&[-1.0], &[0.0])).unwrap_err().contains("text -1 with vector 0"));
+        assert!(of(&change, &inputs(&[0.0], &[0.5])).unwrap_err().contains("text 0 with vector 0.5"));
+        assert!(of(&[("a", [f32::NAN, 1.0])], &inputs(&[0.0], &[0.0])).unwrap_err().contains("moves text 0 by NaN"));
+        assert!(of(&[("a", [f32::INFINITY, 1.0])], &inputs(&[0.0], &[0.0])).unwrap_err().contains("moves text 0 by inf"));
     }
 
     #[test]

@@ -507,9 +507,8 @@ impl Amended {
             false => None,
         };
         let names: Vec<String> = parent.protected.iter().map(|text| text.name.clone()).collect();
-        let moved = protected.as_ref().map(|inputs| protected::moved(checkpoint, &change, inputs, &names)).transpose()?;
         let record = Composition {
-            protected: moved.unwrap_or_default(),
+            protected: protected::moved(checkpoint, &change, protected.as_deref(), &names)?,
             parent: Some(Parent { release: self.parent.reference(), changes: self.changes.clone() }),
             missing: parent.missing.iter().filter(|missing| !self.concepts.contains_key(&missing.id)).cloned().collect(),
             near_duplicates: clusters::near_duplicates(&recipe),

@@ -141,8 +141,8 @@ pub async fn run(plan: &Plan, dispatcher: &Dispatcher, quiet: bool) -> Result<(R
         Some(artifact) => Some(dispatcher.artifact(&plan.run, artifact).await?),
         None => None,
     };
-    if let (Some(inputs), Some(texts)) = (&protected, &plan.protected) {
-        record.protected = protected::moved(&plan.checkpoint, &change, inputs, &texts.names)?;
+    if let Some(texts) = &plan.protected {
+        record.protected = protected::moved(&plan.checkpoint, &change, protected.as_deref(), &texts.names)?;
     }
     let thumbnails = match plan.manifest.release.names {
         Names::Plain => fetch_thumbnails(plan, dispatcher, found).await?,
