@@ -16,7 +16,7 @@ use lethe_worker::micro_batch::MicroBatch;
 use lethe_worker::model::clip::Input;
 use lethe_worker::model::weights::tensor_from_bytes;
 use lethe_worker::model::{Clip, ClipConfig, ParameterId, Parameters, Role, TokenBatch, Weights};
-use lethe_worker::slug::gradient::{GradientSum, Loss};
+use lethe_worker::slug::gradient::{GradientSum, Images, Loss};
 use lethe_worker::slug::loss;
 use lethe_worker::slug::moments::MomentSum;
 use lethe_worker::slug::ranking::{Scores, pareto_front};
@@ -85,7 +85,7 @@ impl Golden {
         let mut sum = GradientSum::new(all, micro_batch);
         for number in 0..self.batches(set) {
             let (pixels, texts) = self.batch(set, number);
-            sum.add(kind, &self.clip, &weights, &pixels, &texts).unwrap();
+            sum.add(kind, &self.clip, &weights, Images::Pixels(&pixels), &texts).unwrap();
         }
         let mean = sum.mean(&weights).unwrap();
         let by_name = mean.into_iter().map(|(id, t)| (self.clip.architecture().spec(id).name.clone(), t)).collect();
@@ -151,6 +151,28 @@ impl Golden {
                 continue;
             }
             relatively_close(&format!("gradient {set} {layer}"), gradient, &expected.view(gradient.size().as_slice()), 1e-4);
+        }
+    }
+}
+
+/// Text layers alone, with images that are embedded already: the same gradient without a pass through the vision tower.
+fn images_embedded_before(name: &str) {
+    let golden = Golden::open(name);
+    let weights = golden.parameters.weights();
+    let architecture = golden.clip.architecture();
+    let layers: Vec<ParameterId> = architecture.ids().filter(|&id| architecture.spec(id).tower == Some(Tower::Text)).collect();
+    for (kind, set) in [(Loss::Forget, "forget"), (Loss::Retain, "retain")] {
+        let (whole, _) = golden.gradient(kind, set, MicroBatch::WHOLE);
+        for micro_batch in [MicroBatch::WHOLE, MicroBatch::of(2).failing_above(2)] {
+            let mut sum = GradientSum::new(layers.clone(), micro_batch);
+            for number in 0..golden.batches(set) {
+                let (pixels, texts) = golden.batch(set, number);
+                let embedded = golden.clip.embed(&weights, Input::Images(&pixels)).unwrap();
+                sum.add(kind, &golden.clip, &weights, Images::Embedded(&embedded), &texts).unwrap();
+            }
+            let mean = sum.mean(&weights).unwrap();
+            golden.check_gradients(set, &mean.into_iter().map(|(id, t)| (architecture.spec(id).name.clone(), t)).collect());
+            near(&format!("{set} loss"), sum.loss(), whole.loss(), 1e-6);
         }
     }
 }
@@ -330,7 +352,7 @@ fn witnesses(name: &str) {
     let class = embedded.matmul(&classes.transpose(0, 1)).argmax(1, false).int64_value(&[0]) as usize;
     let mut sum = GradientSum::new(clip.architecture().candidates(false), MicroBatch::WHOLE);
     let own = clip.token_batch(&texts[class..=class], Device::Cpu).unwrap();
-    sum.add(Loss::Forget, clip, &original, &pixels.narrow(0, 0, 1), &own).unwrap();
+    sum.add(Loss::Forget, clip, &original, Images::Pixels(&pixels.narrow(0, 0, 1)), &own).unwrap();
     let gradients = sum.mean(&original).unwrap();
 
     let _guard = tch::no_grad_guard();
@@ -340,11 +362,11 @@ fn witnesses(name: &str) {
         parameters: &golden.parameters,
         class_texts: &class_texts,
         classes: &classes,
-        validation: &validation,
+        validation: Some(&validation),
         validation_images: &validation_images,
         validation_labels: &labels,
     };
-    let subject = Subject { class: class as u32, images: &images, embedded: &embedded };
+    let subject = Subject { class: class as u32, images: Some(&images), embedded: &embedded };
     let method = |stop| MethodSettings { batch_size: 1, search_evaluations: 10, search_tolerance: 0.0, stop, normalisation_gains: false };
     assert!(Witnesses::of(ground, &subject, Stop::Fa1).unwrap().is_none(), "FA@1 alone proves nothing about FA@5");
     let few = Witnesses::of(ground, &subject, Stop::Fa5).unwrap().expect("a dozen of 300 classes are few");
@@ -436,4 +458,14 @@ macro_rules! for_each_model {
     };
 }
 
-for_each_model!(embeddings_and_losses, gradients_and_ranking, micro_batches, edits, prefixes, taps, witnesses, moments);
+for_each_model!(
+    embeddings_and_losses,
+    gradients_and_ranking,
+    images_embedded_before,
+    micro_batches,
+    edits,
+    prefixes,
+    taps,
+    witnesses,
+    moments
+);

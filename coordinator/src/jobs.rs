@@ -5,7 +5,7 @@ use lethe_shared::job::{
     MomentSource, MomentsPart, MomentsReduceTask, ProtectTask, RetainPart, SurveyTask, Task,
 };
 use lethe_shared::manifest::{CompositionMethod, Towers};
-use lethe_shared::outcome::GradientSumResult;
+use lethe_shared::outcome::{GradientSumResult, Tower};
 
 use crate::plan::{Plan, PlannedConcept};
 
@@ -16,10 +16,16 @@ fn job(plan: &Plan, task: Task) -> Job {
     Job { run: plan.run.clone(), algorithm: ALGORITHM_VERSION, model: plan.model.clone(), task }
 }
 
+/// Towers whose layers are ranked: those that edits may change. (SLUG's full search looks at both.)
+fn ranked(plan: &Plan) -> Towers {
+    let composition = &plan.manifest.composition;
+    if composition.method.corrects() { composition.towers } else { Towers::Both }
+}
+
 /// One job per retain shard.
 pub fn retain_gradients(plan: &Plan) -> Vec<Job> {
-    let batch_size = plan.settings.batch_size;
-    plan.retain.iter().map(|shard| job(plan, Task::RetainGradient { shard: shard.clone(), batch_size })).collect()
+    let (batch_size, towers) = (plan.settings.batch_size, ranked(plan));
+    plan.retain.iter().map(|shard| job(plan, Task::RetainGradient { shard: shard.clone(), batch_size, towers })).collect()
 }
 
 /// The job that makes the retain gradient of its parts, in shard order.
@@ -41,13 +47,13 @@ pub struct MomentJobs {
 pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
     let of = |source| job(plan, Task::Moments(source));
     let mut towers = Vec::new();
-    if plan.manifest.composition.towers != Towers::Vision {
+    if plan.manifest.composition.towers.include(Tower::Text) {
         towers.push(MomentJobs {
             paired: plan.retain.iter().map(|shard| of(MomentSource::Captions(shard.clone()))).collect(),
             unlabelled: texts.iter().map(|&slice| of(MomentSource::Texts(slice))).collect(),
         });
     }
-    if plan.manifest.composition.towers != Towers::Text {
+    if plan.manifest.composition.towers.include(Tower::Vision) {
         towers.push(MomentJobs {
             paired: plan.retain.iter().map(|shard| of(MomentSource::Images(shard.clone()))).collect(),
             unlabelled: Vec::new(),
@@ -74,6 +80,7 @@ pub fn surveys(plan: &Plan, retain_gradient: ArtifactRef, folds: &[ArtifactRef])
         forget: planned.forget.clone(),
         retain_gradient,
         folds: folds.to_vec(),
+        towers: ranked(plan),
         method: plan.settings.clone(),
     };
     plan.concepts.iter().map(|planned| job(plan, Task::Survey(Box::new(task(planned))))).collect()

@@ -185,9 +185,9 @@ mod tests {
     use crate::address::Address;
     use crate::job::{
         ArtifactRef, ConceptTask, Correction, EvaluateItem, JobId, Label, MethodSettings, ModelRef, MomentsPart, MomentsReduceTask,
-        ProtectTask, RetainPart, ShardRef, Task,
+        ProtectTask, RetainPart, ShardRef, SurveyTask, Task,
     };
-    use crate::manifest::Stop;
+    use crate::manifest::{Stop, Towers};
     use crate::queue::{Cause, Event};
 
     fn artifact(seed: u64) -> ArtifactRef {
@@ -213,7 +213,7 @@ mod tests {
             normalisation_gains: seed.is_multiple_of(2),
         };
         vec![
-            Task::RetainGradient { shard: shard(seed), batch_size: 64 },
+            Task::RetainGradient { shard: shard(seed), batch_size: 64, towers: Towers::Both },
             Task::RetainReduce { parts: (0..seed % 5).map(|i| RetainPart { sum: artifact(i), batches: i, loss_sum: 0.5 }).collect() },
             Task::Concept(Box::new(ConceptTask {
                 concept: "pizza".into(),
@@ -306,6 +306,18 @@ mod tests {
             prop_assert_ne!(job(among.clone()).id(), job(tasks[2].clone()).id());
             tasks.push(among);
             let layers = (0..seed % 4).map(|i| format!("layer.{i}")).collect();
+            let towers = [Towers::Text, Towers::Vision, Towers::Both][(seed % 3) as usize];
+            tasks.push(Task::RetainGradient { shard: shard(seed), batch_size: 64, towers });
+            if let Task::Concept(task) = &tasks[2] {
+                tasks.push(Task::Survey(Box::new(SurveyTask {
+                    concept: task.concept.clone(),
+                    forget: task.forget.clone(),
+                    retain_gradient: task.retain_gradient,
+                    folds: vec![artifact(seed)],
+                    towers,
+                    method: task.method.clone(),
+                })));
+            }
             tasks.push(Task::Protect(ProtectTask { texts: artifact(seed), layers, inverses: (0..seed % 3).map(artifact).collect() }));
             for task in tasks {
                 let job = job(task);

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
 use crate::digest::{Digest, NotADigest};
-use crate::manifest::Stop;
+use crate::manifest::{Stop, Towers};
 
 /// Version of the algorithm: part of every job's id, raised whenever the same job would give another result.
-pub const ALGORITHM_VERSION: u32 = 5;
+pub const ALGORITHM_VERSION: u32 = 6;
 /// The libtorch that workers compute with: `tch` is built for this one, and its build refuses every other.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
@@ -135,12 +135,14 @@ pub struct Job {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
-    /// Sums the retain gradient over one shard's full batches, for every linear weight and gain.
+    /// Sums the retain gradient over one shard's full batches, for every linear weight and gain of some towers.
     RetainGradient {
         /// Image-text pairs that must stay.
         shard: ShardRef,
         /// Pairs per batch.
         batch_size: u32,
+        /// Towers whose gradient is wanted: there is no backward pass through another one.
+        towers: Towers,
     },
     /// Adds the shards' sums in the order given, in float64, and divides by the number of batches.
     RetainReduce {
@@ -163,7 +165,7 @@ pub enum Task {
     Moments(MomentSource),
     /// Makes the second moments that directions are corrected by, of the sums in the order given.
     MomentsReduce(MomentsReduceTask),
-    /// Scores every candidate layer of one concept, and searches none.
+    /// Scores every candidate layer of the towers that may change for one concept, and searches none.
     Survey(Box<SurveyTask>),
     /// Finds one concept's corrected direction on a layer that is already chosen, and its step alone.
     Direction(Box<DirectionTask>),
@@ -253,6 +255,8 @@ pub struct SurveyTask {
     /// What corrects and judges directions, one file per tower that may change:
     /// [`MomentsResult::folds`](crate::outcome::MomentsResult::folds).
     pub folds: Vec<ArtifactRef>,
+    /// Towers whose layers are scored.
+    pub towers: Towers,
     /// Settings.
     pub method: MethodSettings,
 }
@@ -371,6 +375,7 @@ enum Identity<'a> {
     RetainGradient {
         shard: Digest,
         batch_size: u32,
+        towers: Towers,
     },
     RetainReduce {
         parts: Vec<(Digest, u64, f64)>,
@@ -403,6 +408,7 @@ enum Identity<'a> {
         forget: Vec<Digest>,
         retain_gradient: Digest,
         folds: Vec<Digest>,
+        towers: Towers,
         batch_size: u32,
         normalisation_gains: bool,
     },
@@ -443,7 +449,9 @@ impl Job {
     /// id left out.
     pub fn id(&self) -> JobId {
         let identity = match &self.task {
-            Task::RetainGradient { shard, batch_size } => Identity::RetainGradient { shard: shard.digest, batch_size: *batch_size },
+            Task::RetainGradient { shard, batch_size, towers } => {
+                Identity::RetainGradient { shard: shard.digest, batch_size: *batch_size, towers: *towers }
+            }
             Task::RetainReduce { parts } => {
                 Identity::RetainReduce { parts: parts.iter().map(|p| (p.sum.digest, p.batches, p.loss_sum)).collect() }
             }
@@ -472,6 +480,7 @@ impl Job {
                 forget: digests(&task.forget),
                 retain_gradient: task.retain_gradient.digest,
                 folds: artifacts(&task.folds),
+                towers: task.towers,
                 batch_size: task.method.batch_size,
                 normalisation_gains: task.method.normalisation_gains,
             },

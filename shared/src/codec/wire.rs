@@ -14,7 +14,7 @@ use crate::job::{
     ArtifactRef, ConceptTask, Correction, DirectionTask, EvaluateItem, InterferencePart, Job, JobId, Label, MethodSettings, ModelRef,
     MomentSource, MomentsPart, MomentsReduceTask, ProtectTask, RetainPart, ShardRef, SurveyTask, Task,
 };
-use crate::manifest::Stop;
+use crate::manifest::{Stop, Towers};
 use crate::queue::{Cause, Event, Notice};
 
 #[derive(Serialize, Deserialize)]
@@ -86,6 +86,24 @@ enum TaskV1 {
     MomentsCorrection { paired: Vec<MomentsV1>, unlabelled: Vec<MomentsV1>, unlabelled_weight: f64, correction: CorrectionV1 },
     ConceptAmong { task: ConceptV1, layers: Vec<String> },
     Protect { texts: ArtifactV1, layers: Vec<String>, inverses: Vec<ArtifactV1> },
+    RetainGradientOf { shard: ShardV1, batch_size: u32, towers: TowersV1 },
+    SurveyOf { survey: SurveyV1, towers: TowersV1 },
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum TowersV1 {
+    Text,
+    Vision,
+    Both,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SurveyV1 {
+    concept: String,
+    forget: Vec<ShardV1>,
+    retain_gradient: ArtifactV1,
+    folds: Vec<ArtifactV1>,
+    method: MethodV1,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -194,7 +212,12 @@ fn from_wire(shards: Vec<ShardV1>) -> Result<Vec<ShardRef>, Error> {
 impl From<&Job> for JobV1 {
     fn from(job: &Job) -> Self {
         let task = match &job.task {
-            Task::RetainGradient { shard, batch_size } => TaskV1::RetainGradient { shard: shard.into(), batch_size: *batch_size },
+            Task::RetainGradient { shard, batch_size, towers: Towers::Both } => {
+                TaskV1::RetainGradient { shard: shard.into(), batch_size: *batch_size }
+            }
+            Task::RetainGradient { shard, batch_size, towers } => {
+                TaskV1::RetainGradientOf { shard: shard.into(), batch_size: *batch_size, towers: (*towers).into() }
+            }
             Task::RetainReduce { parts } => {
                 let part = |p: &RetainPart| PartV1 { sum: p.sum.into(), batches: p.batches, loss_sum: p.loss_sum };
                 TaskV1::RetainReduce { parts: parts.iter().map(part).collect() }
@@ -243,12 +266,15 @@ impl From<&Job> for JobV1 {
                 };
                 TaskV1::MomentsCorrection { paired, unlabelled, unlabelled_weight, correction }
             }
-            Task::Survey(task) => TaskV1::Survey {
-                concept: task.concept.clone(),
-                forget: to_wire(&task.forget),
-                retain_gradient: task.retain_gradient.into(),
-                folds: task.folds.iter().map(|&m| m.into()).collect(),
-                method: (&task.method).into(),
+            Task::Survey(task) => TaskV1::SurveyOf {
+                survey: SurveyV1 {
+                    concept: task.concept.clone(),
+                    forget: to_wire(&task.forget),
+                    retain_gradient: task.retain_gradient.into(),
+                    folds: task.folds.iter().map(|&m| m.into()).collect(),
+                    method: (&task.method).into(),
+                },
+                towers: task.towers.into(),
             },
             Task::Direction(task) => TaskV1::Direction(DirectionV1 {
                 concept: task.concept.clone(),
@@ -291,10 +317,8 @@ impl TryFrom<JobV1> for Job {
 
     fn try_from(job: JobV1) -> Result<Self, Error> {
         let task = match job.task {
-            TaskV1::RetainGradient { shard, batch_size } => {
-                at_least_one(batch_size, "batch_size")?;
-                Task::RetainGradient { shard: shard.try_into()?, batch_size }
-            }
+            TaskV1::RetainGradient { shard, batch_size } => retain_gradient(shard, batch_size, Towers::Both)?,
+            TaskV1::RetainGradientOf { shard, batch_size, towers } => retain_gradient(shard, batch_size, towers.into())?,
             TaskV1::RetainReduce { parts } => {
                 let part = |p: PartV1| Ok(RetainPart { sum: p.sum.into(), batches: count(p.batches)?, loss_sum: p.loss_sum });
                 Task::RetainReduce { parts: parts.into_iter().map(part).collect::<Result<_, Error>>()? }
@@ -314,7 +338,7 @@ impl TryFrom<JobV1> for Job {
                 SourceV1::Images(shard) => MomentSource::Images(shard.try_into()?),
                 SourceV1::Texts(texts) => MomentSource::Texts(texts.into()),
             }),
-            TaskV1::MomentsReduce { .. } | TaskV1::MomentsNullSpace { .. } => {
+            TaskV1::MomentsReduce { .. } | TaskV1::MomentsNullSpace { .. } | TaskV1::Survey { .. } => {
                 return Err(Error::Invalid("an older release planned this job; run the same release of lethe and lethe-worker".into()));
             }
             TaskV1::MomentsCorrection { paired, unlabelled, unlabelled_weight, correction } => {
@@ -324,12 +348,13 @@ impl TryFrom<JobV1> for Job {
                 };
                 moments_reduce(paired, unlabelled, unlabelled_weight, correction)?
             }
-            TaskV1::Survey { concept, forget, retain_gradient, folds, method } => Task::Survey(Box::new(SurveyTask {
-                concept,
-                forget: from_wire(forget)?,
-                retain_gradient: retain_gradient.into(),
-                folds: folds.into_iter().map(Into::into).collect(),
-                method: method.try_into()?,
+            TaskV1::SurveyOf { survey, towers } => Task::Survey(Box::new(SurveyTask {
+                concept: survey.concept,
+                forget: from_wire(survey.forget)?,
+                retain_gradient: survey.retain_gradient.into(),
+                folds: survey.folds.into_iter().map(Into::into).collect(),
+                towers: towers.into(),
+                method: survey.method.try_into()?,
             })),
             TaskV1::Direction(task) => Task::Direction(Box::new(DirectionTask {
                 concept: task.concept,
@@ -381,6 +406,31 @@ impl TryFrom<ConceptV1> for ConceptTask {
             layers: None,
             method: method.try_into()?,
         })
+    }
+}
+
+fn retain_gradient(shard: ShardV1, batch_size: u32, towers: Towers) -> Result<Task, Error> {
+    at_least_one(batch_size, "batch_size")?;
+    Ok(Task::RetainGradient { shard: shard.try_into()?, batch_size, towers })
+}
+
+impl From<Towers> for TowersV1 {
+    fn from(towers: Towers) -> Self {
+        match towers {
+            Towers::Text => Self::Text,
+            Towers::Vision => Self::Vision,
+            Towers::Both => Self::Both,
+        }
+    }
+}
+
+impl From<TowersV1> for Towers {
+    fn from(towers: TowersV1) -> Self {
+        match towers {
+            TowersV1::Text => Self::Text,
+            TowersV1::Vision => Self::Vision,
+            TowersV1::Both => Self::Both,
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub use self::read::is_id;
 pub use self::targets::{PassThrough, ReleaseTarget, TargetKind};
 use crate::address::Address;
 use crate::job::MethodSettings;
+use crate::outcome::Tower;
 
 /// What is wrong with a manifest or a file it names: what, where, what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -252,13 +253,24 @@ pub enum Towers {
     Both,
 }
 
+impl Towers {
+    /// Whether this tower is one of them.
+    pub fn include(self, tower: Tower) -> bool {
+        match self {
+            Self::Text => tower == Tower::Text,
+            Self::Vision => tower == Tower::Vision,
+            Self::Both => true,
+        }
+    }
+}
+
 /// `[composition]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompositionSection {
     /// The method. The other fields are for `preconditioned` and `null-space`, where they name no other.
     pub method: CompositionMethod,
-    /// Towers that edits may change. (SLUG's full search looks at both.)
+    /// Towers that edits may change; their layers are scored, the other tower's are not. (SLUG's full search looks at both.)
     pub towers: Towers,
     /// Layers that a run's edits are spread over at most.
     #[schemars(range(min = 1, max = 64))]

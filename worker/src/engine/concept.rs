@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use lethe_shared::edit;
 use lethe_shared::job::{ConceptTask, ModelRef, ShardRef};
+use lethe_shared::manifest::Towers;
 use lethe_shared::outcome::{Chosen, ConceptResult, RankedLayer, Tower};
 use tch::{Kind, Tensor};
 
@@ -13,9 +14,9 @@ use super::model::Model;
 use super::moments::Matrices;
 use super::retain::RetainGradient;
 use super::{Error, Scope, Stages, thumbnails};
+use crate::model::ParameterId;
 use crate::model::weights::tensor_to_bytes;
-use crate::model::{ParameterId, Weights};
-use crate::slug::gradient::{GradientSum, Loss};
+use crate::slug::gradient::{GradientSum, Images, Loss};
 use crate::slug::ranking::{Scores, pareto_front};
 use crate::slug::search::{FrontLayer, choose, search_layer};
 use crate::slug::witness::Witnesses;
@@ -64,18 +65,18 @@ fn efficiency(folds: &Matrices, layer: &str, gradient: &Tensor) -> Result<Option
 /// Finds the edit of one concept.
 pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTask, stages: &mut Stages) -> Result<ConceptResult, Error> {
     let model = stages.time("model", || Model::of(scope, reference))?;
-    let judges = Judges::of(scope, &model, reference, &task.classes, task.class, &task.validation, stages)?;
+    let judges = Judges::of(scope, &model, reference, &task.classes, &task.validation, Towers::Both, stages)?;
     let retain = stages.time("retain gradient", || RetainGradient::of(scope, &task.retain_gradient))?;
     let weights = model.parameters.weights();
 
-    let layers = model.clip.architecture().candidates(task.method.normalisation_gains);
+    let layers = model.candidates(Towers::Both, task.method.normalisation_gains);
     let batch = task.method.batch_size;
-    let (forget, pixels, pairs) = stages.time("gradient", || forget_gradient(scope, &model, &weights, layers, &task.forget, batch))?;
+    let (forget, pairs) = stages.time("gradient", || forget_gradient(scope, &model, reference, layers, &task.forget, batch))?;
     let gradients: HashMap<ParameterId, Tensor> = forget.mean(&weights)?.into_iter().collect();
     let _guard = tch::no_grad_guard();
     let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, None, task.layers.as_deref()))?;
 
-    let forget_images = Forget::of(scope, &model, &judges, task.class, &pixels)?;
+    let forget_images = Forget::of(scope, &model, reference, &judges, task.class, &task.forget, Towers::Both)?;
     let (ground, subject) = (judges.ground(&model), forget_images.subject());
     let witnesses = Witnesses::of(ground, &subject, task.method.stop)?;
     let (mut trials, mut answers) = (Vec::new(), Vec::new());
@@ -114,35 +115,42 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
     })
 }
 
-/// The forget gradient at some layers over consecutive batches of each shard; also the images of all of them, and their
-/// number.
+/// The forget gradient at some layers over consecutive batches of each shard; also the number of pairs. Without layers of the vision
+/// tower nothing goes through it but what no job has embedded yet.
 pub(super) fn forget_gradient(
     scope: Scope<'_>,
     model: &Model,
-    weights: &Weights,
+    reference: &ModelRef,
     layers: Vec<ParameterId>,
     forget: &[ShardRef],
     batch_size: u32,
-) -> Result<(GradientSum, Tensor, u64), Error> {
+) -> Result<(GradientSum, u64), Error> {
+    let weights = model.parameters.weights();
+    let sees = layers.iter().any(|&id| model.clip.architecture().spec(id).tower == Some(Tower::Vision));
     let mut sum = GradientSum::new(layers, scope.micro_batch);
-    let mut pixels = Vec::new();
     let mut count = 0;
     let batch = batch_size as usize;
     for shard in forget {
-        let pairs = data::load(scope, model, shard)?;
-        for (number, captions) in pairs.captions.chunks(batch).enumerate() {
+        let (images, captions) = if sees {
+            let pairs = data::load(scope, model, shard)?;
+            (pairs.pixels, pairs.captions)
+        } else {
+            let images = scope.engine.images.of(scope, model, reference, std::slice::from_ref(shard))?;
+            (images.embedded, images.captions)
+        };
+        for (number, captions) in captions.chunks(batch).enumerate() {
             scope.check()?;
             let texts = model.batch(captions)?;
-            let images = pairs.pixels.f_narrow(0, (number * batch) as i64, captions.len() as i64)?;
-            sum.add(Loss::Forget, &model.clip, weights, &images, &texts)?;
+            let here = images.f_narrow(0, (number * batch) as i64, captions.len() as i64)?;
+            let here = if sees { Images::Pixels(&here) } else { Images::Embedded(&here) };
+            sum.add(Loss::Forget, &model.clip, &weights, here, &texts)?;
         }
-        count += pairs.captions.len() as u64;
-        pixels.push(pairs.pixels);
+        count += captions.len() as u64;
     }
-    if pixels.is_empty() {
+    if count == 0 {
         return Err(Error::Input("the concept has no forget pairs".into()));
     }
-    Ok((sum, Tensor::f_cat(&pixels, 0)?, count))
+    Ok((sum, count))
 }
 
 /// Scores every candidate and marks each tower's Pareto front; `folds` adds efficiencies where it has the moments. Where edits may

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use lethe_shared::edit;
 use lethe_shared::job::{DirectionTask, ModelRef, SurveyTask};
-use lethe_shared::outcome::{Chosen, DirectionResult, SurveyResult};
+use lethe_shared::manifest::Towers;
+use lethe_shared::outcome::{Chosen, DirectionResult, SurveyResult, Tower};
 use tch::{Kind, Tensor};
 
 use super::concept::{Candidate, forget_gradient, rank};
@@ -24,9 +25,9 @@ pub(super) fn survey(scope: Scope<'_>, reference: &ModelRef, task: &SurveyTask, 
     let retain = stages.time("retain gradient", || RetainGradient::of(scope, &task.retain_gradient))?;
     let folds = stages.time("moments", || Matrices::of(scope, &task.folds))?;
     let weights = model.parameters.weights();
-    let layers = model.clip.architecture().candidates(task.method.normalisation_gains);
+    let layers = model.candidates(task.towers, task.method.normalisation_gains);
     let batch = task.method.batch_size;
-    let (forget, _, pairs) = stages.time("gradient", || forget_gradient(scope, &model, &weights, layers, &task.forget, batch))?;
+    let (forget, pairs) = stages.time("gradient", || forget_gradient(scope, &model, reference, layers, &task.forget, batch))?;
     let gradients: HashMap<ParameterId, Tensor> = forget.mean(&weights)?.into_iter().collect();
     let _guard = tch::no_grad_guard();
     let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, Some(&folds), None))?;
@@ -36,24 +37,26 @@ pub(super) fn survey(scope: Scope<'_>, reference: &ModelRef, task: &SurveyTask, 
 /// Finds the direction of one concept on its layer, and the smallest step along it that forgets.
 pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask, stages: &mut Stages) -> Result<DirectionResult, Error> {
     let model = stages.time("model", || Model::of(scope, reference))?;
-    let judges = Judges::of(scope, &model, reference, &task.classes, task.class, &task.validation, stages)?;
+    let architecture = model.clip.architecture();
+    let own = layer(architecture, &task.layer)?;
+    // The tower that an edit of this layer changes.
+    let tower = if architecture.spec(own).tower == Some(Tower::Vision) { Towers::Vision } else { Towers::Text };
+    let judges = Judges::of(scope, &model, reference, &task.classes, &task.validation, tower, stages)?;
     let inverses = stages.time("moments", || Matrices::of(scope, &task.inverses))?;
     let weights = model.parameters.weights();
-    let architecture = model.clip.architecture();
     let ids = task.layers.iter().map(|name| layer(architecture, name)).collect::<Result<Vec<_>, _>>()?;
-    let own = layer(architecture, &task.layer)?;
     let Some(position) = ids.iter().position(|&id| id == own) else {
         return Err(Error::Input(format!("layer `{}` is not among the run's layers", task.layer)));
     };
 
     let batch = task.method.batch_size;
-    let (forget, pixels, _) = stages.time("gradient", || forget_gradient(scope, &model, &weights, ids.clone(), &task.forget, batch))?;
+    let (forget, _) = stages.time("gradient", || forget_gradient(scope, &model, reference, ids, &task.forget, batch))?;
     let gradients = forget.mean(&weights)?;
     let _guard = tch::no_grad_guard();
     let factored = stages.time("factors", || gradients.iter().map(|(_, g)| Ok(Factors::of(g)?)).collect::<Result<Vec<_>, Error>>())?;
     let direction = corrected(&factored[position], &inverses, &task.layer)?;
 
-    let forget_images = Forget::of(scope, &model, &judges, task.class, &pixels)?;
+    let forget_images = Forget::of(scope, &model, reference, &judges, task.class, &task.forget, tower)?;
     let (ground, subject) = (judges.ground(&model), forget_images.subject());
     let own_text = stages.time("classes", || {
         let prompt = judges.classes.texts.prompts().nth(task.class as usize).unwrap_or_default();

@@ -1,13 +1,12 @@
 //! Zero-shot hits of the model, changed or not.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::job::{ArtifactRef, ClassTexts, EvaluateItem, Label, ModelRef, ShardRef};
+use lethe_shared::job::{ArtifactRef, ClassTexts, EvaluateItem, Label, ModelRef};
 use lethe_shared::outcome::{EvaluateResult, Tower};
 use safetensors::SafeTensors;
-use tch::Tensor;
 
 use super::model::Model;
 use super::{Error, Scope, Stages, data};
@@ -65,7 +64,10 @@ pub(super) fn evaluate(
                 (stages.time("images", || Ok(corpus.embed_changed(&model.clip, &weights)?))?, pairs.captions)
             }
             // What changes texts alone leaves images as they were: they are embedded once per process.
-            _ => stages.time("images", || scope.engine.images.of(scope, &model, reference, &item.shards))?,
+            _ => {
+                let images = stages.time("images", || scope.engine.images.of(scope, &model, reference, &item.shards))?;
+                (images.embedded, images.captions)
+            }
         };
         let labels = match item.label {
             Label::Class(class) if (class as usize) < classes.texts.names.len() => vec![class; captions.len()],
@@ -117,36 +119,6 @@ impl Composed {
 
     fn weights(&self, model: &Model) -> Weights {
         self.changed.iter().fold(model.parameters.weights(), |weights, (id, tensor)| weights.with(*id, tensor.get()))
-    }
-}
-
-/// Embeddings and captions of shards under unedited models, while memory lasts.
-#[derive(Debug, Default)]
-pub(super) struct EmbeddedImages {
-    kept: Mutex<HashMap<(Digest, Vec<Digest>), Embedded>>,
-}
-
-/// Embeddings of images, and their captions.
-type Embedded = Arc<(SharedTensor, Vec<String>)>;
-
-/// Images whose embeddings a process keeps at most.
-const KEPT_IMAGES: usize = 500_000;
-
-impl EmbeddedImages {
-    fn of(&self, scope: Scope<'_>, model: &Model, reference: &ModelRef, shards: &[ShardRef]) -> Result<(Tensor, Vec<String>), Error> {
-        let key = (reference.weights, shards.iter().map(|shard| shard.digest).collect());
-        let locked = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(there) = locked().get(&key) {
-            return Ok((there.0.get(), there.1.clone()));
-        }
-        let pairs = data::load_all(scope, model, shards)?;
-        let images = scope.images(&pairs.pixels)?.embed_changed(&model.clip, &model.parameters.weights())?;
-        let mut kept = locked();
-        if kept.values().map(|there| there.1.len()).sum::<usize>() + pairs.captions.len() > KEPT_IMAGES {
-            kept.clear();
-        }
-        kept.insert(key, Arc::new((SharedTensor::new(images.shallow_clone()), pairs.captions.clone())));
-        Ok((images, pairs.captions))
     }
 }
 

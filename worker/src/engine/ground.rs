@@ -3,67 +3,49 @@
 use std::sync::Arc;
 
 use lethe_shared::job::{ArtifactRef, ModelRef, ShardRef};
-use lethe_shared::outcome::{Accuracy, Answers};
+use lethe_shared::manifest::Towers;
+use lethe_shared::outcome::{Accuracy, Answers, Tower};
 use tch::Tensor;
 
 use super::evaluate::Classes;
 use super::model::Model;
 use super::{Error, Scope, Stages, data};
 use crate::corpus::{self, Corpus};
-use crate::handle::SharedTensor;
 use crate::slug::search::{Ground, Subject};
 use crate::zero_shot;
-
-/// The validation images, and as the unedited model embeds them.
-#[derive(Debug)]
-pub(super) struct Validation {
-    corpus: Corpus,
-    embedded: SharedTensor,
-    labels: Vec<u32>,
-}
-
-impl Validation {
-    fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &Classes, shards: &[ShardRef]) -> Result<Arc<Self>, Error> {
-        let key = (reference.weights, shards.iter().map(|shard| shard.digest).collect(), scope.micro_batch);
-        scope.engine.validations.get(key, || {
-            let pairs = data::load_all(scope, model, shards)?;
-            let labels = data::classes_of(&pairs.captions, &classes.texts)?;
-            let corpus = scope.images(&pairs.pixels)?;
-            let _guard = tch::no_grad_guard();
-            let weights = model.parameters.weights();
-            let embedded = SharedTensor::new(corpus.embed(&model.clip, &weights, &weights, None)?);
-            Ok(Self { corpus, embedded, labels })
-        })
-    }
-}
 
 /// What all concepts of a run are judged by, in this thread's hands.
 #[derive(Debug)]
 pub(super) struct Judges {
     pub(super) classes: Arc<Classes>,
-    validation: Arc<Validation>,
     class_embeddings: Tensor,
+    /// Validation images, to see with changed vision towers.
+    validation: Option<Arc<Corpus>>,
     validation_images: Tensor,
+    validation_labels: Vec<u32>,
 }
 
 impl Judges {
-    /// The judges of the concept that has this class.
+    /// The judges of edits of these towers.
     pub(super) fn of(
         scope: Scope<'_>,
         model: &Model,
         reference: &ModelRef,
         classes: &ArtifactRef,
-        class: u32,
         validation: &[ShardRef],
+        edited: Towers,
         stages: &mut Stages,
     ) -> Result<Self, Error> {
         let classes = stages.time("classes", || Classes::of(scope, model, reference, classes))?;
-        if class as usize >= classes.texts.names.len() {
-            return Err(Error::Input(format!("class {class} is not in the class list")));
-        }
-        let validation = stages.time("validation", || Validation::of(scope, model, reference, &classes, validation))?;
-        let (class_embeddings, validation_images) = (classes.embedded.get(), validation.embedded.get());
-        Ok(Self { classes, validation, class_embeddings, validation_images })
+        let images = stages.time("validation", || scope.engine.images.of(scope, model, reference, validation))?;
+        let validation_labels = data::classes_of(&images.captions, &classes.texts)?;
+        let pixels = || {
+            let key = ((reference.weights, reference.settings), validation.iter().map(|shard| shard.digest).collect(), scope.micro_batch);
+            scope.engine.validation_pixels.get(key, || scope.images(&data::load_all(scope, model, validation)?.pixels))
+        };
+        let validation = if edited.include(Tower::Vision) { Some(stages.time("validation", pixels)?) } else { None };
+        let class_embeddings = classes.embedded.get();
+        Ok(Self { classes, class_embeddings, validation, validation_images: images.embedded, validation_labels })
     }
 
     /// The same, as the search takes it.
@@ -73,9 +55,9 @@ impl Judges {
             parameters: &model.parameters,
             class_texts: &self.classes.corpus,
             classes: &self.class_embeddings,
-            validation: &self.validation.corpus,
+            validation: self.validation.as_deref(),
             validation_images: &self.validation_images,
-            validation_labels: &self.validation.labels,
+            validation_labels: &self.validation_labels,
         }
     }
 }
@@ -84,7 +66,7 @@ impl Judges {
 #[derive(Debug)]
 pub(super) struct Forget {
     class: u32,
-    corpus: Corpus,
+    corpus: Option<Corpus>,
     embedded: Tensor,
     /// How often the unedited model finds the class in them.
     pub(super) before: Accuracy,
@@ -93,11 +75,24 @@ pub(super) struct Forget {
 }
 
 impl Forget {
-    pub(super) fn of(scope: Scope<'_>, model: &Model, judges: &Judges, class: u32, pixels: &Tensor) -> Result<Self, Error> {
-        let corpus = scope.images(pixels)?;
-        let weights = model.parameters.weights();
-        let embedded = corpus.embed(&model.clip, &weights, &weights, None)?;
-        let labels = corpus::labels(&vec![class; corpus.len()], scope.device())?;
+    /// The images of these shards, to be looked at under edits of some towers.
+    pub(super) fn of(
+        scope: Scope<'_>,
+        model: &Model,
+        reference: &ModelRef,
+        judges: &Judges,
+        class: u32,
+        shards: &[ShardRef],
+        edited: Towers,
+    ) -> Result<Self, Error> {
+        if class as usize >= judges.classes.texts.names.len() {
+            return Err(Error::Input(format!("class {class} is not in the class list")));
+        }
+        let pixels = || scope.images(&data::load_all(scope, model, shards)?.pixels);
+        let corpus = if edited.include(Tower::Vision) { Some(pixels()?) } else { None };
+        let images = scope.engine.images.of(scope, model, reference, shards)?;
+        let embedded = images.embedded;
+        let labels = corpus::labels(&vec![class; images.captions.len()], scope.device())?;
         let before = zero_shot::accuracy(&zero_shot::ranks(&embedded, &judges.class_embeddings, &labels)?);
         let answers = zero_shot::answers(&embedded, &judges.class_embeddings, class)?;
         Ok(Self { class, corpus, embedded, before, answers })
@@ -105,6 +100,6 @@ impl Forget {
 
     /// The same, as the search takes it.
     pub(super) fn subject(&self) -> Subject<'_> {
-        Subject { class: self.class, images: &self.corpus, embedded: &self.embedded }
+        Subject { class: self.class, images: self.corpus.as_ref(), embedded: &self.embedded }
     }
 }

@@ -11,6 +11,7 @@
 //! | `model.rs` | a model with its tokeniser and preprocessing, checked against the job's digests |
 //! | `data.rs` | shards as tensors |
 //! | `retain.rs` | the retain gradient: shard sums, and their mean |
+//! | `images.rs` | images as the unedited model embeds them, once per process |
 //! | `ground.rs` | what a concept's trials look at |
 //! | `concept.rs` | one concept: gradient, ranking, search, choice |
 //! | `moments.rs` | second moments of layer inputs over what must stay |
@@ -25,6 +26,7 @@ mod data;
 mod direction;
 mod evaluate;
 mod ground;
+mod images;
 mod interference;
 mod model;
 mod moments;
@@ -136,6 +138,9 @@ impl Options {
     }
 }
 
+/// Digests of a model's weights and settings.
+type ModelKey = (Digest, Digest);
+
 /// Executes jobs; share it between threads.
 #[derive(Debug)]
 pub struct Engine {
@@ -145,13 +150,13 @@ pub struct Engine {
     budget: Budget,
     /// The most items of a pass, as learnt so far.
     most: AtomicI64,
-    models: Cache<(Digest, Digest), model::Model>,
+    models: Cache<ModelKey, model::Model>,
     classes: Cache<(Digest, Digest, MicroBatch), evaluate::Classes>,
-    validations: Cache<(Digest, Vec<Digest>, MicroBatch), ground::Validation>,
+    validation_pixels: Cache<(ModelKey, Vec<Digest>, MicroBatch), Corpus>,
     retain_gradients: Cache<ArtifactRef, retain::RetainGradient>,
     matrices: Cache<Vec<ArtifactRef>, moments::Matrices>,
     composed: Cache<(Digest, Digest, Digest), evaluate::Composed>,
-    images: evaluate::EmbeddedImages,
+    images: images::EmbeddedImages,
 }
 
 impl Engine {
@@ -166,11 +171,11 @@ impl Engine {
             most: AtomicI64::new(i64::MAX),
             models: Cache::default(),
             classes: Cache::default(),
-            validations: Cache::default(),
+            validation_pixels: Cache::default(),
             retain_gradients: Cache::default(),
             matrices: Cache::default(),
             composed: Cache::default(),
-            images: evaluate::EmbeddedImages::default(),
+            images: images::EmbeddedImages::default(),
         }
     }
 
@@ -204,7 +209,7 @@ impl Engine {
     /// Lets go of everything that holds activations.
     fn give_up_memory(&self) {
         self.classes.clear();
-        self.validations.clear();
+        self.validation_pixels.clear();
     }
 
     fn attempt(&self, job: &Job, scope: Scope<'_>, began: Instant) -> Result<Outcome, Error> {
@@ -216,8 +221,8 @@ impl Engine {
         }
         let mut stages = Stages::default();
         let result = match &job.task {
-            Task::RetainGradient { shard, batch_size } => {
-                TaskResult::RetainGradient(retain::sum(scope, &job.model, shard, *batch_size, &mut stages)?)
+            Task::RetainGradient { shard, batch_size, towers } => {
+                TaskResult::RetainGradient(retain::sum(scope, &job.model, shard, *batch_size, *towers, &mut stages)?)
             }
             Task::RetainReduce { parts } => TaskResult::RetainReduce(retain::reduce(scope, parts)?),
             Task::Concept(task) => TaskResult::Concept(Box::new(concept::find_edit(scope, &job.model, task, &mut stages)?)),
@@ -361,6 +366,7 @@ impl<K: PartialEq, V> Cache<K, V> {
 #[cfg(test)]
 mod tests {
     use lethe_shared::job::{ModelRef, ShardRef};
+    use lethe_shared::manifest::Towers;
 
     use super::*;
 
@@ -404,7 +410,7 @@ mod tests {
                 settings: checkpoint.settings_digest().unwrap(),
                 address: address("model"),
             };
-            let task = Task::RetainGradient { shard, batch_size: 6 };
+            let task = Task::RetainGradient { shard, batch_size: 6, towers: Towers::Both };
             let job = Job { run: "r".into(), algorithm: ALGORITHM_VERSION, model, task };
             let (runtime, cache) = (tokio::runtime::Runtime::new().unwrap(), tempfile::tempdir().unwrap());
             let mut options = Options::new("test".into(), Device::Cpu, cache.path().to_owned());

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::job::ModelRef;
+use lethe_shared::manifest::Towers;
 
 use super::{Error, Scope};
 use crate::input::{Preprocessor, Tokenizer};
-use crate::model::{Clip, ClipConfig, Parameters, TokenBatch};
+use crate::model::{Clip, ClipConfig, ParameterId, Parameters, TokenBatch};
 
 /// A model, ready to compute.
 #[derive(Debug)]
@@ -52,6 +53,14 @@ impl Model {
             )));
         }
         Ok(Self { clip, parameters, tokenizer, preprocessor })
+    }
+
+    /// Candidate layers of these towers.
+    pub(super) fn candidates(&self, towers: Towers, gains: bool) -> Vec<ParameterId> {
+        let architecture = self.clip.architecture();
+        let mut layers = architecture.candidates(gains);
+        layers.retain(|&id| architecture.spec(id).tower.is_some_and(|tower| towers.include(tower)));
+        layers
     }
 
     /// Token ids of some texts.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lethe_shared::edit;
 use lethe_shared::job::{ArtifactRef, ModelRef, RetainPart, ShardRef};
+use lethe_shared::manifest::Towers;
 use lethe_shared::outcome::{GradientSumResult, RetainGradientResult};
 use safetensors::{Dtype, SafeTensors};
 use tch::Tensor;
@@ -15,7 +16,7 @@ use super::{Error, Scope, Stages};
 use crate::handle::SharedTensor;
 use crate::model::weights::{tensor_from_bytes, tensor_to_bytes};
 use crate::model::{Architecture, ParameterId};
-use crate::slug::gradient::{GradientSum, Loss};
+use crate::slug::gradient::{GradientSum, Images, Loss};
 
 /// g_r by layer.
 #[derive(Debug)]
@@ -48,25 +49,26 @@ fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, Error> {
     SafeTensors::deserialize(bytes).map_err(|error| Error::Input(format!("a gradient's artifact is damaged: {error}")))
 }
 
-/// Sums the gradient over a shard's full batches: every weight that a manifest may make a candidate.
+/// Sums the gradient over a shard's full batches: every weight of these towers that a manifest may make a candidate.
 pub(super) fn sum(
     scope: Scope<'_>,
     model: &ModelRef,
     shard: &ShardRef,
     batch_size: u32,
+    towers: Towers,
     stages: &mut Stages,
 ) -> Result<GradientSumResult, Error> {
     let model = stages.time("model", || Model::of(scope, model))?;
     let pairs = stages.time("data", || data::load(scope, &model, shard))?;
     let weights = model.parameters.weights();
-    let mut sum = GradientSum::new(model.clip.architecture().candidates(true), scope.micro_batch);
+    let mut sum = GradientSum::new(model.candidates(towers, true), scope.micro_batch);
     let batch = batch_size as usize;
     for (number, captions) in pairs.captions.chunks_exact(batch).enumerate() {
         scope.check()?;
         stages.time("gradient", || {
             let texts = model.batch(captions)?;
             let pixels = pairs.pixels.f_narrow(0, (number * batch) as i64, batch as i64)?;
-            Ok(sum.add(Loss::Retain, &model.clip, &weights, &pixels, &texts)?)
+            Ok(sum.add(Loss::Retain, &model.clip, &weights, Images::Pixels(&pixels), &texts)?)
         })?;
     }
     let batches = (pairs.captions.len() / batch) as u64;

@@ -41,6 +41,23 @@ impl Loss {
     }
 }
 
+/// The images of a batch.
+#[derive(Debug, Clone, Copy)]
+pub enum Images<'a> {
+    /// Preprocessed `[n, 3, s, s]`, to go through the vision tower.
+    Pixels(&'a Tensor),
+    /// As the original vision tower embeds them `[n, d]`, where none of its layers is wanted: nothing there depends on a layer.
+    Embedded(&'a Tensor),
+}
+
+impl Images<'_> {
+    fn items(self) -> i64 {
+        match self {
+            Self::Pixels(tensor) | Self::Embedded(tensor) => tensor.size()[0],
+        }
+    }
+}
+
 /// A sum of batch gradients.
 #[derive(Debug)]
 pub struct GradientSum {
@@ -58,34 +75,45 @@ impl GradientSum {
         Self { layers, sums, weight: 0.0, loss: 0.0, micro_batch }
     }
 
-    /// Adds the gradient of one batch of pairs: `pixels` `[n, 3, s, s]` and the texts in the same order. After an error the
-    /// sum is of no use.
+    /// Adds the gradient of one batch of pairs: images, and the texts in the same order. After an error the sum is of no use.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the loss is not finite, [`Error::Memory`] when a micro-batch is too large for the device;
     /// otherwise when libtorch refuses.
-    pub fn add(&mut self, kind: Loss, clip: &Clip, weights: &Weights, pixels: &Tensor, texts: &TokenBatch) -> Result<(), Error> {
-        let pairs = pixels.size()[0];
+    pub fn add(&mut self, kind: Loss, clip: &Clip, weights: &Weights, images: Images<'_>, texts: &TokenBatch) -> Result<(), Error> {
+        let pairs = images.items();
         let weight = kind.weight(pairs);
         let (graph, leaves) = weights.with_leaves(&self.layers)?;
-        let (images, texts) = (Input::Images(pixels), Input::Texts(texts));
+        let texts = Input::Texts(texts);
         let micro_batch = self.micro_batch;
         let value = if micro_batch.at_most(pairs) == pairs {
             micro_batch.pass(pairs, || {
-                let loss = kind.over(&clip.embed(&graph, images)?, &clip.embed(&graph, texts)?, clip, &graph)?;
+                let images = match images {
+                    Images::Pixels(pixels) => clip.embed(&graph, Input::Images(pixels))?,
+                    Images::Embedded(embedded) => embedded.shallow_clone(),
+                };
+                let loss = kind.over(&images, &clip.embed(&graph, texts)?, clip, &graph)?;
                 let value = finite(&loss)?;
                 self.take(Tensor::f_run_backward(&[&loss], &leaves, false, false)?, weight)?;
                 Ok(value)
             })?
         } else {
-            let embedded = [embed_apart(clip, weights, images, micro_batch)?, embed_apart(clip, weights, texts, micro_batch)?];
-            let loss = kind.over(&embedded[0], &embedded[1], clip, &graph)?;
+            let inputs = match images {
+                Images::Pixels(pixels) => vec![texts, Input::Images(pixels)],
+                Images::Embedded(_) => vec![texts],
+            };
+            let embedded = inputs.iter().map(|&input| embed_apart(clip, weights, input, micro_batch)).collect::<Result<Vec<_>, Error>>()?;
+            let seen = match images {
+                Images::Pixels(_) => &embedded[1],
+                Images::Embedded(known) => known,
+            };
+            let loss = kind.over(seen, &embedded[0], clip, &graph)?;
             let value = finite(&loss)?;
             let wanted: Vec<&Tensor> = embedded.iter().chain(&leaves).collect();
             let mut gradients = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
             // What does not go through an embedding: the factor on cosines, where it is among the layers.
             self.take(gradients.split_off(embedded.len()), weight)?;
-            for (input, pull) in [images, texts].into_iter().zip(&gradients) {
+            for (input, pull) in inputs.into_iter().zip(&gradients) {
                 for (start, count) in micro_batch.cut(pairs) {
                     micro_batch.pass(count, || {
                         let embedded = clip.embed(&graph, input.narrow(start, count)?.input())?;

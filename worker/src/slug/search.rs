@@ -24,8 +24,8 @@ pub struct Ground<'a> {
     pub class_texts: &'a Corpus,
     /// Their embeddings under the original model `[classes, d]`.
     pub classes: &'a Tensor,
-    /// The validation images.
-    pub validation: &'a Corpus,
+    /// The validation images; where no layer of the vision tower is searched, none need be there.
+    pub validation: Option<&'a Corpus>,
     /// Their embeddings under the original model `[n, d]`.
     pub validation_images: &'a Tensor,
     /// Their classes.
@@ -37,10 +37,28 @@ pub struct Ground<'a> {
 pub struct Subject<'a> {
     /// Index of the class.
     pub class: u32,
-    /// The forget images.
-    pub images: &'a Corpus,
+    /// The forget images; where no layer of the vision tower is searched, none need be there.
+    pub images: Option<&'a Corpus>,
     /// Their embeddings under the original model `[n, d]`.
     pub embedded: &'a Tensor,
+}
+
+impl Subject<'_> {
+    /// Number of forget images.
+    pub fn len(&self) -> usize {
+        self.embedded.size()[0] as usize
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Images under an edit of the vision tower.
+fn see(images: Option<&Corpus>, ground: Ground<'_>, edited: &Weights, layer: ParameterId) -> Result<Tensor, Error> {
+    let images = images.ok_or_else(|| Error::Tensor { tensor: "pixels".into(), problem: "are not at hand".into() })?;
+    images.embed(ground.clip, &ground.parameters.weights(), edited, Some(layer))
 }
 
 /// A layer on a Pareto front with its scores and the direction of its edit.
@@ -93,7 +111,7 @@ pub fn search_layer(
     let Some(unit) = layer.scores.unit_step() else { return Ok((Vec::new(), None)) };
     let spec = ground.clip.architecture().spec(layer.id);
     let original = ground.parameters.weights();
-    let forget_labels = corpus::labels(&vec![subject.class; subject.images.len()], ground.parameters.device())?;
+    let forget_labels = corpus::labels(&vec![subject.class; subject.len()], ground.parameters.device())?;
     let mut search = StepSearch::new(unit, method.search_evaluations, method.search_tolerance);
     let mut trials = Vec::new();
     let texts = |edited: &Weights| ground.class_texts.embed(ground.clip, &original, edited, Some(layer.id));
@@ -116,7 +134,7 @@ pub fn search_layer(
                 (judged(subject.embedded, &classes)?, Some(classes))
             }
             _ => {
-                let images = subject.images.embed(ground.clip, &original, &edited, Some(layer.id))?;
+                let images = see(subject.images, ground, &edited, layer.id)?;
                 (judged(&images, ground.classes)?, None)
             }
         };
@@ -149,7 +167,7 @@ pub fn search_layer(
         _ if ground.validation_labels.is_empty() => Vec::new(),
         Some(classes) => zero_shot::ranks(ground.validation_images, classes, &labels)?,
         None => {
-            let images = ground.validation.embed(ground.clip, &original, &edited, Some(layer.id))?;
+            let images = see(ground.validation, ground, &edited, layer.id)?;
             zero_shot::ranks(&images, ground.classes, &labels)?
         }
     };
@@ -200,7 +218,7 @@ pub fn search_direction(
     let tower = spec.tower.unwrap_or(Tower::Text);
     let original = ground.parameters.weights();
     let device = ground.parameters.device();
-    let forget_labels = corpus::labels(&vec![subject.class; subject.images.len()], device)?;
+    let forget_labels = corpus::labels(&vec![subject.class; subject.len()], device)?;
     let row = corpus::labels(&[subject.class], device)?;
     let forgotten = |accuracy: Accuracy| match method.stop {
         Stop::Fa1 => accuracy.fa1 == 0.0,
@@ -232,7 +250,7 @@ pub fn search_direction(
                 let own = own_text.embed(ground.clip, &original, &weights, Some(layer))?;
                 judged(subject.embedded, &ground.classes.f_index_copy(0, &row, &own)?)?
             }
-            Tower::Vision => judged(&subject.images.embed(ground.clip, &original, &weights, Some(layer))?, ground.classes)?,
+            Tower::Vision => judged(&see(subject.images, ground, &weights, layer)?, ground.classes)?,
         };
         trials.push(trial(step, accuracy));
         search.record(forgotten(accuracy));
@@ -247,7 +265,7 @@ pub fn search_direction(
                 (judged(subject.embedded, &classes)?, classes)
             }
             Tower::Vision => {
-                let images = subject.images.embed(ground.clip, &original, &weights, Some(layer))?;
+                let images = see(subject.images, ground, &weights, layer)?;
                 (judged(&images, ground.classes)?, ground.classes.shallow_clone())
             }
         };
@@ -262,7 +280,7 @@ pub fn search_direction(
             // Nothing to look at.
             _ if ground.validation_labels.is_empty() => Vec::new(),
             Tower::Text => zero_shot::ranks(ground.validation_images, &classes, &labels)?,
-            Tower::Vision => zero_shot::ranks(&ground.validation.embed(ground.clip, &original, &weights, Some(layer))?, &classes, &labels)?,
+            Tower::Vision => zero_shot::ranks(&see(ground.validation, ground, &weights, layer)?, &classes, &labels)?,
         };
         let validation = zero_shot::hits(&ranks, ground.validation_labels);
         let utility = validation.mean_top1(|class| class != subject.class);

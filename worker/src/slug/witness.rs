@@ -37,7 +37,7 @@ impl Witnesses {
     pub fn of(ground: Ground<'_>, subject: &Subject<'_>, stop: Stop) -> Result<Option<Self>, Error> {
         let classes = ground.classes.size()[0];
         // FA@1 can be 0 while FA@5, which a trial reports too, is anything.
-        if stop != Stop::Fa5 || subject.images.is_empty() || classes <= NEAREST {
+        if stop != Stop::Fa5 || subject.is_empty() || classes <= NEAREST {
             return Ok(None);
         }
         let scores = subject.embedded.f_matmul(&ground.classes.f_transpose(0, 1)?)?;
