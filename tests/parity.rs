@@ -288,8 +288,9 @@ fn prefixes(name: &str) {
     let golden = Golden::open(name);
     let weights = golden.parameters.weights();
     let (pixels, texts) = golden.batch("retain", 0);
+    let tree = golden.clip.token_tree(&rows_of(&texts), Device::Cpu).unwrap();
     let _guard = tch::no_grad_guard();
-    for input in [Input::Images(&pixels), Input::Texts(&texts)] {
+    for input in [Input::Images(&pixels), Input::Texts(&texts), Input::Tree(&tree)] {
         let whole = golden.clip.embed(&weights, input).unwrap();
         for block in 0..=golden.clip.block_count(input.tower()) {
             let start = golden.clip.start(&weights, input).unwrap();
@@ -299,6 +300,36 @@ fn prefixes(name: &str) {
             assert_eq!((&whole - resumed).abs().max().double_value(&[]), 0.0, "{:?} from block {block}", input.tower());
         }
     }
+}
+
+/// Texts one by one, without what comes after the token that stands for them.
+fn rows_of(texts: &TokenBatch) -> Vec<Vec<u32>> {
+    let row = |ids: Tensor| Vec::<i64>::try_from(ids).unwrap().into_iter().map(|id| id as u32).collect();
+    (0..texts.ids.size()[0]).map(|number| row(texts.ids.get(number))).collect()
+}
+
+/// Texts as a tree of their beginnings are embedded as they are one by one, whatever they share.
+fn trees(name: &str) {
+    let golden = Golden::open(name);
+    let weights = golden.parameters.weights();
+    let _guard = tch::no_grad_guard();
+    let mut texts = Vec::new();
+    for number in 0..golden.batches("retain") {
+        texts.extend(rows_of(&golden.batch("retain", number).1));
+    }
+    // The same again, shorter by the words in the middle: the end stays the end.
+    let shorter: Vec<Vec<u32>> = texts.iter().map(|text| [&text[..2], &text[text.len() / 2..]].concat()).collect();
+    texts.extend(shorter);
+    let tree = golden.clip.token_tree(&texts, Device::Cpu).unwrap();
+    let together = golden.clip.embed(&weights, Input::Tree(&tree)).unwrap();
+    for (number, text) in texts.iter().enumerate() {
+        let alone = golden.clip.token_batch(std::slice::from_ref(text), Device::Cpu).unwrap();
+        let off = golden.clip.embed(&weights, Input::Texts(&alone)).unwrap().get(0) - together.get(number as i64);
+        assert!(off.abs().max().double_value(&[]) < 1e-6, "text {number}");
+    }
+    let some = Input::Tree(&tree).narrow(1, 2).unwrap();
+    let off = golden.clip.embed(&weights, some.input()).unwrap() - together.narrow(0, 1, 2);
+    assert!(off.abs().max().double_value(&[]) < 1e-6);
 }
 
 /// What the taps of a layer see makes up its weight's gradient: Σ δ_t x_tᵀ over items and tokens.
@@ -341,8 +372,8 @@ fn witnesses(name: &str) {
     let budget = Budget::new(64 << 20);
     let class_texts = Corpus::texts(clip, &texts, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
     let (pixels, _) = golden.batch("forget", 0);
-    let validation = Corpus::images(&pixels, &budget, MicroBatch::WHOLE).unwrap();
-    let images = Corpus::images(&pixels.narrow(0, 0, 1), &budget, MicroBatch::WHOLE).unwrap();
+    let validation = Corpus::images(clip, &pixels, &budget, MicroBatch::WHOLE).unwrap();
+    let images = Corpus::images(clip, &pixels.narrow(0, 0, 1), &budget, MicroBatch::WHOLE).unwrap();
     let embed = |corpus: &Corpus| {
         let _guard = tch::no_grad_guard();
         corpus.embed(clip, &original, &original, None).unwrap()
@@ -465,6 +496,7 @@ for_each_model!(
     micro_batches,
     edits,
     prefixes,
+    trees,
     taps,
     witnesses,
     moments

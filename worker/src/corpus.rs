@@ -65,15 +65,16 @@ impl Corpus {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn images(pixels: &Tensor, budget: &Budget, micro_batch: MicroBatch) -> Result<Self, Error> {
+    pub fn images(clip: &Clip, pixels: &Tensor, budget: &Budget, micro_batch: MicroBatch) -> Result<Self, Error> {
         let n = pixels.size()[0];
+        let micro_batch = micro_batch.for_items_of(clip.pass_bytes(Tower::Vision, clip.config().image_tokens(), false));
         let batches = MicroBatch::of(micro_batch.at_most(BATCH)).cut(n);
         let batches =
             batches.map(|(start, count)| Ok(Batch::Images(pixels.f_narrow(0, start, count)?))).collect::<Result<Vec<_>, Error>>()?;
         Ok(Self::new(Tower::Vision, batches, None, n as usize, budget, micro_batch))
     }
 
-    /// Texts as token ids; batched by length, so that short ones do not pay for long ones.
+    /// Texts as token ids; batched by length, so that short ones do not pay for long ones, and with every common beginning once.
     ///
     /// # Errors
     /// When a text does not fit the model.
@@ -85,9 +86,11 @@ impl Corpus {
             rows[item] = row as i64;
         }
         let sorted: Vec<Vec<u32>> = order.iter().map(|&i| texts[i].clone()).collect();
+        let longest = sorted.last().map_or(0, Vec::len) as i64;
+        let micro_batch = micro_batch.for_items_of(clip.pass_bytes(Tower::Text, longest, false));
         let batches = sorted
             .chunks(micro_batch.at_most(BATCH) as usize)
-            .map(|chunk| Ok(Batch::Texts(clip.token_batch(chunk, device)?)))
+            .map(|chunk| Ok(Batch::Tree(clip.token_tree(chunk, device)?)))
             .collect::<Result<Vec<_>, Error>>()?;
         let rows = Tensor::f_from_slice(&rows)?.f_to(device)?;
         Ok(Self::new(Tower::Text, batches, Some(SharedTensor::new(rows)), texts.len(), budget, micro_batch))
@@ -244,19 +247,21 @@ pub fn labels(labels: &[u32], device: tch::Device) -> Result<Tensor, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ClipConfig;
 
     #[test]
     fn a_subset_holds_the_items_asked_for() {
         let budget = Budget::new(1 << 20);
         let pixels = Tensor::f_arange(600, (Kind::Float, tch::Device::Cpu)).unwrap().view([600, 1, 1, 1]);
-        let corpus = Corpus::images(&pixels, &budget, MicroBatch::WHOLE).unwrap();
+        let config = ClipConfig::from_json("config.json", &serde_json::json!({ "model_type": "clip" })).unwrap();
+        let corpus = Corpus::images(&Clip::new(config), &pixels, &budget, MicroBatch::WHOLE).unwrap();
         let wanted = [599, 3, 256, 255, 0, 4];
         let subset = corpus.subset(&wanted).unwrap();
         // What "embedding" an item by its only value gives.
         let values = |corpus: &Corpus| {
             let value = |_: usize, batch: &Batch| match batch {
                 Batch::Images(pixels) => Ok(pixels.f_flatten(1, -1)?),
-                Batch::Texts(_) => Err(Error::Tensor { tensor: "pixels".into(), problem: "are texts".into() }),
+                Batch::Texts(_) | Batch::Tree(_) => Err(Error::Tensor { tensor: "pixels".into(), problem: "are texts".into() }),
             };
             let values = corpus.embed_batches(1, value).unwrap();
             Vec::<f64>::try_from(values.view([-1]).to_kind(Kind::Double)).unwrap()

@@ -2,6 +2,10 @@
 //!
 //! A *batch* belongs to the method: a loss is over so many pairs, and another batch is another result. A *micro-batch* is
 //! what a device holds at one time. What a batch gives does not depend on how it is cut, but for the last bits of sums.
+//!
+//! A GPU says when its memory is exhausted, and the engine halves its passes. Linux does not: it kills the process. So on a CPU
+//! passes are bounded beforehand, by what they take by estimate ([`Clip::pass_bytes`](crate::model::Clip::pass_bytes)), and by the
+//! same bound on every machine, so that results are the same.
 
 use super::model::Error;
 
@@ -10,11 +14,12 @@ use super::model::Error;
 pub struct MicroBatch {
     most: i64,
     fits: i64,
+    bytes: u64,
 }
 
 impl MicroBatch {
     /// Batches as the method has them.
-    pub const WHOLE: Self = Self { most: i64::MAX, fits: i64::MAX };
+    pub const WHOLE: Self = Self { most: i64::MAX, fits: i64::MAX, bytes: u64::MAX };
 
     /// At most this many items a pass; 0 counts as 1.
     pub fn of(most: i64) -> Self {
@@ -25,6 +30,18 @@ impl MicroBatch {
     #[must_use]
     pub fn and_at_most(self, most: i64) -> Self {
         Self { most: self.most.min(most), ..self }
+    }
+
+    /// The same with passes that take no more than this by estimate, one item at least.
+    #[must_use]
+    pub fn within(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
+
+    /// The same for items that take this many bytes each.
+    #[must_use]
+    pub fn for_items_of(self, bytes: u64) -> Self {
+        self.and_at_most(i64::try_from(self.bytes / bytes.max(1)).unwrap_or(i64::MAX).max(1))
     }
 
     /// For tests: a pass over more than `fits` items fails as on a device without memory.
@@ -79,6 +96,15 @@ mod tests {
         assert_eq!(cut(0, 2), [(0, 1), (1, 1)]);
         assert_eq!(cut(4, 0), []);
         assert_eq!(MicroBatch::WHOLE.cut(7).collect::<Vec<_>>(), [(0, 7)]);
+    }
+
+    #[test]
+    fn passes_stay_within_their_memory() {
+        let cut = |bytes, item| MicroBatch::of(100).within(bytes).for_items_of(item).cut(10).map(|(_, count)| count).collect::<Vec<_>>();
+        assert_eq!(cut(4 << 30, 1 << 30), [4, 4, 2]);
+        assert_eq!(cut(1, 1 << 30), [1; 10]);
+        assert_eq!(cut(u64::MAX, 1), [10]);
+        assert_eq!(MicroBatch::of(3).within(100).for_items_of(0).at_most(10), 3);
     }
 
     #[test]

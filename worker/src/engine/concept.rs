@@ -6,7 +6,7 @@ use lethe_shared::edit;
 use lethe_shared::job::{ConceptTask, ModelRef, ShardRef};
 use lethe_shared::manifest::Towers;
 use lethe_shared::outcome::{Chosen, ConceptResult, RankedLayer, Tower};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::data;
 use super::ground::{Forget, Judges};
@@ -16,6 +16,7 @@ use super::retain::RetainGradient;
 use super::{Error, Scope, Stages, thumbnails};
 use crate::model::ParameterId;
 use crate::model::weights::tensor_to_bytes;
+use crate::slug::factors::Factors;
 use crate::slug::gradient::{GradientSum, Images, Loss};
 use crate::slug::ranking::{Scores, pareto_front};
 use crate::slug::search::{FrontLayer, choose, search_layer};
@@ -50,15 +51,9 @@ impl Candidate {
 fn efficiency(folds: &Matrices, layer: &str, gradient: &Tensor) -> Result<Option<f64>, Error> {
     let of = |side: &str| Some((folds.get(&format!("{layer}.{side}.inverse"))?, folds.get(&format!("{layer}.{side}.moment"))?));
     let Some((inverse, moment)) = of("inputs") else { return Ok(None) };
-    let mut direction = gradient.f_matmul(&inverse)?;
-    let mut moving = direction.f_matmul(&moment)?;
-    if let Some((inverse, moment)) = of("outputs") {
-        direction = inverse.f_matmul(&direction)?;
-        moving = moment.f_matmul(&inverse)?.f_matmul(&moving)?;
-    }
-    let value = |t: Tensor| -> Result<f64, Error> { Ok(t.f_sum(Kind::Double)?.f_double_value(&[])?) };
-    let gained = value(gradient.f_mul(&direction)?)?;
-    let moved = value(moving.f_mul(&direction)?)?;
+    let outputs = of("outputs");
+    let outputs = outputs.as_ref().map(|(inverse, moment)| (inverse, moment));
+    let (gained, moved) = Factors::of(gradient)?.gained_and_moved(outputs, (&inverse, &moment))?;
     Ok(Some(if moved > 0.0 { gained / moved.sqrt() } else { 0.0 }))
 }
 

@@ -60,7 +60,7 @@ pub(super) fn evaluate(
             Some(composed) if composed.sees_otherwise => {
                 let pairs = stages.time("data", || data::load_all(scope, &model, &item.shards))?;
                 let weights = composed.weights(&model);
-                let corpus = scope.images(&pairs.pixels)?;
+                let corpus = scope.images(&model, &pairs.pixels)?;
                 (stages.time("images", || Ok(corpus.embed_changed(&model.clip, &weights)?))?, pairs.captions)
             }
             // What changes texts alone leaves images as they were: they are embedded once per process.

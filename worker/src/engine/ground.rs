@@ -41,7 +41,7 @@ impl Judges {
         let validation_labels = data::classes_of(&images.captions, &classes.texts)?;
         let pixels = || {
             let key = ((reference.weights, reference.settings), validation.iter().map(|shard| shard.digest).collect(), scope.micro_batch);
-            scope.engine.validation_pixels.get(key, || scope.images(&data::load_all(scope, model, validation)?.pixels))
+            scope.engine.validation_pixels.get(key, || scope.images(model, &data::load_all(scope, model, validation)?.pixels))
         };
         let validation = if edited.include(Tower::Vision) { Some(stages.time("validation", pixels)?) } else { None };
         let class_embeddings = classes.embedded.get();
@@ -88,7 +88,7 @@ impl Forget {
         if class as usize >= judges.classes.texts.names.len() {
             return Err(Error::Input(format!("class {class} is not in the class list")));
         }
-        let pixels = || scope.images(&data::load_all(scope, model, shards)?.pixels);
+        let pixels = || scope.images(model, &data::load_all(scope, model, shards)?.pixels);
         let corpus = if edited.include(Tower::Vision) { Some(pixels()?) } else { None };
         let images = scope.engine.images.of(scope, model, reference, shards)?;
         let embedded = images.embedded;

@@ -61,7 +61,7 @@ impl EmbeddedImages {
         }
         let pairs = data::load(scope, model, shard)?;
         let _guard = tch::no_grad_guard();
-        let embedded = scope.images(&pairs.pixels)?.embed_changed(&model.clip, &model.parameters.weights())?;
+        let embedded = scope.images(model, &pairs.pixels)?.embed_changed(&model.clip, &model.parameters.weights())?;
         let made = Arc::new((SharedTensor::new(embedded), pairs.captions));
         let mut kept = locked();
         if kept.values().map(|there| there.1.len()).sum::<usize>() + made.1.len() > KEPT_IMAGES {

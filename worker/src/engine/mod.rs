@@ -116,6 +116,10 @@ impl From<tch::TchError> for Error {
 /// Memory for activations that trials start from unless something else is asked for, bytes.
 const ACTIVATION_MEMORY: usize = 2 << 30;
 
+/// What one pass takes at most on a CPU, bytes by estimate. The same on every machine: how batches are cut shows in the last bits of
+/// sums. A pass of this size is long enough to lose nothing by being one of several.
+const PASS_MEMORY: u64 = 4 << 30;
+
 /// How an engine runs.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -132,9 +136,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// What fits most machines: batches whole, 2 GiB of activations.
+    /// What fits most machines: 2 GiB of activations; batches whole on a GPU, which says when that is too much, and in passes of 4 GiB
+    /// at most on a CPU, which does not.
     pub fn new(worker: String, device: Device, cache: PathBuf) -> Self {
-        Self { worker, device, cache, activation_memory: ACTIVATION_MEMORY, micro_batch: MicroBatch::WHOLE }
+        let micro_batch = if device == Device::Cpu { MicroBatch::WHOLE.within(PASS_MEMORY) } else { MicroBatch::WHOLE };
+        Self { worker, device, cache, activation_memory: ACTIVATION_MEMORY, micro_batch }
     }
 }
 
@@ -261,8 +267,8 @@ impl Scope<'_> {
     }
 
     /// Images to embed again and again.
-    fn images(&self, pixels: &Tensor) -> Result<Corpus, Error> {
-        Ok(Corpus::images(pixels, &self.engine.budget, self.micro_batch)?)
+    fn images(&self, model: &model::Model, pixels: &Tensor) -> Result<Corpus, Error> {
+        Ok(Corpus::images(&model.clip, pixels, &self.engine.budget, self.micro_batch)?)
     }
 
     /// Texts to embed again and again.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use lethe_shared::job::{ModelRef, ProtectTask};
-use lethe_shared::outcome::ProtectResult;
+use lethe_shared::outcome::{ProtectResult, Tower};
 use tch::{Kind, Tensor};
 
 use super::direction::layer;
@@ -71,8 +71,9 @@ fn gather(scope: Scope<'_>, model: &Model, weights: &Weights, layers: &[Paramete
         scope.check()?;
         let ids = model.encode(chunk)?;
         let batch = model.clip.token_batch(&ids, model.parameters.device())?;
-        for (start, count) in scope.micro_batch.cut(chunk.len() as i64) {
-            let tapped = scope.micro_batch.pass(count, || {
+        let micro_batch = scope.micro_batch.for_items_of(model.clip.pass_bytes(Tower::Text, batch.ids.size()[1], true));
+        for (start, count) in micro_batch.cut(chunk.len() as i64) {
+            let tapped = micro_batch.pass(count, || {
                 let graph = weights.with_taps(layers)?;
                 let piece = Input::Texts(&batch).narrow(start, count)?;
                 let _ = model.clip.embed(&graph, piece.input())?;

@@ -1,10 +1,12 @@
 //! The forward pass of CLIP, whole or from a block boundary on.
 
 use lethe_shared::outcome::Tower;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
-use super::architecture::{Block, Linear, Norm, QueryKeyValue};
-use super::config::{Activation, ClipConfig, Layout, TextPooling, TowerConfig};
+use super::architecture::Block;
+use super::block::{full_block, last_block, norm};
+use super::config::{ClipConfig, Layout, TextPooling, TowerConfig};
+use super::tree::TokenTree;
 use super::{Architecture, Error, ParameterId, Stage, Weights};
 
 /// Token ids of some texts, padded at the right.
@@ -31,13 +33,33 @@ impl TokenBatch {
     }
 }
 
+/// Which activation belongs to which token of which item.
+#[derive(Debug)]
+pub(super) enum Tokens {
+    /// `[images, tokens, width]`; the first token stands for the image.
+    Images,
+    /// `[texts, tokens, width]`, with the position of the token that stands for each text `[texts]`.
+    Texts(Tensor),
+    /// `[nodes, width]`.
+    Tree(TokenTree),
+}
+
+impl Tokens {
+    fn shallow_clone(&self) -> Self {
+        match self {
+            Self::Images => Self::Images,
+            Self::Texts(pooled) => Self::Texts(pooled.shallow_clone()),
+            Self::Tree(tree) => Self::Tree(tree.shallow_clone()),
+        }
+    }
+}
+
 /// Activations of one tower at a block boundary.
 #[derive(Debug)]
 pub struct TowerState {
-    /// Input of block `block`, `[items, tokens, width]`; for the last boundary the pooled tokens `[items, width]`.
+    /// Input of block `block`, as `tokens` says; for the last boundary the pooled tokens `[items, width]`.
     hidden: Tensor,
-    /// Position of the token that stands for each item `[items]`; `None` where it is the first (images).
-    pooled: Option<Tensor>,
+    tokens: Tokens,
     /// The block whose input this is; the number of blocks after the last one.
     block: usize,
 }
@@ -46,7 +68,7 @@ impl TowerState {
     /// Another handle on the same memory.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
-        Self { hidden: self.hidden.shallow_clone(), pooled: self.pooled.as_ref().map(Tensor::shallow_clone), block: self.block }
+        Self { hidden: self.hidden.shallow_clone(), tokens: self.tokens.shallow_clone(), block: self.block }
     }
 
     /// Keeps some tokens of each item: `tokens` `[items, kept]`, int64, in rising order and with the pooled one. For
@@ -55,15 +77,16 @@ impl TowerState {
     /// # Errors
     /// When libtorch refuses, or the items are texts.
     pub fn keep_tokens(&self, tokens: &Tensor) -> Result<Self, Error> {
-        if self.pooled.is_some() {
+        if !matches!(self.tokens, Tokens::Images) {
             return Err(Error::Tensor { tensor: "input_ids".into(), problem: "tokens of texts cannot be dropped".into() });
         }
         let (items, kept) = tokens.size2()?;
         let index = tokens.f_unsqueeze(2)?.f_expand([items, kept, self.hidden.size()[2]], false)?;
-        Ok(Self { hidden: self.hidden.f_gather(1, &index, false)?, pooled: None, block: self.block })
+        Ok(Self { hidden: self.hidden.f_gather(1, &index, false)?, tokens: Tokens::Images, block: self.block })
     }
 
-    /// The activations: `[items, tokens, width]`, after the last block those of the token that stands for each item `[items, width]`.
+    /// The activations: `[items, tokens, width]` (`[nodes, width]` of a tree of texts), after the last block those of the token that
+    /// stands for each item `[items, width]`.
     pub fn hidden(&self) -> &Tensor {
         &self.hidden
     }
@@ -86,6 +109,8 @@ pub enum Input<'a> {
     Images(&'a Tensor),
     /// Texts.
     Texts(&'a TokenBatch),
+    /// Texts as a tree of their beginnings.
+    Tree(&'a TokenTree),
 }
 
 impl Input<'_> {
@@ -93,7 +118,16 @@ impl Input<'_> {
     pub fn tower(&self) -> Tower {
         match self {
             Self::Images(_) => Tower::Vision,
-            Self::Texts(_) => Tower::Text,
+            Self::Texts(_) | Self::Tree(_) => Tower::Text,
+        }
+    }
+
+    /// Tokens of the longest item.
+    pub fn tokens(&self, config: &ClipConfig) -> i64 {
+        match self {
+            Self::Images(_) => config.image_tokens(),
+            Self::Texts(texts) => texts.ids.size()[1],
+            Self::Tree(tree) => tree.tokens(),
         }
     }
 
@@ -102,6 +136,7 @@ impl Input<'_> {
         match self {
             Self::Images(pixels) => pixels.size()[0],
             Self::Texts(texts) => texts.ids.size()[0],
+            Self::Tree(tree) => tree.len() as i64,
         }
     }
 
@@ -113,6 +148,7 @@ impl Input<'_> {
         Ok(match self {
             Self::Images(pixels) => Batch::Images(pixels.f_narrow(0, start, length)?),
             Self::Texts(texts) => Batch::Texts(texts.narrow(start, length)?),
+            Self::Tree(tree) => Batch::Tree(tree.select(start as usize..(start + length) as usize)?),
         })
     }
 }
@@ -124,6 +160,8 @@ pub enum Batch {
     Images(Tensor),
     /// Texts.
     Texts(TokenBatch),
+    /// Texts as a tree of their beginnings.
+    Tree(TokenTree),
 }
 
 impl Batch {
@@ -132,6 +170,7 @@ impl Batch {
         match self {
             Self::Images(pixels) => Input::Images(pixels),
             Self::Texts(texts) => Input::Texts(texts),
+            Self::Tree(tree) => Input::Tree(tree),
         }
     }
 
@@ -146,6 +185,7 @@ impl Batch {
         Ok(match self {
             Self::Images(pixels) => (Self::Images(pick(pixels)?), pixels.device()),
             Self::Texts(texts) => (Self::Texts(TokenBatch { ids: pick(&texts.ids)?, pooled: pick(&texts.pooled)? }), texts.ids.device()),
+            Self::Tree(tree) => (Self::Tree(tree.select(places.iter().map(|&place| place as usize))?), tree.device()),
         })
     }
 
@@ -155,6 +195,7 @@ impl Batch {
         match self {
             Self::Images(pixels) => Self::Images(pixels.shallow_clone()),
             Self::Texts(texts) => Self::Texts(TokenBatch { ids: texts.ids.shallow_clone(), pooled: texts.pooled.shallow_clone() }),
+            Self::Tree(tree) => Self::Tree(tree.shallow_clone()),
         }
     }
 }
@@ -196,6 +237,31 @@ impl Clip {
     /// # Errors
     /// [`Error::Tensor`] when there is no text, one is longer than the context, or lacks the token that ends it.
     pub fn token_batch(&self, texts: &[Vec<u32>], device: Device) -> Result<TokenBatch, Error> {
+        let pooled = self.pooled(texts)?;
+        let length = pooled.iter().max().map_or(0, |&p| p as usize + 1);
+        let mut ids = vec![0i64; texts.len() * length];
+        for (row, text) in ids.chunks_exact_mut(length).zip(texts) {
+            for (slot, &id) in row.iter_mut().zip(text) {
+                *slot = i64::from(id);
+            }
+        }
+        Ok(TokenBatch {
+            ids: Tensor::f_from_slice(&ids)?.f_view([texts.len() as i64, length as i64])?.f_to(device)?,
+            pooled: Tensor::f_from_slice(&pooled)?.f_to(device)?,
+        })
+    }
+
+    /// The same as a tree of their beginnings, for passes without a graph.
+    ///
+    /// # Errors
+    /// As [`token_batch`](Self::token_batch).
+    pub fn token_tree(&self, texts: &[Vec<u32>], device: Device) -> Result<TokenTree, Error> {
+        let pooled = self.pooled(texts)?;
+        TokenTree::new(texts.iter().zip(pooled).map(|(text, end)| text[..=end as usize].to_vec()).collect(), device)
+    }
+
+    /// Position of the token that stands for each text.
+    fn pooled(&self, texts: &[Vec<u32>]) -> Result<Vec<i64>, Error> {
         let wrong = |problem: String| Error::Tensor { tensor: "input_ids".into(), problem };
         let mut pooled = Vec::with_capacity(texts.len());
         for (i, ids) in texts.iter().enumerate() {
@@ -210,17 +276,10 @@ impl Clip {
             let at = at.ok_or_else(|| wrong(format!("text {i} has no end-of-text token; does tokenizer.json belong to this model?")))?;
             pooled.push(at as i64);
         }
-        let length = pooled.iter().max().map(|&p| p as usize + 1).ok_or_else(|| wrong("no text to embed".into()))?;
-        let mut ids = vec![0i64; texts.len() * length];
-        for (row, text) in ids.chunks_exact_mut(length).zip(texts) {
-            for (slot, &id) in row.iter_mut().zip(text) {
-                *slot = i64::from(id);
-            }
+        if pooled.is_empty() {
+            return Err(wrong("no text to embed".into()));
         }
-        Ok(TokenBatch {
-            ids: Tensor::f_from_slice(&ids)?.f_view([texts.len() as i64, length as i64])?.f_to(device)?,
-            pooled: Tensor::f_from_slice(&pooled)?.f_to(device)?,
-        })
+        Ok(pooled)
     }
 
     /// The first block that a change of this parameter reaches: [`TowerState`]s up to its input stay valid.
@@ -264,14 +323,20 @@ impl Clip {
                 let class = weights.get(tower.class).f_expand([patches.size()[0], 1, self.config.vision.width], false)?;
                 let hidden = Tensor::f_cat(&[class, patches], 1)?.f_add(weights.get(tower.position))?;
                 let hidden = norm(weights, &tower.norm_before, &hidden, &self.config.vision)?;
-                Ok(TowerState { hidden, pooled: None, block: 0 })
+                Ok(TowerState { hidden, tokens: Tokens::Images, block: 0 })
             }
             Input::Texts(batch) => {
                 let tower = &self.architecture.text;
                 let tokens = batch.ids.size()[1];
                 let hidden = Tensor::f_embedding(weights.get(tower.token), &batch.ids, -1, false, false)?;
                 let hidden = hidden.f_add(&weights.get(tower.position).f_narrow(0, 0, tokens)?)?;
-                Ok(TowerState { hidden, pooled: Some(batch.pooled.shallow_clone()), block: 0 })
+                Ok(TowerState { hidden, tokens: Tokens::Texts(batch.pooled.shallow_clone()), block: 0 })
+            }
+            Input::Tree(tree) => {
+                let tower = &self.architecture.text;
+                let hidden = Tensor::f_embedding(weights.get(tower.token), &tree.ids, -1, false, false)?;
+                let hidden = hidden.f_add(&weights.get(tower.position).f_index_select(0, &tree.positions)?)?;
+                Ok(TowerState { hidden, tokens: Tokens::Tree(tree.shallow_clone()), block: 0 })
             }
         }
     }
@@ -287,9 +352,9 @@ impl Clip {
         while now.block < block.min(blocks.len()) {
             // After the last block only the pooled token is read, so only it is computed.
             now.hidden = if now.block + 1 == blocks.len() {
-                last_block(weights, &blocks[now.block], config, &now.hidden, now.pooled.as_ref())?
+                last_block(weights, &blocks[now.block], config, &now.hidden, &now.tokens)?
             } else {
-                full_block(weights, &blocks[now.block], config, &now.hidden, tower == Tower::Text)?
+                full_block(weights, &blocks[now.block], config, &now.hidden, &now.tokens)?
             };
             now.block += 1;
         }
@@ -314,6 +379,27 @@ impl Clip {
         };
         let length = embedding.f_norm_scalaropt_dim(2, [-1], true)?;
         Ok(embedding.f_div(&length)?)
+    }
+
+    /// Bytes that one item of this many tokens takes in a pass through a tower, by estimate and rather too many: with a graph what
+    /// every block keeps for the backward pass, without one what the widest moment of one block takes.
+    pub fn pass_bytes(&self, tower: Tower, tokens: i64, graph: bool) -> u64 {
+        let config = self.tower_config(tower);
+        let (width, mlp) = (config.width.unsigned_abs(), config.mlp_width.unsigned_abs());
+        let floats = match graph {
+            // Two normed inputs, queries, keys, values, attended, two sums; the MLP's hidden units before, in and after their activation.
+            true => (9 * width + 4 * mlp) * config.layers as u64,
+            false => 8 * width + 3 * mlp,
+        };
+        size_of::<f32>() as u64 * tokens.unsigned_abs() * floats
+    }
+
+    /// The same of one pair of an image and a text of this many tokens, with a graph in the towers that have some of these layers;
+    /// `seen` where the image is embedded already.
+    pub fn pair_bytes(&self, layers: &[ParameterId], tokens: i64, seen: bool) -> u64 {
+        let graph = |tower| layers.iter().any(|&layer| self.architecture.spec(layer).tower == Some(tower));
+        let image = if seen { 0 } else { self.pass_bytes(Tower::Vision, self.config.image_tokens(), graph(Tower::Vision)) };
+        image + self.pass_bytes(Tower::Text, tokens, graph(Tower::Text))
     }
 
     /// Number of blocks in a tower.
@@ -341,111 +427,25 @@ impl Clip {
     }
 }
 
-fn norm(weights: &Weights, norm: &Norm, x: &Tensor, config: &TowerConfig) -> Result<Tensor, Error> {
-    Ok(x.f_layer_norm([config.width], Some(weights.get(norm.gain)), Some(weights.get(norm.bias)), config.norm_epsilon, false)?)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn linear(weights: &Weights, linear: &Linear, x: &Tensor) -> Result<Tensor, Error> {
-    let y = x.f_linear(weights.get(linear.weight), Some(weights.get(linear.bias)))?;
-    weights.pass(linear.weight, x, &y)?;
-    Ok(y)
-}
-
-fn activate(activation: Activation, x: &Tensor) -> Result<Tensor, Error> {
-    Ok(match activation {
-        Activation::QuickGelu => x.f_mul(&x.f_mul_scalar(1.702)?.f_sigmoid()?)?,
-        Activation::Gelu => x.f_gelu("none")?,
-        Activation::GeluTanh => x.f_gelu("tanh")?,
-    })
-}
-
-/// `[n, tokens, width]` to `[n, heads, tokens, width / heads]`.
-fn heads(x: &Tensor, config: &TowerConfig) -> Result<Tensor, Error> {
-    let (n, tokens) = (x.size()[0], x.size()[1]);
-    Ok(x.f_view([n, tokens, config.heads, config.width / config.heads])?.f_transpose(1, 2)?)
-}
-
-/// The part of a fused projection that makes queries (0), keys (1) or values (2); `count` parts from there on.
-fn fused_part(weights: &Weights, fused: &Linear, config: &TowerConfig, part: i64, count: i64, x: &Tensor) -> Result<Tensor, Error> {
-    let weight = weights.get(fused.weight).f_narrow(0, part * config.width, count * config.width)?;
-    let bias = weights.get(fused.bias).f_narrow(0, part * config.width, count * config.width)?;
-    Ok(x.f_linear(&weight, Some(&bias))?)
-}
-
-fn mlp(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor) -> Result<Tensor, Error> {
-    let inner = linear(weights, &block.expand, &norm(weights, &block.norm2, x, config)?)?;
-    Ok(x.f_add(&linear(weights, &block.contract, &activate(config.activation, &inner)?)?)?)
-}
-
-fn full_block(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor, causal: bool) -> Result<Tensor, Error> {
-    let normed = norm(weights, &block.norm1, x, config)?;
-    let (query, key, value) = match &block.attention {
-        QueryKeyValue::Split { query, key, value } => {
-            (linear(weights, query, &normed)?, linear(weights, key, &normed)?, linear(weights, value, &normed)?)
-        }
-        QueryKeyValue::Fused(fused) => {
-            let mut parts = fused_part(weights, fused, config, 0, 3, &normed)?.f_chunk(3, -1)?.into_iter();
-            match (parts.next(), parts.next(), parts.next()) {
-                (Some(q), Some(k), Some(v)) => (q, k, v),
-                _ => return Err(Error::Tensor { tensor: "in_proj_weight".into(), problem: "does not split into three".into() }),
-            }
-        }
-    };
-    let attended = Tensor::f_scaled_dot_product_attention(
-        &heads(&query, config)?,
-        &heads(&key, config)?,
-        &heads(&value, config)?,
-        None::<&Tensor>,
-        0.0,
-        causal,
-        None,
-        false,
-    )?;
-    let attended = attended.f_transpose(1, 2)?.f_reshape(x.size())?;
-    mlp(weights, block, config, &x.f_add(&linear(weights, &block.out, &attended)?)?)
-}
-
-/// The last block for the pooled token alone: keys and values of every token, one query. `[n, width]`.
-fn last_block(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor, pooled: Option<&Tensor>) -> Result<Tensor, Error> {
-    let (n, tokens) = (x.size()[0], x.size()[1]);
-    let normed = norm(weights, &block.norm1, x, config)?;
-    // Row `pooled[i]` of item i; images pool their first token.
-    let pick = |t: &Tensor| -> Result<Tensor, Error> {
-        Ok(match pooled {
-            None => t.f_narrow(1, 0, 1)?,
-            Some(at) => t.f_gather(1, &at.f_view([n, 1, 1])?.f_expand([n, 1, config.width], false)?, false)?,
-        })
-    };
-    let one = pick(&normed)?;
-    let (query, key, value) = match &block.attention {
-        QueryKeyValue::Split { query, key, value } => {
-            (linear(weights, query, &one)?, linear(weights, key, &normed)?, linear(weights, value, &normed)?)
-        }
-        QueryKeyValue::Fused(fused) => {
-            let query = fused_part(weights, fused, config, 0, 1, &one)?;
-            let both = fused_part(weights, fused, config, 1, 2, &normed)?;
-            (query, both.f_narrow(-1, 0, config.width)?, both.f_narrow(-1, config.width, config.width)?)
-        }
-    };
-    // The pooled token sees itself and what comes before.
-    let mask = match pooled {
-        None => None,
-        Some(at) => {
-            let positions = Tensor::f_arange(tokens, (Kind::Int64, x.device()))?;
-            Some(positions.f_le_tensor(&at.f_unsqueeze(1)?)?.f_unsqueeze(1)?.f_unsqueeze(1)?)
-        }
-    };
-    let attended = Tensor::f_scaled_dot_product_attention(
-        &heads(&query, config)?,
-        &heads(&key, config)?,
-        &heads(&value, config)?,
-        mask.as_ref(),
-        0.0,
-        false,
-        None,
-        false,
-    )?;
-    let attended = attended.f_transpose(1, 2)?.f_reshape([n, config.width])?;
-    let x = pick(x)?.f_squeeze_dim(1)?;
-    mlp(weights, block, config, &x.f_add(&linear(weights, &block.out, &attended)?)?)
+    #[test]
+    fn a_pass_takes_what_was_measured_or_rather_more() {
+        let large = serde_json::json!({ "model_type": "clip", "projection_dim": 768,
+            "text_config": { "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12 },
+            "vision_config": { "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+                "image_size": 224, "patch_size": 14 } });
+        let clip = Clip::new(ClipConfig::from_json("config.json", &large).unwrap());
+        let gigabytes = |tower, tokens, graph| clip.pass_bytes(tower, tokens, graph) as f64 / 1e9;
+        // 32 pairs in one pass through both towers of ViT-L/14 took 11 GB more than the model and its gradients.
+        let pair = gigabytes(Tower::Vision, 257, true) + gigabytes(Tower::Text, 10, true);
+        assert!((0.35..0.8).contains(&pair), "{pair} GB");
+        assert!(gigabytes(Tower::Vision, 257, false) < 0.05 * pair);
+        let text = clip.architecture().ids().find(|&id| clip.architecture().spec(id).tower == Some(Tower::Text)).unwrap();
+        let seen = clip.pair_bytes(&[text], 10, true);
+        assert_eq!(seen, clip.pass_bytes(Tower::Text, 10, true));
+        assert_eq!(clip.pair_bytes(&[text], 10, false), seen + clip.pass_bytes(Tower::Vision, 257, false));
+    }
 }

@@ -11,10 +11,14 @@
 //! | [`architecture`] | names, shapes and roles of every parameter in both layouts |
 //! | [`weights`] | parameters on a device, and views of them |
 //! | [`clip`] | the forward pass, whole or from a block boundary on |
+//! | `block.rs` | one block of a tower |
+//! | [`tree`] | texts with every common beginning once |
 
 pub mod architecture;
+mod block;
 pub mod clip;
 pub mod config;
+pub mod tree;
 pub mod weights;
 
 pub use architecture::{Architecture, ParameterId, Role, Stage};

@@ -84,8 +84,9 @@ impl GradientSum {
         let pairs = images.items();
         let weight = kind.weight(pairs);
         let (graph, leaves) = weights.with_leaves(&self.layers)?;
+        let seen = matches!(images, Images::Embedded(_));
+        let micro_batch = self.micro_batch.for_items_of(clip.pair_bytes(&self.layers, texts.ids.size()[1], seen));
         let texts = Input::Texts(texts);
-        let micro_batch = self.micro_batch;
         let value = if micro_batch.at_most(pairs) == pairs {
             micro_batch.pass(pairs, || {
                 let images = match images {

@@ -59,7 +59,7 @@ impl MomentSum {
         // Drawn for the whole batch, so that an item's directions do not depend on how the batch is cut.
         let probes =
             (0..PROBES).map(|_| directions(&mut self.draws, input.items(), clip.config().embedding)).collect::<Result<Vec<_>, _>>()?;
-        let micro_batch = self.micro_batch;
+        let micro_batch = self.micro_batch.for_items_of(clip.pass_bytes(input.tower(), input.tokens(clip.config()), true));
         for (start, count) in micro_batch.cut(input.items()) {
             micro_batch.pass(count, || {
                 let probes = probes.iter().map(|probe| probe.f_narrow(0, start, count)).collect::<Result<Vec<_>, _>>()?;
