@@ -18,6 +18,7 @@ use crate::model::weights::tensor_to_bytes;
 use crate::model::{Architecture, ParameterId};
 use crate::slug::factors::Factors;
 use crate::slug::search::search_direction;
+use crate::slug::witness::Witnesses;
 
 /// Scores every candidate layer of one concept.
 pub(super) fn survey(scope: Scope<'_>, reference: &ModelRef, task: &SurveyTask, stages: &mut Stages) -> Result<SurveyResult, Error> {
@@ -64,7 +65,10 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
     })?;
     let wide = direction.product()?.f_to_kind(Kind::Float)?;
     scope.check()?;
-    let (search, answer) = stages.time("search", || Ok(search_direction(ground, &subject, &own_text, own, &wide, &task.method)?))?;
+    let (search, answer) = stages.time("search", || {
+        let witnesses = if tower == Towers::Text { Witnesses::of(ground, &subject, task.method.stop)? } else { None };
+        Ok(search_direction(ground, &subject, &own_text, witnesses.as_ref(), own, &wide, &task.method)?)
+    })?;
 
     let chosen = match answer {
         None => None,

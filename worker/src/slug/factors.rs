@@ -99,7 +99,7 @@ impl Factors {
 fn span(matrix: &Tensor, length: f64) -> Result<Option<Tensor>, Error> {
     let (outputs, inputs) = matrix.size2()?;
     let mut columns = SKETCH;
-    while 4 * columns <= outputs.min(inputs) {
+    while 2 * columns <= outputs.min(inputs) {
         let mut draws = Draws::seeded(Digest::of(b"sketch"));
         let mixing: Vec<f32> = (0..inputs * columns).map(|_| draws.normal()).collect();
         let mixing = Tensor::f_from_slice(&mixing)?.f_view([inputs, columns])?.f_to(matrix.device())?.f_to_kind(Kind::Double)?;

@@ -197,7 +197,8 @@ const PUSHES: usize = 12;
 ///
 /// A corrected direction hardly moves other texts. So on a text layer the search looks at the concept's own text
 /// (`own_text`, one item) among the others' original embeddings; the step it finds is then judged, and if need be pushed, with
-/// every class text embedded anew. Steps on a vision layer move forget images only, and are exact throughout.
+/// the class texts embedded anew: the `witnesses` until they prove it, where there are any, and then every one. Steps on a vision layer
+/// move forget images only, and are exact throughout.
 ///
 /// # Errors
 /// When libtorch refuses.
@@ -205,6 +206,7 @@ pub fn search_direction(
     ground: Ground<'_>,
     subject: &Subject<'_>,
     own_text: &Corpus,
+    witnesses: Option<&Witnesses>,
     layer: ParameterId,
     direction: &Tensor,
     method: &MethodSettings,
@@ -259,6 +261,14 @@ pub fn search_direction(
 
     for push in 0..=PUSHES {
         let weights = edited(step)?;
+        if let (Tower::Text, Some(witnesses), true) = (tower, witnesses, push < PUSHES) {
+            let accuracy = witnesses.accuracy(ground, subject, &weights, layer)?;
+            if !forgotten(accuracy) {
+                trials.push(trial(step, accuracy));
+                step *= PUSH;
+                continue;
+            }
+        }
         let (accuracy, classes) = match tower {
             Tower::Text => {
                 let classes = ground.class_texts.embed(ground.clip, &original, &weights, Some(layer))?;

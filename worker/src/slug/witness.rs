@@ -6,6 +6,7 @@
 //! finds is what it finds without them.
 
 use lethe_shared::manifest::Stop;
+use lethe_shared::outcome::Accuracy;
 use tch::{Kind, Tensor};
 
 use super::search::{Ground, Subject};
@@ -59,11 +60,21 @@ impl Witnesses {
     /// # Errors
     /// When libtorch refuses.
     pub fn prove(&self, ground: Ground<'_>, subject: &Subject<'_>, edited: &Weights, layer: ParameterId) -> Result<bool, Error> {
+        Ok(self.accuracy(ground, subject, edited, layer)?.fa5 == 0.0)
+    }
+
+    /// Forget accuracies among them alone under an edit of a text layer: no lower than among all classes.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn accuracy(&self, ground: Ground<'_>, subject: &Subject<'_>, edited: &Weights, layer: ParameterId) -> Result<Accuracy, Error> {
         let texts = self.texts.embed(ground.clip, &ground.parameters.weights(), edited, Some(layer))?;
         let scores = subject.embedded.f_matmul(&texts.f_transpose(0, 1)?)?;
         let own = scores.f_index_select(1, &self.own)?;
         // What is not a number is above nothing.
         let above = scores.f_gt_tensor(&own.f_add_scalar(MARGIN)?)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
-        Ok(above.f_ge(ABOVE)?.f_all()?.f_double_value(&[])? == 1.0)
+        let found =
+            |top: i64| -> Result<f64, Error> { Ok(above.f_lt(top)?.f_to_kind(Kind::Double)?.f_mean(Kind::Double)?.f_double_value(&[])?) };
+        Ok(Accuracy { fa1: found(1)?, fa5: found(ABOVE)? })
     }
 }
