@@ -28,7 +28,7 @@ fn corrected_edits_make_a_release_that_is_complete_and_honest() {
         let layer = concept.ranking.iter().find(|layer| layer.layer == concept.layer).unwrap();
         assert!(layer.efficiency.unwrap() > 0.0 && concept.dose > 0.0);
         let best = concept.ranking.iter().filter_map(|layer| layer.efficiency).fold(0.0, f64::max);
-        assert!(best > 0.0 && concept.ranking.iter().all(|layer| layer.efficiency.is_none() || layer.tower == Tower::Text));
+        assert!(best > 0.0 && concept.ranking.iter().all(|layer| layer.tower == Tower::Text), "images stay as they are");
         // The step is one that was judged with every class text, and forgot.
         assert!(concept.search.iter().any(|trial| trial.step == concept.step && trial.forgotten && trial.utility.is_some()));
         assert_eq!(concept.composed.unwrap().fa5, 0.0, "{} shows in the composed model", concept.id);
@@ -38,6 +38,32 @@ fn corrected_edits_make_a_release_that_is_complete_and_honest() {
     let file = safetensors::SafeTensors::deserialize(&edits).unwrap();
     assert_eq!(file.len(), 2 * CONCEPTS.len());
     assert!(edits.len() < CONCEPTS.len() * 192 * 768 * 4 / 2, "{} bytes", edits.len());
+}
+
+/// Layers are scored alike, whichever towers may change: a tower left out is a tower that nothing is computed for.
+#[test]
+fn towers_that_may_change_are_scored() {
+    let job = SmallJob::new();
+    let scores = |towers: &str| -> BTreeMap<String, (f64, f64)> {
+        let manifest = std::fs::read_to_string(job.path("job.toml")).unwrap();
+        let among = format!("[composition]\ntowers = \"{towers}\"\nrounds = 0\n\n[execution]");
+        job.write("towers.toml", manifest.replace("[execution]", &among).as_bytes());
+        let output = Command::new(binary("lethe"))
+            .args(["run", "towers.toml", "--store", "store", "--json"])
+            .current_dir(job.path(""))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{towers}: {}", stderr(&output));
+        let ranking = record(&last_line(&output)).concepts.remove(0).ranking;
+        ranking.into_iter().map(|layer| (layer.layer, (layer.importance, layer.cosine))).collect()
+    };
+    let (text, vision, both) = (scores("text"), scores("vision"), scores("both"));
+    assert!(!text.is_empty() && !vision.is_empty());
+    assert_eq!(text.len() + vision.len(), both.len());
+    for (layer, (importance, cosine)) in text.iter().chain(&vision) {
+        let (expected, across) = both[layer];
+        assert!((importance / expected - 1.0).abs() < 1e-4 && (cosine - across).abs() < 1e-4, "{layer}");
+    }
 }
 
 #[test]

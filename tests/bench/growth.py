@@ -53,16 +53,15 @@ def main():
     few, retain = rows[:8], ["retain-00000.tar"]
     names = (folder / "classes.txt").read_text().splitlines()
     validation = samples(folder / "validation.tar")
-    print("| what grows | | statistics s | validation s | survey s per concept | direction s per concept | doses s | total s |\n|---|---|---|---|---|---|---|---|")
+    print("| what grows | | statistics s | survey s per concept | direction s per concept | doses s | total s |\n|---|---|---|---|---|---|---|")
 
     def point(what, size, concepts, **settings):
         name = f"{what}-{size}".replace(" ", "-").replace(",", "")
         described = manifest_of(manifest, concepts, work, name, retain=retain, test=[], **settings)
         report = lethe(binary, described, work / f"store-{name}", cores=1)[2]
-        took, stages = phases(report), report["summary"]["stages"]
-        once = stages.get("validation", 0.0) + stages.get("classes", 0.0)
-        per = lambda phase, less=0.0: (took[phase] - less) / len(concepts)
-        numbers = [took["statistics"], once, per("survey"), per("concepts", once), took.get("doses", 0.0), took["total"]]
+        took = phases(report)
+        per = lambda phase: took[phase] / len(concepts)
+        numbers = [took["statistics"], per("survey"), per("concepts"), took.get("doses", 0.0), took["total"]]
         print(f"| {what} | {size} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |", flush=True)
 
     for count in (8, 32):

@@ -260,10 +260,11 @@ impl<'a> Run<'a> {
     /// and the outcomes of what can be done `besides`, so that no worker waits.
     async fn statistics(&mut self, besides: &[Job]) -> Result<(Job, HeldOut, Vec<Outcome>), Failure> {
         let (shards, base) = (jobs::retain_gradients(self.plan), jobs::base_evaluation(self.plan, self.classes));
-        let all: Vec<Job> = shards.iter().chain(&base).chain(besides).cloned().collect();
-        let mut gradients = self.must("statistics", &all).await?;
-        let mut held = gradients.split_off(shards.len());
-        let outcomes = held.split_off(base.len());
+        // The largest first: who comes to the last job works on it alone.
+        let all: Vec<Job> = besides.iter().chain(&shards).chain(&base).cloned().collect();
+        let mut outcomes = self.must("statistics", &all).await?;
+        let mut gradients = outcomes.split_off(besides.len());
+        let held = gradients.split_off(shards.len());
         let part = |outcome: Outcome| match outcome.result {
             TaskResult::RetainGradient(result) => Some(result),
             _ => None,
