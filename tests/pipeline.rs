@@ -1,6 +1,7 @@
 //! The whole path in one process: what a run leaves behind, and that nothing can change it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::outcome::Tower;
 use lethe_shared::record::{Composition, Merge};
-use lethe_tests::{CONCEPTS, SmallJob, binary, demo, last_line, outcomes, stderr};
+use lethe_tests::{CONCEPTS, SmallJob, binary, cut, demo, last_line, outcomes, shard_of, stderr};
 use serde_json::Value;
 
 fn release(report: &Value) -> PathBuf {
@@ -194,6 +195,42 @@ fn retain_texts_widen_coverage_and_belong_to_the_run() {
     assert!(warnings.contains("concepts to remove are named in") && warnings.contains("`rocket` in 1 retain text;"), "{warnings}");
     assert_ne!(widened["run"], before["run"]);
     assert_eq!(plan()["run"], widened["run"]);
+}
+
+#[test]
+fn unlabelled_images_are_what_vision_edits_look_at_too() {
+    let job = SmallJob::new();
+    let bytes = cut(&demo().join("retain-00002.tar"), 40, |_| true);
+    let mut images = Vec::new();
+    for entry in tar::Archive::new(&bytes[..]).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_string_lossy().into_owned();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        if !name.ends_with(".txt") {
+            images.push((name, bytes));
+        }
+    }
+    job.write("images-0.tar", &shard_of(images));
+    job.replace("job.toml", "validation = [", "retain_images = [\"images-*.tar\"]\nvalidation = [");
+    let refused = job.command("plan", &[]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let said = stderr(&refused);
+    assert!(said.contains("data.retain_images: protects nothing here") && said.contains("composition.towers"), "{said}");
+
+    job.replace("job.toml", "[execution]", "[composition]\ntowers = \"vision\"\nrounds = 0\n\n[execution]");
+    let plan = || last_line(&job.command("plan", &[]).output().unwrap());
+    let planned = plan();
+    assert_eq!(planned["retain_images"], 40);
+    let with = record(&job.run("store"));
+    let files = &with.origin.as_ref().unwrap().retain_images;
+    assert_eq!((files.len(), files[0].items), (1, 40));
+    job.replace("job.toml", "retain_images = [\"images-*.tar\"]\n", "");
+    assert_eq!(planned["jobs"].as_u64().unwrap(), plan()["jobs"].as_u64().unwrap() + 1);
+    let without = record(&job.run("store"));
+    assert_ne!(with.digest, without.digest);
+    let efficiency = |record: &Composition| record.concepts[0].ranking.iter().filter_map(|layer| layer.efficiency).sum::<f64>();
+    assert!(efficiency(&with) > 0.0 && efficiency(&with) != efficiency(&without));
 }
 
 #[test]

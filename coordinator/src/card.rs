@@ -190,11 +190,12 @@ fn tested(page: &mut String, record: &Composition) {
         origin.class_texts
     );
     *page += "| data | files | items | SHA-256 |\n|---|---|---|---|\n";
-    let Origin { retain, retain_texts, protect, validation, test, .. } = origin;
+    let Origin { retain, retain_texts, retain_images, protect, validation, test, .. } = origin;
     let protect: Vec<DataFile> = protect.iter().copied().collect();
     let sets = [
         ("pairs that must stay", retain),
         ("texts that must stay", retain_texts),
+        ("images that must stay", retain_images),
         ("names that must not change", &protect),
         ("validation: step search and choice looked at it", validation),
         ("test: nothing looked at it before", test),

@@ -39,7 +39,7 @@ pub fn retain_reduce(plan: &Plan, parts: &[GradientSumResult]) -> Job {
 pub struct MomentJobs {
     /// One per retain shard.
     pub paired: Vec<Job>,
-    /// One per slice of unlabelled texts.
+    /// One per slice of unlabelled texts, or per shard of unlabelled images.
     pub unlabelled: Vec<Job>,
 }
 
@@ -56,7 +56,7 @@ pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
     if plan.manifest.composition.towers.include(Tower::Vision) {
         towers.push(MomentJobs {
             paired: plan.retain.iter().map(|shard| of(MomentSource::Images(shard.clone()))).collect(),
-            unlabelled: Vec::new(),
+            unlabelled: plan.retain_images.iter().map(|shard| of(MomentSource::ImagesAlone(shard.clone()))).collect(),
         });
     }
     towers

@@ -11,6 +11,7 @@ use lethe_shared::digest::Digest;
 use lethe_shared::job::{ALGORITHM_VERSION, ClassTexts, MethodSettings, ModelRef, ShardRef};
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
 use lethe_shared::manifest::{Classes, Error, Gates, Manifest, Names, Required, Stop, Towers};
+use lethe_shared::outcome::Tower;
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::{DataFile, Origin};
 use lethe_shared::shard::{self, Captions};
@@ -49,6 +50,8 @@ pub struct Plan {
     pub retain: Vec<ShardRef>,
     /// Unlabelled texts in the manifest's order, each file cut into slices of at most [`texts::SLICE`].
     pub retain_texts: Vec<Vec<String>>,
+    /// Shards of unlabelled images.
+    pub retain_images: Vec<ShardRef>,
     /// The files they are in.
     pub text_files: Vec<DataFile>,
     /// Texts that must not change, where there are some.
@@ -126,6 +129,7 @@ impl Plan {
         let (naming, labels) = (Wanted::Naming(Arc::clone(&phrases)), Wanted::Classes(Arc::clone(&classes)));
         let (retain, captions) = shards(&manifest, "data.retain", &manifest.data.retain, naming, cache).await?;
         let (retain_texts, text_files, mut texts) = read_texts(&manifest, Arc::clone(&phrases), cache).await?;
+        let retain_images = read_images(&manifest, cache).await?;
         let mut protected = read_protected(&manifest, &concepts, cache).await?;
         let (validation, _) = shards(&manifest, "data.validation", &manifest.data.validation, labels.clone(), cache).await?;
         let (test, _) = shards(&manifest, "data.test", &manifest.data.test, labels, cache).await?;
@@ -172,6 +176,7 @@ impl Plan {
             class_texts,
             retain,
             retain_texts,
+            retain_images,
             text_files,
             protected,
             covered,
@@ -214,9 +219,13 @@ impl Plan {
             [] => run,
             targets => Digest::of_json(&(run, targets.iter().map(Target::identity).collect::<Result<Vec<_>, Failure>>()?)),
         };
-        Ok(match &self.protected {
+        let run = match &self.protected {
             None => run,
             Some(protected) => Digest::of_json(&(run, &protected.prompts)),
+        };
+        Ok(match self.retain_images.as_slice() {
+            [] => run,
+            images => Digest::of_json(&(run, "retain images", digests(images))),
         })
     }
 
@@ -232,6 +241,7 @@ impl Plan {
             template: self.class_texts.template.clone(),
             retain: files(&self.retain),
             retain_texts: self.text_files.clone(),
+            retain_images: files(&self.retain_images),
             protect: self.protected.as_ref().map(|protected| protected.file),
             validation: files(&self.validation),
             test: files(&self.test),
@@ -243,7 +253,7 @@ impl Plan {
     /// Bytes of all shards that will be read.
     pub fn shard_bytes(&self) -> u64 {
         let forget = self.concepts.iter().flat_map(|concept| &concept.forget);
-        self.retain.iter().chain(&self.validation).chain(&self.test).chain(forget).map(|shard| shard.bytes).sum()
+        self.retain.iter().chain(&self.retain_images).chain(&self.validation).chain(&self.test).chain(forget).map(|shard| shard.bytes).sum()
     }
 
     /// Full retain batches.
@@ -285,9 +295,13 @@ pub async fn glance(manifest: &Manifest, cache: &Path) -> Result<(), Failure> {
         let place = format!("{}: release.target `{}`", manifest.file.display(), target.name);
         named.push((place, manifest.address("release.target", &target.uri)?));
     }
-    for (field, patterns) in
-        [("data.retain", &manifest.data.retain), ("data.validation", &manifest.data.validation), ("data.test", &manifest.data.test)]
-    {
+    let data = &manifest.data;
+    for (field, patterns) in [
+        ("data.retain", &data.retain),
+        ("data.retain_images", &data.retain_images),
+        ("data.validation", &data.validation),
+        ("data.test", &data.test),
+    ] {
         for pattern in patterns {
             named.push((format!("{}: {field}", manifest.file.display()), manifest.address(field, pattern)?));
         }
@@ -420,6 +434,7 @@ enum Wanted {
     Any,
     Classes(Arc<Classes>),
     Naming(Arc<Phrases>),
+    Images,
 }
 
 /// Pairs or texts by class.
@@ -455,6 +470,7 @@ async fn inspect(place: String, address: Address, wanted: Wanted, cache: &Path) 
             Wanted::Any => Captions::Any,
             Wanted::Classes(classes) => Captions::Classes(classes),
             Wanted::Naming(phrases) => Captions::Naming(phrases),
+            Wanted::Images => Captions::Ignored,
         };
         shard::inspect(&path, captions)
     });
@@ -496,6 +512,20 @@ async fn read_texts(
         slices.extend(texts::slices(texts));
     }
     Ok((slices, files, by_class))
+}
+
+/// The shards of unlabelled images.
+async fn read_images(manifest: &Manifest, cache: &Path) -> Result<Vec<ShardRef>, Failure> {
+    let field = "data.retain_images";
+    let composition = &manifest.composition;
+    let looked_at = composition.method.corrects() && composition.towers.include(Tower::Vision);
+    if !manifest.data.retain_images.is_empty() && !looked_at {
+        let place = format!("{}: {field}", manifest.file.display());
+        let problem = "protects nothing here: only composition.method `preconditioned` and `null-space` with edits of the vision tower look at \
+                       unlabelled images; leave it out, or set composition.towers to \"vision\" or \"both\"";
+        return Err(Failure::input(Error::new(place, problem)));
+    }
+    Ok(shards(manifest, field, &manifest.data.retain_images, Wanted::Images, cache).await?.0)
 }
 
 /// The texts that must not change.

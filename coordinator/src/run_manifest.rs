@@ -42,6 +42,7 @@ fn manifest(plan: &Plan) -> Result<Manifest, Failure> {
         data: DataSection {
             retain: files(&plan.retain),
             retain_texts: retain_texts.iter().map(|text| absolute("data.retain_texts", text)).collect::<Result<_, _>>()?,
+            retain_images: files(&plan.retain_images),
             protect: protect.as_ref().map(|list| absolute("data.protect", list)).transpose()?,
             validation: files(&plan.validation),
             test: files(&plan.test),

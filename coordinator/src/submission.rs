@@ -39,11 +39,15 @@ impl Submission {
         };
         absolute("model.uri", &mut manifest.model.uri)?;
         // Field by field: a new one that holds addresses must be thought of here.
-        let DataSection { retain, retain_texts, protect, validation, test, classes, template: _ } = &mut manifest.data;
+        let DataSection { retain, retain_texts, retain_images, protect, validation, test, classes, template: _ } = &mut manifest.data;
         absolute("data.classes", classes)?;
-        for (field, files) in
-            [("data.retain", retain), ("data.retain_texts", retain_texts), ("data.validation", validation), ("data.test", test)]
-        {
+        for (field, files) in [
+            ("data.retain", retain),
+            ("data.retain_texts", retain_texts),
+            ("data.retain_images", retain_images),
+            ("data.validation", validation),
+            ("data.test", test),
+        ] {
             for file in files {
                 absolute(field, file)?;
             }

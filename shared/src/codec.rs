@@ -184,8 +184,8 @@ mod tests {
     use super::*;
     use crate::address::Address;
     use crate::job::{
-        ArtifactRef, ConceptTask, Correction, EvaluateItem, JobId, Label, MethodSettings, ModelRef, MomentsPart, MomentsReduceTask,
-        ProtectTask, RetainPart, ShardRef, SurveyTask, Task,
+        ArtifactRef, ConceptTask, Correction, EvaluateItem, JobId, Label, MethodSettings, ModelRef, MomentSource, MomentsPart,
+        MomentsReduceTask, ProtectTask, RetainPart, ShardRef, SurveyTask, Task,
     };
     use crate::manifest::{Stop, Towers};
     use crate::queue::{Cause, Event};
@@ -306,6 +306,7 @@ mod tests {
             prop_assert_ne!(job(among.clone()).id(), job(tasks[2].clone()).id());
             tasks.push(among);
             let layers = (0..seed % 4).map(|i| format!("layer.{i}")).collect();
+            tasks.push(Task::Moments(MomentSource::ImagesAlone(shard(seed))));
             let towers = [Towers::Text, Towers::Vision, Towers::Both][(seed % 3) as usize];
             tasks.push(Task::RetainGradient { shard: shard(seed), batch_size: 64, towers });
             if let Task::Concept(task) = &tasks[2] {

@@ -188,6 +188,8 @@ pub enum MomentSource {
     Images(ShardRef),
     /// Texts that belong to no image, through the text tower: a JSON list of strings.
     Texts(ArtifactRef),
+    /// Images that belong to no text, of a shard, through the vision tower.
+    ImagesAlone(ShardRef),
 }
 
 impl MomentSource {
@@ -196,6 +198,7 @@ impl MomentSource {
             Self::Captions(shard) => ("captions", shard.digest),
             Self::Images(shard) => ("images", shard.digest),
             Self::Texts(texts) => ("texts", texts.digest),
+            Self::ImagesAlone(shard) => ("images-alone", shard.digest),
         }
     }
 }
@@ -545,6 +548,7 @@ impl Job {
                 MomentSource::Captions(shard) => format!("moments of the captions of {}", shard.address),
                 MomentSource::Images(shard) => format!("moments of the images of {}", shard.address),
                 MomentSource::Texts(texts) => format!("moments of texts {}", texts.digest.short()),
+                MomentSource::ImagesAlone(shard) => format!("moments of the unlabelled images of {}", shard.address),
             },
             Task::MomentsReduce(task) => format!("moments of {} parts", task.paired.len() + task.unlabelled.len()),
             Task::Survey(task) => format!("survey of concept {}", task.concept),

@@ -103,6 +103,9 @@ pub struct Origin {
     /// Files of unlabelled texts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retain_texts: Vec<DataFile>,
+    /// Shards of unlabelled images.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retain_images: Vec<DataFile>,
     /// File of names that must not change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protect: Option<DataFile>,

@@ -38,6 +38,8 @@ pub enum Captions<'a> {
     Classes(&'a Classes),
     /// Any text; the names in it are counted.
     Naming(&'a Phrases),
+    /// Nothing: images stand alone, and what texts lie beside them is not read.
+    Ignored,
 }
 
 /// What a shard holds.
@@ -47,7 +49,7 @@ pub struct ShardInfo {
     pub digest: Digest,
     /// Size of the file.
     pub bytes: u64,
-    /// Image-text pairs.
+    /// Image-text pairs; images, where captions are ignored.
     pub pairs: u64,
     /// Pairs by class: those whose caption is the class's name, or those whose caption names it.
     pub by_class: BTreeMap<u32, u64>,
@@ -157,10 +159,11 @@ fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap
         let (key, is_image) = match classify(&entry)? {
             Member::Other => continue,
             Member::Image(key) => (key, true),
+            Member::Caption(_) if matches!(captions, Captions::Ignored) => continue,
             Member::Caption(key) => (key, false),
         };
         if now.as_ref().is_none_or(|sample| sample.key != key) {
-            pairs += finish(now.take())?;
+            pairs += finish(now.take(), captions)?;
             if !seen.insert(key.clone()) {
                 return Err(format!("sample `{key}` comes twice; the files of a sample stand together"));
             }
@@ -185,7 +188,7 @@ fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap
             }
             let caption = read_caption(&mut entry, size, &key)?;
             match captions {
-                Captions::Any => {}
+                Captions::Any | Captions::Ignored => {}
                 Captions::Classes(classes) => {
                     let class = classes.find(&caption).ok_or_else(|| {
                         let hint = classes.suggest(&caption).map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
@@ -199,7 +202,7 @@ fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap
         // Only now is it known whether the member is whole.
         std::io::copy(&mut entry, &mut std::io::sink()).map_err(damaged)?;
     }
-    pairs += finish(now)?;
+    pairs += finish(now, captions)?;
     Ok((pairs, by_class))
 }
 
@@ -209,8 +212,9 @@ struct Sample {
     caption: bool,
 }
 
-fn finish(sample: Option<Sample>) -> Result<u64, String> {
+fn finish(sample: Option<Sample>, captions: Captions<'_>) -> Result<u64, String> {
     match sample {
+        Some(_) if matches!(captions, Captions::Ignored) => Ok(1),
         None => Ok(0),
         Some(Sample { key, image: false, .. }) => Err(format!("sample `{key}` has a caption and no image")),
         Some(Sample { key, caption: false, .. }) => Err(format!("sample `{key}` has an image and no caption ({key}.txt)")),
@@ -320,6 +324,8 @@ mod tests {
         let classes = Classes::parse(b"cat\ndog\n", "classes.txt").unwrap();
         assert_eq!(look(&bytes, Captions::Classes(&classes)).unwrap().by_class, BTreeMap::from([(0, 1), (1, 1)]));
         assert_eq!(look(&shard(&[]), Captions::Any).unwrap().pairs, 0);
+        let images = shard(&[("a.png", PNG), ("b.txt", b""), ("b.png", PNG), ("c.json", b"{}"), ("d.txt", b"no image")]);
+        assert_eq!(look(&images, Captions::Ignored).unwrap().pairs, 2);
     }
 
     #[test]

@@ -69,6 +69,7 @@ fn dependencies(record: &Composition) -> Vec<Value> {
         let sets = [
             ("retain", &origin.retain),
             ("retain-texts", &origin.retain_texts),
+            ("retain-images", &origin.retain_images),
             ("validation", &origin.validation),
             ("test", &origin.test),
         ];

@@ -26,6 +26,7 @@ struct Planned {
     retain_batches: u64,
     retain_texts: usize,
     retain_text_slices: usize,
+    retain_images: u64,
     covered_classes: usize,
     never_seen_classes: usize,
     validation_pairs: u64,
@@ -69,6 +70,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
         retain_batches: plan.retain_batches(),
         retain_texts: plan.retain_texts.iter().map(Vec::len).sum(),
         retain_text_slices: plan.retain_texts.len(),
+        retain_images: pairs(&plan.retain_images),
         covered_classes: plan.covered.len(),
         // Every concept has a class of its own.
         never_seen_classes: plan.classes.names().len() - plan.concepts.len() - plan.covered.len(),
@@ -105,7 +107,7 @@ fn corrections(plan: &Plan) -> usize {
     }
     let towers = if composition.towers == Towers::Both { 2 } else { 1 };
     let texts = if composition.towers == Towers::Vision { 0 } else { plan.retain_texts.len() };
-    towers * (plan.retain.len() + 1) + texts + plan.concepts.len() + 1
+    towers * (plan.retain.len() + 1) + texts + plan.retain_images.len() + plan.concepts.len() + 1
 }
 
 fn table(planned: &Planned, plan: &Plan) -> String {
@@ -128,6 +130,7 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         ("forget pairs", planned.forget_pairs.to_string()),
         ("retain pairs", format!("{} in {} full batches of {}", planned.retain_pairs, planned.retain_batches, plan.settings.batch_size)),
         ("retain texts", format!("{} in {} slices", planned.retain_texts, planned.retain_text_slices)),
+        ("retain images", format!("{} in {} shards", planned.retain_images, plan.retain_images.len())),
         (
             "retained classes",
             format!("{} covered by retain captions and texts, {} never seen", planned.covered_classes, planned.never_seen_classes),

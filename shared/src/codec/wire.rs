@@ -117,6 +117,7 @@ enum SourceV1 {
     Captions(ShardV1),
     Images(ShardV1),
     Texts(ArtifactV1),
+    ImagesAlone(ShardV1),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -256,6 +257,7 @@ impl From<&Job> for JobV1 {
                 MomentSource::Captions(shard) => SourceV1::Captions(shard.into()),
                 MomentSource::Images(shard) => SourceV1::Images(shard.into()),
                 MomentSource::Texts(texts) => SourceV1::Texts((*texts).into()),
+                MomentSource::ImagesAlone(shard) => SourceV1::ImagesAlone(shard.into()),
             }),
             Task::MomentsReduce(task) => {
                 let parts = |parts: &[MomentsPart]| parts.iter().map(|p| MomentsV1 { sum: p.sum.into(), items: p.items }).collect();
@@ -337,6 +339,7 @@ impl TryFrom<JobV1> for Job {
                 SourceV1::Captions(shard) => MomentSource::Captions(shard.try_into()?),
                 SourceV1::Images(shard) => MomentSource::Images(shard.try_into()?),
                 SourceV1::Texts(texts) => MomentSource::Texts(texts.into()),
+                SourceV1::ImagesAlone(shard) => MomentSource::ImagesAlone(shard.try_into()?),
             }),
             TaskV1::MomentsReduce { .. } | TaskV1::MomentsNullSpace { .. } | TaskV1::Survey { .. } => {
                 return Err(Error::Invalid("an older release planned this job; run the same release of lethe and lethe-worker".into()));

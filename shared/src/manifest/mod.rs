@@ -105,6 +105,10 @@ pub struct DataSection {
     /// retain statistics have seen, and so what composing protects.
     #[serde(default)]
     pub retain_texts: Vec<String>,
+    /// Shards of images that show nothing of what is removed; captions beside them are not read. What `retain_texts` is for the text
+    /// tower, these are for the vision tower.
+    #[serde(default)]
+    pub retain_images: Vec<String>,
     /// UTF-8 text file with one name a line, put into the template, whose texts must not change: edits of the text tower then turn
     /// aside from what these texts put into the edited layer. `gates.protected` bounds by how much they may move.
     #[serde(default, skip_serializing_if = "Option::is_none")]

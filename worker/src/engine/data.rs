@@ -23,12 +23,23 @@ pub(super) fn load(scope: Scope<'_>, model: &Model, shard: &ShardRef) -> Result<
     scope.check()?;
     let path = scope.fetch(&shard.address, shard.digest, shard.bytes)?;
     let loaded = input::load_shard(&path, &model.preprocessor)?;
-    let (n, side) = (loaded.captions.len() as i64, model.preprocessor.side() as i64);
+    Ok(Pairs { pixels: pixels_of(&loaded, model, shard)?, captions: loaded.captions })
+}
+
+/// Loads the images of a shard whatever lies beside them: pixels as in [`Pairs`], and the keys of the samples.
+pub(super) fn load_images(scope: Scope<'_>, model: &Model, shard: &ShardRef) -> Result<(Tensor, Vec<String>), Error> {
+    scope.check()?;
+    let path = scope.fetch(&shard.address, shard.digest, shard.bytes)?;
+    let loaded = input::load_images(&path, &model.preprocessor)?;
+    Ok((pixels_of(&loaded, model, shard)?, loaded.keys))
+}
+
+fn pixels_of(loaded: &input::LoadedShard, model: &Model, shard: &ShardRef) -> Result<Tensor, Error> {
+    let (n, side) = (loaded.keys.len() as i64, model.preprocessor.side() as i64);
     if n == 0 {
-        return Err(Error::Input(format!("{}: holds no pair", shard.address)));
+        return Err(Error::Input(format!("{}: holds no image", shard.address)));
     }
-    let pixels = Tensor::f_from_slice(&loaded.pixels)?.f_view([n, 3, side, side])?;
-    Ok(Pairs { pixels, captions: loaded.captions })
+    Ok(Tensor::f_from_slice(&loaded.pixels)?.f_view([n, 3, side, side])?)
 }
 
 /// Loads several shards as one.

@@ -29,15 +29,19 @@ pub(super) fn sum(scope: Scope<'_>, model: &ModelRef, source: &MomentSource, sta
         MomentSource::Captions(shard) => (Tower::Text, shard.digest),
         MomentSource::Images(shard) => (Tower::Vision, shard.digest),
         MomentSource::Texts(texts) => (Tower::Text, texts.digest),
+        MomentSource::ImagesAlone(shard) => (Tower::Vision, shard.digest),
     };
     let mut sum = MomentSum::new(model.clip.mlp_ends(tower), Draws::seeded(seed), scope.micro_batch);
     match source {
-        MomentSource::Images(shard) => {
-            let pairs = stages.time("data", || data::load(scope, &model, shard))?;
-            for (number, captions) in pairs.captions.chunks(BATCH).enumerate() {
+        MomentSource::Images(shard) | MomentSource::ImagesAlone(shard) => {
+            let (pixels, names) = stages.time("data", || match source {
+                MomentSource::Images(_) => data::load(scope, &model, shard).map(|pairs| (pairs.pixels, pairs.captions)),
+                _ => data::load_images(scope, &model, shard),
+            })?;
+            for (number, names) in names.chunks(BATCH).enumerate() {
                 scope.check()?;
-                let pixels = pairs.pixels.f_narrow(0, (number * BATCH) as i64, captions.len() as i64)?;
-                let halves: Vec<bool> = captions.iter().map(|caption| half_of(caption)).collect();
+                let pixels = pixels.f_narrow(0, (number * BATCH) as i64, names.len() as i64)?;
+                let halves: Vec<bool> = names.iter().map(|name| half_of(name)).collect();
                 stages.time("moments", || Ok(sum.add(&model.clip, &weights, Input::Images(&pixels), &halves)?))?;
             }
         }
@@ -73,7 +77,7 @@ fn texts(scope: Scope<'_>, source: &MomentSource) -> Result<Vec<String>, Error> 
         MomentSource::Texts(artifact) => {
             serde_json::from_slice(&scope.get(artifact)?).map_err(|error| Error::Input(format!("a list of texts is damaged: {error}")))?
         }
-        MomentSource::Images(_) => Vec::new(),
+        MomentSource::Images(_) | MomentSource::ImagesAlone(_) => Vec::new(),
     };
     texts.sort_by_key(String::len);
     Ok(texts)

@@ -41,7 +41,7 @@ impl Error {
 pub struct LoadedShard {
     /// Keys of the samples, in shard order.
     pub keys: Vec<String>,
-    /// Their captions.
+    /// Their captions; empty where captions were not read.
     pub captions: Vec<String>,
     /// Their images, preprocessed: `[samples, 3, side, side]`, row-major.
     pub pixels: Vec<f32>,
@@ -63,11 +63,24 @@ pub fn load_captions(path: &Path) -> Result<Vec<String>, Error> {
 /// # Errors
 /// [`Error`] with the shard, and the key of the sample that is broken.
 pub fn load_shard(path: &Path, preprocessor: &Preprocessor) -> Result<LoadedShard, Error> {
+    load(path, preprocessor, true)
+}
+
+/// Reads and preprocesses every image of a shard; what lies beside them is not read, captions are empty.
+///
+/// # Errors
+/// [`Error`] with the shard, and the key of the sample that is broken.
+pub fn load_images(path: &Path, preprocessor: &Preprocessor) -> Result<LoadedShard, Error> {
+    load(path, preprocessor, false)
+}
+
+fn load(path: &Path, preprocessor: &Preprocessor, captioned: bool) -> Result<LoadedShard, Error> {
     let shard = path.display().to_string();
     let file = std::fs::File::open(path).map_err(|error| Error::new(shard.clone(), format!("cannot be read: {error}")))?;
     let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, file));
     let mut loaded = LoadedShard { keys: Vec::new(), captions: Vec::new(), pixels: Vec::new() };
-    for sample in Samples::read(&mut archive, &shard)? {
+    let samples = Samples::read(&mut archive, &shard)?;
+    for sample in if captioned { samples } else { samples.without_captions() } {
         let sample = sample?;
         let pixels = preprocessor
             .pixels(&sample.image)

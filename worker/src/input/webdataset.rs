@@ -23,6 +23,7 @@ pub struct Samples<'a, R: Read> {
     entries: tar::Entries<'a, R>,
     shard: String,
     now: Partial,
+    captioned: bool,
     ended: bool,
 }
 
@@ -35,10 +36,11 @@ struct Partial {
 
 impl Partial {
     /// The sample, if there was one, whole.
-    fn finish(self) -> Option<Result<Sample, String>> {
+    fn finish(self, captioned: bool) -> Option<Result<Sample, String>> {
         let key = self.key?;
         Some(match (self.image, self.caption) {
             (Some(image), Some(caption)) => Ok(Sample { key, image, caption }),
+            (Some(image), None) if !captioned => Ok(Sample { key, image, caption: String::new() }),
             (None, _) => Err(format!("sample `{key}` has a caption and no image")),
             (_, None) => Err(format!("sample `{key}` has an image and no caption")),
         })
@@ -52,7 +54,13 @@ impl<'a, R: Read> Samples<'a, R> {
     /// When the archive cannot be read from its start.
     pub fn read(archive: &'a mut tar::Archive<R>, shard: &str) -> Result<Self, Error> {
         let entries = archive.entries().map_err(|error| Error::new(shard, format!("is no tar file: {error}")))?;
-        Ok(Self { entries, shard: shard.to_owned(), now: Partial::default(), ended: false })
+        Ok(Self { entries, shard: shard.to_owned(), now: Partial::default(), captioned: true, ended: false })
+    }
+
+    /// The images alone: captions are not read, and those of samples are empty.
+    #[must_use]
+    pub fn without_captions(self) -> Self {
+        Self { captioned: false, ..self }
     }
 
     /// Reads members until a sample is whole.
@@ -63,11 +71,12 @@ impl<'a, R: Read> Samples<'a, R> {
             let member = classify(&entry)?;
             let key = match &member {
                 Member::Other => continue,
+                Member::Caption(_) if !self.captioned => continue,
                 Member::Image(key) | Member::Caption(key) => key.clone(),
             };
             let mut whole = None;
             if self.now.key.as_ref() != Some(&key) {
-                whole = std::mem::take(&mut self.now).finish();
+                whole = std::mem::take(&mut self.now).finish(self.captioned);
                 self.now.key = Some(key.clone());
             }
             let size = entry.size();
@@ -92,7 +101,7 @@ impl<'a, R: Read> Samples<'a, R> {
             }
         }
         self.ended = true;
-        std::mem::take(&mut self.now).finish().transpose()
+        std::mem::take(&mut self.now).finish(self.captioned).transpose()
     }
 }
 
@@ -140,6 +149,21 @@ mod tests {
         ]);
         let sample = |key: &str, image: &[u8], caption: &str| Ok(Sample { key: key.into(), image: image.into(), caption: caption.into() });
         assert_eq!(found, [sample("a", b"A", "one"), sample("d/b", b"B", "two")]);
+    }
+
+    #[test]
+    fn images_stand_alone_where_captions_are_not_read() {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, bytes) in [("a.png", "A"), ("a.txt", ""), ("b.txt", "two"), ("c.webp", "C")] {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, name, bytes.as_bytes()).unwrap();
+        }
+        let bytes = tar.into_inner().unwrap();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let read = Samples::read(&mut archive, "s.tar").unwrap().without_captions();
+        let keys: Vec<String> = read.map(|sample| sample.unwrap().key).collect();
+        assert_eq!(keys, ["a", "c"]);
     }
 
     #[test]
