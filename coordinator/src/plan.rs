@@ -465,6 +465,7 @@ async fn shards(
 
 async fn inspect(place: String, address: Address, wanted: Wanted, cache: &Path) -> Result<(ShardRef, ByClass), Failure> {
     let path: PathBuf = store::fetch_file(&address, cache, None).await.map_err(|error| missing(&place, error))?;
+    let held = if matches!(wanted, Wanted::Images) { "image" } else { "image-text pair" };
     let inspected = tokio::task::spawn_blocking(move || {
         let captions = match &wanted {
             Wanted::Any => Captions::Any,
@@ -479,7 +480,7 @@ async fn inspect(place: String, address: Address, wanted: Wanted, cache: &Path) 
         .map_err(|error| Failure::Infrastructure(error.to_string()))?
         .map_err(|error| Failure::input(Error::new(place.clone(), format!("{address}: {}", error.problem))))?;
     if info.pairs == 0 {
-        return Err(Failure::input(Error::new(place, format!("{address} holds no image-text pair"))));
+        return Err(Failure::input(Error::new(place, format!("{address} holds no {held}"))));
     }
     Ok((ShardRef { digest: info.digest, bytes: info.bytes, pairs: info.pairs, address }, info.by_class))
 }

@@ -11,7 +11,7 @@ use lethe_shared::job::{ModelRef, ShardRef};
 use tch::Tensor;
 
 use super::model::Model;
-use super::{Error, Scope, data};
+use super::{Error, Scope, Slot, data};
 use crate::handle::SharedTensor;
 use crate::micro_batch::MicroBatch;
 
@@ -24,14 +24,22 @@ pub(super) struct Images {
     pub(super) captions: Vec<String>,
 }
 
-/// Embeddings and captions by model, preprocessing, shard and size of passes, while memory lasts.
+/// Embeddings and captions by shard, made by the first job that asks while the others wait.
 #[derive(Debug, Default)]
 pub(super) struct EmbeddedImages {
-    kept: Mutex<HashMap<Key, Arc<Kept>>>,
+    kept: Mutex<Kept>,
 }
 
+#[derive(Debug, Default)]
+struct Kept {
+    shards: HashMap<Key, Arc<Slot<Embedded>>>,
+    images: usize,
+}
+
+/// Model, its settings, shard, size of passes.
 type Key = (Digest, Digest, Digest, MicroBatch);
-type Kept = (SharedTensor, Vec<String>);
+/// Embeddings `[n, d]` of a shard's images, and their captions.
+type Embedded = (SharedTensor, Vec<String>);
 
 /// Images whose embeddings a process keeps at most.
 const KEPT_IMAGES: usize = 500_000;
@@ -41,9 +49,9 @@ impl EmbeddedImages {
     pub(super) fn of(&self, scope: Scope<'_>, model: &Model, reference: &ModelRef, shards: &[ShardRef]) -> Result<Images, Error> {
         let (mut embedded, mut captions) = (Vec::with_capacity(shards.len()), Vec::new());
         for shard in shards {
-            let kept = self.shard(scope, model, reference, shard)?;
-            embedded.push(kept.0.get());
-            captions.extend_from_slice(&kept.1);
+            let here = self.shard(scope, model, reference, shard)?;
+            embedded.push(here.0.get());
+            captions.extend_from_slice(&here.1);
         }
         let embedded = match embedded.len() {
             0 => Tensor::f_zeros([0, model.clip.config().embedding], (tch::Kind::Float, scope.device()))?,
@@ -53,21 +61,25 @@ impl EmbeddedImages {
         Ok(Images { embedded, captions })
     }
 
-    fn shard(&self, scope: Scope<'_>, model: &Model, reference: &ModelRef, shard: &ShardRef) -> Result<Arc<Kept>, Error> {
+    fn shard(&self, scope: Scope<'_>, model: &Model, reference: &ModelRef, shard: &ShardRef) -> Result<Arc<Embedded>, Error> {
         let key = (reference.weights, reference.settings, shard.digest, scope.micro_batch);
         let locked = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(there) = locked().get(&key) {
+        let slot = Arc::clone(locked().shards.entry(key).or_default());
+        // The value is only ever set whole.
+        let mut value = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = &*value {
             return Ok(Arc::clone(there));
         }
         let pairs = data::load(scope, model, shard)?;
         let _guard = tch::no_grad_guard();
         let embedded = scope.images(model, &pairs.pixels)?.embed_changed(&model.clip, &model.parameters.weights())?;
         let made = Arc::new((SharedTensor::new(embedded), pairs.captions));
+        *value = Some(Arc::clone(&made));
         let mut kept = locked();
-        if kept.values().map(|there| there.1.len()).sum::<usize>() + made.1.len() > KEPT_IMAGES {
-            kept.clear();
+        kept.images += made.1.len();
+        if kept.images > KEPT_IMAGES {
+            *kept = Kept::default();
         }
-        kept.insert(key, Arc::clone(&made));
         Ok(made)
     }
 }
