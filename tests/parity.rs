@@ -9,7 +9,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
 use lethe_shared::job::MethodSettings;
-use lethe_shared::manifest::Stop;
+use lethe_shared::manifest::{Precision, Stop};
 use lethe_shared::outcome::Tower;
 use lethe_worker::corpus::{Budget, Corpus};
 use lethe_worker::micro_batch::MicroBatch;
@@ -20,7 +20,7 @@ use lethe_worker::slug::gradient::{GradientSum, Images, Loss};
 use lethe_worker::slug::loss;
 use lethe_worker::slug::moments::MomentSum;
 use lethe_worker::slug::ranking::{Scores, pareto_front};
-use lethe_worker::slug::search::{FrontLayer, Ground, Subject, edited_layer, search_layer};
+use lethe_worker::slug::search::{Answer, FrontLayer, Ground, Subject, edited_layer, search_direction, search_layer};
 use lethe_worker::slug::witness::Witnesses;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -396,6 +396,7 @@ fn witnesses(name: &str) {
         validation: Some(&validation),
         validation_images: &validation_images,
         validation_labels: &labels,
+        spare_tokens: 0,
     };
     let subject = Subject { class: class as u32, images: Some(&images), embedded: &embedded };
     let method = |stop| MethodSettings { batch_size: 1, search_evaluations: 10, search_tolerance: 0.0, stop, normalisation_gains: false };
@@ -421,6 +422,90 @@ fn witnesses(name: &str) {
         }
     }
     assert!(proven > 0, "no step was proven: the shortcut is of no use here");
+
+    // Steps looked at beforehand, many in a pass, change nothing of what a search finds.
+    let own_text = class_texts.subset(&[class as i64]).unwrap();
+    let mut found = 0;
+    for (id, gradient) in &gradients {
+        let spec = clip.architecture().spec(*id);
+        if spec.tower != Some(Tower::Text) {
+            continue;
+        }
+        let searched = |spare_tokens| {
+            let ground = Ground { spare_tokens, ..ground };
+            search_direction(ground, &subject, &own_text, None, *id, gradient, &method(Stop::Fa5)).unwrap()
+        };
+        let (trials, answer) = searched(0);
+        for spare_tokens in [100, 4096] {
+            let (ours, same) = searched(spare_tokens);
+            assert_eq!(ours, trials, "{} with {spare_tokens} tokens to spare", spec.name);
+            let parts = |answer: &Option<Answer>| answer.as_ref().map(|answer| (answer.summary.clone(), answer.validation.clone()));
+            assert_eq!(parts(&same), parts(&answer), "{}", spec.name);
+        }
+        found += usize::from(answer.is_some());
+    }
+    assert!(found > 0, "no search found a step");
+}
+
+/// Towers that multiply in bfloat16 give nearly what they give in float32, and nearly the same gradients.
+fn rounded_products(name: &str) {
+    let golden = Golden::open(name);
+    let layers = golden.clip.architecture().candidates(false);
+    let looked = |weights: &Weights| {
+        let (pixels, texts) = golden.batch("forget", 0);
+        let embedded = {
+            let _guard = tch::no_grad_guard();
+            [Input::Images(&pixels), Input::Texts(&texts)].map(|input| golden.clip.embed(weights, input).unwrap())
+        };
+        let mut sum = GradientSum::new(layers.clone(), MicroBatch::WHOLE);
+        sum.add(Loss::Forget, &golden.clip, weights, Images::Pixels(&pixels), &texts).unwrap();
+        (embedded, sum.mean(weights).unwrap())
+    };
+    let (expected, gradients) = looked(&golden.parameters.weights());
+    let (embedded, rounded) = looked(&Golden::open(name).parameters.in_precision(Precision::Bfloat16).weights());
+    for (ours, theirs) in embedded.iter().zip(&expected) {
+        assert_eq!(ours.kind(), Kind::Float);
+        let off = (ours - theirs).norm_scalaropt_dim(2, [-1].as_slice(), false).max().double_value(&[]);
+        assert!(off > 1e-6 && off < 0.05, "{name}: embeddings differ by {off}");
+    }
+    let (mut dot, mut lengths) = (0.0, [0.0; 2]);
+    for ((_, ours), (_, theirs)) in rounded.iter().zip(&gradients) {
+        assert_eq!(ours.kind(), Kind::Float);
+        let product = |a: &Tensor, b: &Tensor| (a * b).sum(Kind::Double).double_value(&[]);
+        dot += product(ours, theirs);
+        lengths = [lengths[0] + product(ours, ours), lengths[1] + product(theirs, theirs)];
+    }
+    let cosine = dot / (lengths[0] * lengths[1]).sqrt();
+    assert!(cosine > 0.98, "{name}: gradients have a cosine of {cosine}");
+}
+
+/// Items under several edits of one layer in one pass are as they are under each.
+fn trials_together(name: &str) {
+    let golden = Golden::open(name);
+    let (clip, original) = (&golden.clip, golden.parameters.weights());
+    let _guard = tch::no_grad_guard();
+    let (pixels, texts) = golden.batch("forget", 0);
+    let ids: Vec<Vec<u32>> = (0..texts.ids.size()[0])
+        .map(|row| {
+            let end = texts.pooled.int64_value(&[row]) + 1;
+            Vec::<i64>::try_from(texts.ids.get(row).narrow(0, 0, end)).unwrap().into_iter().map(|id| id as u32).collect()
+        })
+        .collect();
+    let budget = Budget::new(64 << 20);
+    let texts = Corpus::texts(clip, &ids, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
+    let images = Corpus::images(clip, &pixels, &budget, MicroBatch::WHOLE).unwrap();
+    tch::manual_seed(11);
+    for id in clip.architecture().candidates(true) {
+        let spec = clip.architecture().spec(id);
+        let corpus = if spec.tower == Some(Tower::Text) { &texts } else { &images };
+        let layer = golden.parameters.get(id);
+        let trials: Vec<Tensor> = (1..4).map(|size| &layer + layer.randn_like() * (0.01 * f64::from(size))).collect();
+        let together = corpus.embed_trials(clip, &original, id, &trials).unwrap();
+        for (number, trial) in (0..).zip(&trials) {
+            let alone = corpus.embed(clip, &original, &original.with(id, trial.shallow_clone()), Some(id)).unwrap();
+            close(&spec.name, &together.get(number), &alone, 1e-5);
+        }
+    }
 }
 
 fn moments(name: &str) {
@@ -499,5 +584,7 @@ for_each_model!(
     trees,
     taps,
     witnesses,
+    trials_together,
+    rounded_products,
     moments
 );

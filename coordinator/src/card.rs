@@ -45,6 +45,9 @@ pub fn render(record: &Composition, files: &[String]) -> String {
         record.digest,
         record.method,
     );
+    if let Some(origin) = record.origin.as_ref().filter(|origin| !origin.precision.is_float32()) {
+        let _ = writeln!(page, "| computed in | {} |", origin.precision.name());
+    }
     if let Some(parent) = &record.parent {
         let changes: Vec<String> = parent.changes.iter().map(ToString::to_string).collect();
         let changes = if changes.is_empty() { "nothing changed".to_owned() } else { changes.join(", ") };

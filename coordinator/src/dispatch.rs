@@ -339,13 +339,19 @@ impl Dispatcher {
 mod tests {
     use lethe_shared::address::Address;
     use lethe_shared::job::{ModelRef, Task};
+    use lethe_shared::manifest::Precision;
     use lethe_shared::outcome::{EvaluateResult, Execution, TaskResult};
     use lethe_shared::queue::{Limits, MemoryQueue, Notice};
 
     use super::*;
 
     fn jobs(count: u32) -> Vec<Job> {
-        let model = ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), address: Address::parse("/m").unwrap() };
+        let model = ModelRef {
+            weights: Digest::of(b"w"),
+            settings: Digest::of(b"s"),
+            precision: Precision::Float32,
+            address: Address::parse("/m").unwrap(),
+        };
         let job = |algorithm| Job { run: "r".into(), algorithm, model: model.clone(), task: Task::RetainReduce { parts: Vec::new() } };
         (0..count).map(job).collect()
     }

@@ -34,12 +34,7 @@ impl Workers {
     /// [`Failure::BadInput`] when its device cannot be used.
     pub fn start(execution: &ExecutionSection, store: &Store, cache: &Path) -> Result<Self, Failure> {
         let device = lethe_worker::device::open(&execution.device).map_err(Failure::input)?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = match (execution.workers as usize, device) {
-            (0, tch) if tch.is_cuda() => 1,
-            (0, _) => cores,
-            (asked, _) => asked,
-        };
+        let count = lethe_worker::device::workers(execution.workers as usize, device);
         let queue = Arc::new(MemoryQueue::new(Limits::default()));
         let cancel = CancellationToken::new();
         let options = Options::new("embedded".to_owned(), device, cache.to_owned());

@@ -207,7 +207,7 @@ impl Plan {
             .collect();
         let run = Digest::of_json(&(
             ALGORITHM_VERSION,
-            (self.model.weights, self.model.settings),
+            (self.model.weights, self.model.settings, self.model.precision),
             (digests(&self.retain), digests(&self.validation), digests(&self.test)),
             self.retain_texts.iter().map(Digest::of_json).collect::<Vec<_>>(),
             &self.class_texts,
@@ -235,6 +235,7 @@ impl Plan {
         Origin {
             manifest: self.identity,
             algorithm: ALGORITHM_VERSION,
+            precision: self.model.precision,
             hashed_names: self.manifest.release.names == Names::Hashed,
             classes: self.classes.names().len() as u64,
             class_texts: Digest::of_json(&self.class_texts),
@@ -414,7 +415,7 @@ async fn open_model(manifest: &Manifest, cache: &Path) -> Result<(ModelRef, Chec
             format!("{address}: `{first}`{others} NaN or infinite values; this checkpoint cannot be edited"),
         )));
     }
-    Ok((ModelRef { weights, settings, address }, checkpoint))
+    Ok((ModelRef { weights, settings, precision: manifest.method.precision, address }, checkpoint))
 }
 
 /// The files that patterns match; order is the manifest's, and by name within a pattern.

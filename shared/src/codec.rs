@@ -22,6 +22,7 @@ const MAX_BODY: usize = 1 << 20;
 const VERSION: u16 = 1;
 const KIND_JOB: u16 = 1;
 const KIND_NOTICE: u16 = 2;
+const KIND_JOB_IN: u16 = 3;
 const KIND_REQUEST: u16 = 16;
 const KIND_REPLY: u16 = 17;
 
@@ -70,7 +71,10 @@ pub enum Error {
 /// # Errors
 /// [`Error::TooLarge`].
 pub fn encode_job(job: &Job) -> Result<Vec<u8>, Error> {
-    seal(KIND_JOB, &wire::JobV1::from(job))
+    match wire::JobInV1::of(job) {
+        None => seal(KIND_JOB, &wire::JobV1::from(job)),
+        Some(message) => seal(KIND_JOB_IN, &message),
+    }
 }
 
 /// A job from a message.
@@ -78,7 +82,10 @@ pub fn encode_job(job: &Job) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// When the bytes are anything else.
 pub fn decode_job(bytes: &[u8]) -> Result<Job, Error> {
-    open::<wire::JobV1>(KIND_JOB, bytes)?.try_into()
+    match open::<wire::JobV1>(KIND_JOB, bytes) {
+        Err(Error::OtherKind { found: KIND_JOB_IN, .. }) => open::<wire::JobInV1>(KIND_JOB_IN, bytes)?.try_into(),
+        job => job?.try_into(),
+    }
 }
 
 /// A notice as a message.
@@ -187,7 +194,7 @@ mod tests {
         ArtifactRef, ConceptTask, Correction, EvaluateItem, JobId, Label, MethodSettings, ModelRef, MomentSource, MomentsPart,
         MomentsReduceTask, ProtectTask, RetainPart, ShardRef, SurveyTask, Task,
     };
-    use crate::manifest::{Stop, Towers};
+    use crate::manifest::{Precision, Stop, Towers};
     use crate::queue::{Cause, Event};
 
     fn artifact(seed: u64) -> ArtifactRef {
@@ -200,7 +207,12 @@ mod tests {
     }
 
     fn job(task: Task) -> Job {
-        let model = ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), address: Address::parse("gs://b/model").unwrap() };
+        let model = ModelRef {
+            weights: Digest::of(b"w"),
+            settings: Digest::of(b"s"),
+            precision: Precision::Float32,
+            address: Address::parse("gs://b/model").unwrap(),
+        };
         Job { run: "emoji-100-0123456789ab".into(), algorithm: 1, model, task }
     }
 
@@ -324,7 +336,13 @@ mod tests {
                 let job = job(task);
                 let read = decode_job(&encode_job(&job).unwrap()).unwrap();
                 prop_assert_eq!(read.id(), job.id());
-                prop_assert_eq!(read, job);
+                prop_assert_eq!(&read, &job);
+                for precision in [Precision::Tf32, Precision::Bfloat16] {
+                    let mut other = job.clone();
+                    other.model.precision = precision;
+                    prop_assert_ne!(other.id(), job.id());
+                    prop_assert_eq!(decode_job(&encode_job(&other).unwrap()).unwrap(), other);
+                }
             }
         }
 

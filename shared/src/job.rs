@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
 use crate::digest::{Digest, NotADigest};
-use crate::manifest::{Stop, Towers};
+use crate::manifest::{Precision, Stop, Towers};
 
 /// Version of the algorithm: part of every job's id, raised whenever the same job would give another result.
-pub const ALGORITHM_VERSION: u32 = 6;
+pub const ALGORITHM_VERSION: u32 = 7;
 /// The libtorch that workers compute with: `tch` is built for this one, and its build refuses every other.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
@@ -78,6 +78,8 @@ pub struct ModelRef {
     pub weights: Digest,
     /// Digest over the configuration files that loading reads (model, image preprocessing, tokeniser).
     pub settings: Digest,
+    /// How its towers multiply matrices.
+    pub precision: Precision,
     /// The folder; no part of what determines a result.
     pub address: Address,
 }
@@ -504,7 +506,7 @@ impl Job {
                 concepts: concepts.iter().map(|c| (c.layer.as_str(), c.gradients.digest, c.direction.digest)).collect(),
             },
         };
-        JobId(Digest::of_json(&("lethe job", self.algorithm, self.model.weights, self.model.settings, identity)))
+        JobId(Digest::of_json(&("lethe job", self.algorithm, self.model.weights, self.model.settings, self.model.precision, identity)))
     }
 
     /// What kind of job it is, as a subject token and in tables.
@@ -579,7 +581,12 @@ mod tests {
         Job {
             run: "r1".into(),
             algorithm: ALGORITHM_VERSION,
-            model: ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), address: address("s3://b/model") },
+            model: ModelRef {
+                weights: Digest::of(b"w"),
+                settings: Digest::of(b"s"),
+                precision: Precision::Float32,
+                address: address("s3://b/model"),
+            },
             task: Task::Concept(Box::new(ConceptTask {
                 concept: "pizza".into(),
                 class: 7,
@@ -618,6 +625,7 @@ mod tests {
     #[test]
     fn an_id_knows_everything_else() {
         assert_ne!(job().id(), changed(|job, _| job.algorithm += 1));
+        assert_ne!(job().id(), changed(|job, _| job.model.precision = Precision::Tf32));
         assert_ne!(job().id(), changed(|job, _| job.model.weights = Digest::of(b"other")));
         assert_ne!(job().id(), changed(|_, task| task.class = 8));
         assert_ne!(job().id(), changed(|_, task| task.forget[0].digest = Digest::of(b"other")));

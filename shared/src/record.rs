@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::job::{ArtifactRef, MethodSettings, ShardRef};
-use crate::manifest::Gates;
+use crate::manifest::{Gates, Precision};
 use crate::outcome::{Accuracy, ClassHits, RankedLayer, Tower, Trial};
 use crate::record::targets::TargetRecord;
 
@@ -89,6 +89,9 @@ pub struct Origin {
     pub manifest: Digest,
     /// Version of the algorithm, see [`crate::job::ALGORITHM_VERSION`].
     pub algorithm: u32,
+    /// How the model's towers multiplied matrices.
+    #[serde(default, skip_serializing_if = "Precision::is_float32")]
+    pub precision: Precision,
     /// Whether names are hashed: ids, names, classes and groups of concepts are then no words.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hashed_names: bool,

@@ -16,8 +16,8 @@ def rows_of(source):
         return list(csv.DictReader(table))
 
 
-def manifest_of(source, rows, work, name, method="preconditioned", workers=1, model=None, **data):
-    """Writes the manifest `source` for these concepts; `data` takes the place of single entries of its section [data]."""
+def manifest_of(source, rows, work, name, method="preconditioned", workers=1, device="cpu", precision="float32", model=None, **data):
+    """Writes the manifest `source` for these concepts, its method's other settings by default; `data` takes the place of single entries of its section [data]."""
     settings, folder = tomllib.loads(source.read_text()), source.parent.resolve()
     table = work / f"{name}.csv"
     with open(table, "w", newline="") as file:
@@ -28,8 +28,8 @@ def manifest_of(source, rows, work, name, method="preconditioned", workers=1, mo
     entries = {key: value if key == "template" else absolute(value) for key, value in {**settings["data"], **data}.items()}
     lines = ["version = 1", 'name = "bench"', "[model]", f"uri = {json.dumps(str(model or folder / settings['model']['uri']))}", "[data]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
-    lines += ["[concepts]", f"table = {json.dumps(str(table))}", "[composition]", f'method = "{method}"']
-    lines += ["[execution]", f"workers = {workers}", 'device = "cpu"']
+    lines += ["[method]", f'precision = "{precision}"', "[concepts]", f"table = {json.dumps(str(table))}", "[composition]", f'method = "{method}"']
+    lines += ["[execution]", f"workers = {workers}", f'device = "{device}"']
     manifest = work / f"{name}.toml"
     manifest.write_text("\n".join(lines) + "\n")
     return manifest

@@ -78,7 +78,7 @@ def ranks(images, classes, labels):
     """How many classes score higher than an image's own; equal scores count when they come earlier in the list."""
     scores = images @ classes.T
     own = scores.gather(1, labels[:, None])
-    earlier = (scores == own) & (torch.arange(len(classes))[None] < labels[:, None])
+    earlier = (scores == own) & (torch.arange(len(classes), device=labels.device)[None] < labels[:, None])
     return ((scores > own) | earlier).sum(1)
 
 

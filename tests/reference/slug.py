@@ -56,37 +56,42 @@ class Clock:
     def time(self, stage, act):
         wall, cpu = time.perf_counter(), time.process_time()
         result = act()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.wall[stage] = self.wall.get(stage, 0.0) + time.perf_counter() - wall
         self.cpu[stage] = self.cpu.get(stage, 0.0) + time.process_time() - cpu
         return result
 
 
 class Job:
-    """A manifest's model and data, decoded and tokenised."""
+    """A manifest's model and data, decoded and tokenised; the retain gradient by layer, or the file it is in."""
 
-    def __init__(self, manifest, retain_gradient):
+    def __init__(self, manifest, retain_gradient, device="cpu"):
         folder = Path(manifest).parent
         settings = tomllib.loads(Path(manifest).read_text())
         data = settings["data"]
         peer = Peer(folder / settings["model"]["uri"])
-        self.peer, self.model = peer, peer.model
+        self.peer, self.model, self.device = peer, peer.model.to(device), device
         self.parameters = dict(self.model.named_parameters())
-        self.retain = load_file(retain_gradient)
+        self.retain = retain_gradient if isinstance(retain_gradient, dict) else load_file(retain_gradient, device)
         names = (folder / data["classes"]).read_text().splitlines()
         prompt = data.get("template", "{}")
         self.index = {name: i for i, name in enumerate(names)}
         self.class_texts = self.tokens([prompt.replace("{}", name) for name in names])
         images, captions = read_shard(folder / data["validation"][0])
-        self.validation = peer.pixels(images)
-        self.labels = torch.tensor([self.index[caption] for caption in captions])
+        self.validation = self.pixels(images)
+        self.labels = torch.tensor([self.index[caption] for caption in captions], device=device)
         with open(folder / settings["concepts"]["table"], newline="") as table:
             rows = list(csv.DictReader(table))
         self.concepts = {row["id"]: (self.index[row["class"]], folder / row["forget"]) for row in rows}
 
+    def pixels(self, images):
+        return self.peer.pixels(images).to(self.device)
+
     def tokens(self, texts):
         length = self.model.config.text_config.max_position_embeddings
         settings = dict(padding=True, truncation=True, max_length=length, return_token_type_ids=False, return_tensors="pt")
-        return [self.peer.tokenizer(texts[i : i + BATCH], **settings) for i in range(0, len(texts), BATCH)]
+        return [self.peer.tokenizer(texts[i : i + BATCH], **settings).to(self.device) for i in range(0, len(texts), BATCH)]
 
     def embed_texts(self, batches):
         return unit(torch.cat([self.model.get_text_features(**batch) for batch in batches]))
@@ -129,8 +134,8 @@ class Search:
         self.job, self.shortcut = job, shortcut
         self.label, forget = job.concepts[concept]
         images, self.captions = read_shard(forget)
-        self.pixels = job.peer.pixels(images)
-        self.own = torch.full((len(images),), self.label)
+        self.pixels = job.pixels(images)
+        self.own = torch.full((len(images),), self.label, device=job.device)
         self.kept = job.labels != self.label
         if shortcut:
             with torch.no_grad():

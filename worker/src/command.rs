@@ -57,7 +57,7 @@ struct Work {
     /// Where to compute: auto (a GPU where there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Jobs done at one time; 0: one per core, or one on a GPU.
+    /// Jobs done at one time; 0: one per core, or four on a GPU.
     #[arg(long, value_name = "N", default_value_t = 0)]
     workers: usize,
     /// Folder for files downloaded from remote addresses.
@@ -157,11 +157,7 @@ fn queue_problem(error: queue::Error) -> Problem {
 fn work(options: &Work, url: &str, store: &str) -> Result<(), Problem> {
     log::start(options.log_format, "info,object_store=warn,async_nats=warn");
     let device = device::open(&options.device).map_err(bad)?;
-    let threads = match (options.workers, device) {
-        (0, device) if device.is_cuda() => 1,
-        (0, _) => std::thread::available_parallelism().map_or(1, usize::from),
-        (asked, _) => asked,
-    };
+    let threads = device::workers(options.workers, device);
     let store = open_store(store)?;
     let runtime = tokio::runtime::Runtime::new().map_err(|error| bad(format!("cannot start: {error}")))?;
     let cancel = CancellationToken::new();

@@ -18,6 +18,9 @@ use crate::model::{Batch, Clip, Error, ParameterId, TowerState, Weights};
 /// Items per batch, where memory holds them.
 const BATCH: i64 = 256;
 
+/// Texts per batch on a GPU, which takes as long for a few.
+const BATCH_ON_GPU: i64 = 4096;
+
 /// Memory that kept activations may take, shared by every corpus of a process.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -89,7 +92,7 @@ impl Corpus {
         let longest = sorted.last().map_or(0, Vec::len) as i64;
         let micro_batch = micro_batch.for_items_of(clip.pass_bytes(Tower::Text, longest, false));
         let batches = sorted
-            .chunks(micro_batch.at_most(BATCH) as usize)
+            .chunks(micro_batch.at_most(if device.is_cuda() { BATCH_ON_GPU } else { BATCH }) as usize)
             .map(|chunk| Ok(Batch::Tree(clip.token_tree(chunk, device)?)))
             .collect::<Result<Vec<_>, Error>>()?;
         let rows = Tensor::f_from_slice(&rows)?.f_to(device)?;
@@ -173,6 +176,41 @@ impl Corpus {
             };
             clip.finish(edited, self.tower, state)
         })
+    }
+
+    /// Unit embeddings `[trials, items, embedding]`, each trial with another tensor in place of one layer: in one pass for all of them where
+    /// the layer is a matrix behind the first block.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn embed_trials(&self, clip: &Clip, original: &Weights, layer: ParameterId, trials: &[Tensor]) -> Result<Tensor, Error> {
+        let block = clip.first_block(layer).filter(|_| trials.len() > 1 && trials.iter().all(|trial| trial.dim() == 2));
+        let Some(block) = block else {
+            let one = |trial: &Tensor| self.embed(clip, original, &original.with(layer, trial.shallow_clone()), Some(layer));
+            return Ok(Tensor::f_stack(&trials.iter().map(one).collect::<Result<Vec<_>, _>>()?, 0)?);
+        };
+        let (times, embedding) = (trials.len() as i64, clip.config().embedding);
+        let stacked = original.with(layer, Tensor::f_stack(trials, 0)?);
+        let batches: Vec<Batch> = self.locked(|kept| kept.batches.iter().map(Batch::shallow_clone).collect());
+        let mut embedded = Vec::with_capacity(batches.len());
+        for (number, batch) in batches.iter().enumerate() {
+            let items = batch.input().items();
+            embedded.push(self.micro_batch.pass(items, || {
+                let state = self.state(clip, original, number, batch, block)?;
+                let embedded = clip.finish(&stacked, self.tower, clip.repeat(self.tower, &state, times)?)?;
+                Ok(embedded.f_view([times, items, embedding])?)
+            })?);
+        }
+        let embedded = Tensor::f_cat(&embedded, 1)?;
+        Ok(match &self.rows {
+            None => embedded,
+            Some(rows) => embedded.f_index_select(1, &rows.get())?,
+        })
+    }
+
+    /// Tokens of all items.
+    pub fn tokens(&self, clip: &Clip) -> i64 {
+        self.locked(|kept| kept.batches.iter().map(|batch| batch.input().items() * batch.input().tokens(clip.config())).sum())
     }
 
     /// Unit embeddings `[items, embedding]` under weights that may differ anywhere; keeps nothing.

@@ -34,6 +34,19 @@ pub fn open(wanted: &str) -> Result<Device, String> {
     })
 }
 
+/// Jobs on a GPU at one time, where nobody says how many: while one computes, others read, decode, launch and store.
+const ON_A_GPU: usize = 4;
+
+/// How many jobs to do at one time: as many as asked for, or as fit a device where 0 are.
+pub fn workers(asked: usize, device: Device) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match asked {
+        0 if device.is_cuda() => cores.min(ON_A_GPU),
+        0 => cores,
+        _ => asked,
+    }
+}
+
 /// Folders that may hold the full libtorch: named by the environment, or beside the binary as `make setup-cuda` and the
 /// installed layout have it.
 fn candidates() -> Vec<PathBuf> {

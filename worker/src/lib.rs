@@ -11,7 +11,7 @@
 //! | [`model`] | CLIP on libtorch |
 //! | [`input`] | shards, images, texts |
 //! | [`command`] | the command line |
-//! | [`device`], [`memory`], [`handle`] | where tensors live |
+//! | [`device`], [`memory`], [`handle`], [`multiplying`] | where tensors live, and in what a GPU multiplies them |
 //! | [`doctor`] | whether libtorch and device are fit for work |
 //!
 //! A worker knows one job at a time and nothing of the run it belongs to.
@@ -26,6 +26,7 @@ pub mod input;
 pub mod memory;
 pub mod micro_batch;
 pub mod model;
+pub mod multiplying;
 pub mod service;
 pub mod slug;
 pub mod zero_shot;

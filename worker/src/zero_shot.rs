@@ -6,6 +6,15 @@ use lethe_shared::outcome::{Accuracy, Answers, Hits};
 use tch::{Kind, Tensor};
 
 use crate::model::Error;
+use crate::multiplying::exactly;
+
+/// Cosines of unit embeddings `[n, d]` and `[c, d]`: `[n, c]`, in float32 whatever the device may round to.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn scores(images: &Tensor, classes: &Tensor) -> Result<Tensor, Error> {
+    Ok(exactly(|| images.f_matmul(&classes.f_transpose(0, 1)?))?)
+}
 
 /// For each image, how many classes score higher than its own: 0 means top-1.
 ///
@@ -15,7 +24,7 @@ use crate::model::Error;
 /// # Errors
 /// When shapes do not fit, or an embedding is not finite.
 pub fn ranks(images: &Tensor, classes: &Tensor, labels: &Tensor) -> Result<Vec<i64>, Error> {
-    let scores = images.f_matmul(&classes.f_transpose(0, 1)?)?;
+    let scores = scores(images, classes)?;
     if !scores.f_isfinite()?.f_all()?.f_double_value(&[])?.eq(&1.0) {
         return Err(Error::Tensor { tensor: "embeddings".into(), problem: "are not finite".into() });
     }
@@ -27,13 +36,32 @@ pub fn ranks(images: &Tensor, classes: &Tensor, labels: &Tensor) -> Result<Vec<i
     Ok(Vec::<i64>::try_from(above.f_to_device(tch::Device::Cpu)?)?)
 }
 
+/// The same for one class at a time, when its text alone is embedded anew, in several ways: for each way and each image, how many classes
+/// score higher.
+///
+/// `scores` `[n, c]` are the cosines of all classes, of which those of `class` are not looked at; `own` `[ways, d]` its embeddings. One
+/// that is not finite counts as the first of all: nothing was forgotten.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn ranks_of(images: &Tensor, scores: &Tensor, own: &Tensor, class: u32) -> Result<Vec<Vec<i64>>, Error> {
+    let (class, classes, ways) = (i64::from(class), scores.size()[1], own.size()[0]);
+    let own = self::scores(images, own)?.f_transpose(0, 1)?.f_unsqueeze(2)?;
+    let others = scores.f_unsqueeze(0)?;
+    let positions = Tensor::f_arange(classes, (Kind::Int64, scores.device()))?;
+    let above = others.f_gt_tensor(&own)?.f_logical_or(&others.f_eq_tensor(&own)?.f_logical_and(&positions.f_lt(class)?)?)?;
+    let above = above.f_logical_and(&positions.f_ne(class)?)?.f_sum_dim_intlist([2].as_slice(), false, Kind::Int64)?;
+    let above = Vec::<i64>::try_from(above.f_reshape([-1])?.f_to_device(tch::Device::Cpu)?)?;
+    Ok(above.chunks((above.len() / ways.max(1) as usize).max(1)).map(<[i64]>::to_vec).collect())
+}
+
 /// What a model says of images `[n, d]` of one class, n > 0: the classes that rank first on most of them, and how near they are to
 /// their own. Of classes that score alike, the earlier ranks first.
 ///
 /// # Errors
 /// When shapes do not fit, or an embedding is not finite.
 pub fn answers(images: &Tensor, classes: &Tensor, class: u32) -> Result<Answers, Error> {
-    let scores = images.f_matmul(&classes.f_transpose(0, 1)?)?;
+    let scores = scores(images, classes)?;
     let own = scores.f_select(1, i64::from(class))?.f_mean(Kind::Double)?.f_double_value(&[])?;
     if !own.is_finite() {
         return Err(Error::Tensor { tensor: "embeddings".into(), problem: "are not finite".into() });
@@ -89,6 +117,23 @@ mod tests {
         let images = rows(&[1., 0.], 2);
         assert_eq!(ranks(&images, &classes, &Tensor::from_slice(&[2i64])).unwrap(), [2]);
         assert_eq!(ranks(&images, &classes, &Tensor::from_slice(&[0i64])).unwrap(), [0]);
+    }
+
+    #[test]
+    fn ranks_of_one_class_are_those_among_all() {
+        let classes = rows(&[1., 0., 0., 1., 0.6, 0.8, 1., 0.], 2);
+        let images = rows(&[1., 0., 0., 1., 0.6, 0.8], 2);
+        let scores = scores(&images, &classes).unwrap();
+        let ways = rows(&[0.6, 0.8, 1., 0., f32::NAN, 0.], 2);
+        for class in 0..4 {
+            let found = ranks_of(&images, &scores, &ways, class).unwrap();
+            for (way, found) in found.iter().enumerate().take(2) {
+                let row = Tensor::from_slice(&[i64::from(class)]);
+                let changed = classes.index_copy(0, &row, &ways.narrow(0, way as i64, 1));
+                assert_eq!(*found, ranks(&images, &changed, &row.repeat([3])).unwrap(), "class {class}, way {way}");
+            }
+            assert_eq!(found[2], [0, 0, 0]);
+        }
     }
 
     #[test]

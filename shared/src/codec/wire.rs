@@ -14,7 +14,7 @@ use crate::job::{
     ArtifactRef, ConceptTask, Correction, DirectionTask, EvaluateItem, InterferencePart, Job, JobId, Label, MethodSettings, ModelRef,
     MomentSource, MomentsPart, MomentsReduceTask, ProtectTask, RetainPart, ShardRef, SurveyTask, Task,
 };
-use crate::manifest::{Stop, Towers};
+use crate::manifest::{Precision, Stop, Towers};
 use crate::queue::{Cause, Event, Notice};
 
 #[derive(Serialize, Deserialize)]
@@ -25,6 +25,19 @@ pub(super) struct JobV1 {
     settings: [u8; 32],
     model: String,
     task: TaskV1,
+}
+
+/// A job whose model multiplies in less than float32.
+#[derive(Serialize, Deserialize)]
+pub(super) struct JobInV1 {
+    precision: PrecisionV1,
+    job: JobV1,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum PrecisionV1 {
+    Tf32,
+    Bfloat16,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -314,6 +327,31 @@ impl From<&Job> for JobV1 {
     }
 }
 
+impl JobInV1 {
+    /// `None` for a job in float32, which [`JobV1`] says.
+    pub(super) fn of(job: &Job) -> Option<Self> {
+        let precision = match job.model.precision {
+            Precision::Float32 => return None,
+            Precision::Tf32 => PrecisionV1::Tf32,
+            Precision::Bfloat16 => PrecisionV1::Bfloat16,
+        };
+        Some(Self { precision, job: job.into() })
+    }
+}
+
+impl TryFrom<JobInV1> for Job {
+    type Error = Error;
+
+    fn try_from(message: JobInV1) -> Result<Self, Error> {
+        let mut job = Self::try_from(message.job)?;
+        job.model.precision = match message.precision {
+            PrecisionV1::Tf32 => Precision::Tf32,
+            PrecisionV1::Bfloat16 => Precision::Bfloat16,
+        };
+        Ok(job)
+    }
+}
+
 impl TryFrom<JobV1> for Job {
     type Error = Error;
 
@@ -382,6 +420,7 @@ impl TryFrom<JobV1> for Job {
         let model = ModelRef {
             weights: Digest::from_bytes(job.weights),
             settings: Digest::from_bytes(job.settings),
+            precision: Precision::Float32,
             address: address(&job.model)?,
         };
         Ok(Self { run: job.run, algorithm: job.algorithm, model, task })

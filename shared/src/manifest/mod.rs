@@ -183,11 +183,50 @@ pub struct MethodSection {
     pub stop: Stop,
     /// Whether the gains of layer norms are candidate layers too.
     pub normalisation_gains: bool,
+    /// How towers multiply matrices.
+    pub precision: Precision,
 }
 
 impl Default for MethodSection {
     fn default() -> Self {
-        Self { batch_size: 128, search_evaluations: 10, search_tolerance: 0.0, stop: Stop::Fa5, normalisation_gains: false }
+        Self {
+            batch_size: 128,
+            search_evaluations: 10,
+            search_tolerance: 0.0,
+            stop: Stop::Fa5,
+            normalisation_gains: false,
+            precision: Precision::Float32,
+        }
+    }
+}
+
+/// How a model's towers multiply matrices. Weights, activations between blocks, sums, directions and edits are float32 or better in any
+/// case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// In float32.
+    #[default]
+    Float32,
+    /// Factors rounded to TF32 (ten bits of mantissa), where a GPU has it; a CPU multiplies in float32.
+    Tf32,
+    /// Factors and products rounded to bfloat16 (seven bits of mantissa).
+    Bfloat16,
+}
+
+impl Precision {
+    /// Whether nothing is rounded to less than float32.
+    pub fn is_float32(&self) -> bool {
+        *self == Self::Float32
+    }
+
+    /// Its name in manifests and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Tf32 => "tf32",
+            Self::Bfloat16 => "bfloat16",
+        }
     }
 }
 
@@ -356,7 +395,7 @@ impl Default for PolicySection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecutionSection {
-    /// Worker threads; 0 means one per CPU core, or one on a GPU.
+    /// Worker threads; 0 means one per CPU core, or four on a GPU.
     #[schemars(range(max = 1024))]
     pub workers: u32,
     /// `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.

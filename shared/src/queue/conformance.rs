@@ -11,6 +11,7 @@ use super::{Cause, Delivery, Event, Limits, Notice, Queue, traceparent};
 use crate::address::Address;
 use crate::digest::Digest;
 use crate::job::{Job, ModelRef, Task};
+use crate::manifest::Precision;
 
 /// Long enough for anything that happens at all.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -24,7 +25,7 @@ const A_WHILE: Duration = Duration::from_millis(300);
 /// Never.
 pub fn job(run: &str, number: u32) -> Job {
     let address = Address::parse("/m").expect("an absolute path");
-    let model = ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), address };
+    let model = ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), precision: Precision::Float32, address };
     Job { run: run.into(), algorithm: number, model, task: Task::RetainReduce { parts: Vec::new() } }
 }
 

@@ -21,6 +21,7 @@ use lethe::progress::Progress;
 use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
 use lethe_shared::job::{Job, ModelRef, Task};
+use lethe_shared::manifest::Precision;
 use lethe_shared::outcome::{EvaluateResult, Execution, Outcome, TaskResult};
 use lethe_shared::queue::nats::{JetStreamQueue, Options, Role};
 use lethe_shared::store::Store;
@@ -140,7 +141,8 @@ fn options() -> Options {
 }
 
 fn jobs(count: usize) -> Result<Vec<Job>> {
-    let model = ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), address: Address::parse("/m")? };
+    let model =
+        ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), precision: Precision::Float32, address: Address::parse("/m")? };
     let job = |n| Job { run: "bench".into(), algorithm: n, model: model.clone(), task: Task::RetainReduce { parts: Vec::new() } };
     Ok((0..u32::try_from(count)?).map(job).collect())
 }

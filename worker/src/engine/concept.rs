@@ -72,7 +72,7 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
     let candidates = stages.time("ranking", || rank(&model, &gradients, &retain, None, task.layers.as_deref()))?;
 
     let forget_images = Forget::of(scope, &model, reference, &judges, task.class, &task.forget, Towers::Both)?;
-    let (ground, subject) = (judges.ground(&model), forget_images.subject());
+    let (ground, subject) = (judges.ground(scope, &model), forget_images.subject());
     let witnesses = Witnesses::of(ground, &subject, task.method.stop)?;
     let (mut trials, mut answers) = (Vec::new(), Vec::new());
     for candidate in candidates.iter().filter(|candidate| candidate.pareto) {

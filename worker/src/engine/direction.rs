@@ -58,7 +58,7 @@ pub(super) fn find(scope: Scope<'_>, reference: &ModelRef, task: &DirectionTask,
     let direction = corrected(&factored[position], &inverses, &task.layer)?;
 
     let forget_images = Forget::of(scope, &model, reference, &judges, task.class, &task.forget, tower)?;
-    let (ground, subject) = (judges.ground(&model), forget_images.subject());
+    let (ground, subject) = (judges.ground(scope, &model), forget_images.subject());
     let own_text = stages.time("classes", || {
         let prompt = judges.classes.texts.prompts().nth(task.class as usize).unwrap_or_default();
         scope.texts(&model, &[prompt])

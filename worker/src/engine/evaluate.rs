@@ -9,7 +9,7 @@ use lethe_shared::outcome::{EvaluateResult, Tower};
 use safetensors::SafeTensors;
 
 use super::model::Model;
-use super::{Error, Scope, Stages, data};
+use super::{Error, Scope, Stages, data, key};
 use crate::corpus::{self, Corpus};
 use crate::handle::SharedTensor;
 use crate::model::weights::tensor_from_bytes;
@@ -27,7 +27,7 @@ pub(super) struct Classes {
 
 impl Classes {
     pub(super) fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &ArtifactRef) -> Result<Arc<Self>, Error> {
-        scope.engine.classes.get((reference.weights, classes.digest, scope.micro_batch), || {
+        scope.engine.classes.get((key(reference), classes.digest, scope.micro_batch), || {
             let texts: ClassTexts = serde_json::from_slice(&scope.get(classes)?)
                 .map_err(|error| Error::Input(format!("the class list is damaged: {error}")))?;
             let prompts: Vec<String> = texts.prompts().collect();
@@ -104,7 +104,7 @@ pub(super) struct Composed {
 
 impl Composed {
     fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &Classes, change: &ArtifactRef) -> Result<Arc<Self>, Error> {
-        scope.engine.composed.get((reference.weights, classes.digest, change.digest), || {
+        scope.engine.composed.get((key(reference), classes.digest, change.digest), || {
             let changed = changed(scope, model, change)?;
             let touches = |tower| changed.iter().any(|(id, _)| model.clip.architecture().spec(*id).tower == Some(tower));
             let (reads_otherwise, sees_otherwise) = (touches(Tower::Text), touches(Tower::Vision));

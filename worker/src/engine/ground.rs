@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use super::evaluate::Classes;
 use super::model::Model;
-use super::{Error, Scope, Stages, data};
+use super::{Error, Scope, Stages, data, key};
 use crate::corpus::{self, Corpus};
 use crate::slug::search::{Ground, Subject};
 use crate::zero_shot;
@@ -40,7 +40,7 @@ impl Judges {
         let images = stages.time("validation", || scope.engine.images.of(scope, model, reference, validation))?;
         let validation_labels = data::classes_of(&images.captions, &classes.texts)?;
         let pixels = || {
-            let key = ((reference.weights, reference.settings), validation.iter().map(|shard| shard.digest).collect(), scope.micro_batch);
+            let key = (key(reference), validation.iter().map(|shard| shard.digest).collect(), scope.micro_batch);
             scope.engine.validation_pixels.get(key, || scope.images(model, &data::load_all(scope, model, validation)?.pixels))
         };
         let validation = if edited.include(Tower::Vision) { Some(stages.time("validation", pixels)?) } else { None };
@@ -49,7 +49,7 @@ impl Judges {
     }
 
     /// The same, as the search takes it.
-    pub(super) fn ground<'a>(&'a self, model: &'a Model) -> Ground<'a> {
+    pub(super) fn ground<'a>(&'a self, scope: Scope<'_>, model: &'a Model) -> Ground<'a> {
         Ground {
             clip: &model.clip,
             parameters: &model.parameters,
@@ -58,6 +58,7 @@ impl Judges {
             validation: self.validation.as_deref(),
             validation_images: &self.validation_images,
             validation_labels: &self.validation_labels,
+            spare_tokens: scope.engine.options.spare_tokens,
         }
     }
 }

@@ -11,7 +11,7 @@ use lethe_shared::job::{ModelRef, ShardRef};
 use tch::Tensor;
 
 use super::model::Model;
-use super::{Error, Scope, Slot, data};
+use super::{Error, ModelKey, Scope, Slot, data, key};
 use crate::handle::SharedTensor;
 use crate::micro_batch::MicroBatch;
 
@@ -36,8 +36,8 @@ struct Kept {
     images: usize,
 }
 
-/// Model, its settings, shard, size of passes.
-type Key = (Digest, Digest, Digest, MicroBatch);
+/// Model, shard, size of passes.
+type Key = (ModelKey, Digest, MicroBatch);
 /// Embeddings `[n, d]` of a shard's images, and their captions.
 type Embedded = (SharedTensor, Vec<String>);
 
@@ -62,7 +62,7 @@ impl EmbeddedImages {
     }
 
     fn shard(&self, scope: Scope<'_>, model: &Model, reference: &ModelRef, shard: &ShardRef) -> Result<Arc<Embedded>, Error> {
-        let key = (reference.weights, reference.settings, shard.digest, scope.micro_batch);
+        let key = (key(reference), shard.digest, scope.micro_batch);
         let locked = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = Arc::clone(locked().shards.entry(key).or_default());
         // The value is only ever set whole.

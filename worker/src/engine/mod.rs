@@ -43,7 +43,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
-use lethe_shared::job::{ALGORITHM_VERSION, ArtifactRef, Job, Task};
+use lethe_shared::job::{ALGORITHM_VERSION, ArtifactRef, Job, ModelRef, Task};
+use lethe_shared::manifest::Precision;
 use lethe_shared::outcome::{Execution, Outcome, TaskResult};
 use lethe_shared::store::{self, Store};
 use tch::{Device, Tensor};
@@ -53,6 +54,7 @@ use tracing::warn;
 
 use crate::corpus::{Budget, Corpus};
 use crate::micro_batch::{MicroBatch, is_out_of_memory};
+use crate::multiplying::multiplying;
 use crate::{input, memory};
 
 /// Why a job has no outcome.
@@ -133,19 +135,29 @@ pub struct Options {
     pub activation_memory: usize,
     /// How batches are cut from the start; less when memory turns out short.
     pub micro_batch: MicroBatch,
+    /// Tokens that a pass takes as quickly as a few, so that steps of a search are looked at beforehand; 0 where each token costs the same.
+    pub spare_tokens: i64,
 }
+
+/// What a GPU's pass takes as quickly as a few tokens: launching costs more than computing.
+const SPARE_TOKENS: i64 = 4096;
 
 impl Options {
     /// What fits most machines: 2 GiB of activations; batches whole on a GPU, which says when that is too much, and in passes of 4 GiB
     /// at most on a CPU, which does not.
     pub fn new(worker: String, device: Device, cache: PathBuf) -> Self {
         let micro_batch = if device == Device::Cpu { MicroBatch::WHOLE.within(PASS_MEMORY) } else { MicroBatch::WHOLE };
-        Self { worker, device, cache, activation_memory: ACTIVATION_MEMORY, micro_batch }
+        let spare_tokens = if device.is_cuda() { SPARE_TOKENS } else { 0 };
+        Self { worker, device, cache, activation_memory: ACTIVATION_MEMORY, micro_batch, spare_tokens }
     }
 }
 
-/// Digests of a model's weights and settings.
-type ModelKey = (Digest, Digest);
+/// Digests of a model's weights and settings, and how it computes.
+type ModelKey = (Digest, Digest, Precision);
+
+fn key(model: &ModelRef) -> ModelKey {
+    (model.weights, model.settings, model.precision)
+}
 
 /// Executes jobs; share it between threads.
 #[derive(Debug)]
@@ -157,11 +169,11 @@ pub struct Engine {
     /// The most items of a pass, as learnt so far.
     most: AtomicI64,
     models: Cache<ModelKey, model::Model>,
-    classes: Cache<(Digest, Digest, MicroBatch), evaluate::Classes>,
+    classes: Cache<(ModelKey, Digest, MicroBatch), evaluate::Classes>,
     validation_pixels: Cache<(ModelKey, Vec<Digest>, MicroBatch), Corpus>,
     retain_gradients: Cache<ArtifactRef, retain::RetainGradient>,
     matrices: Cache<Vec<ArtifactRef>, moments::Matrices>,
-    composed: Cache<(Digest, Digest, Digest), evaluate::Composed>,
+    composed: Cache<(ModelKey, Digest, Digest), evaluate::Composed>,
     images: images::EmbeddedImages,
 }
 
@@ -225,6 +237,7 @@ impl Engine {
                 job.algorithm
             )));
         }
+        let _multiplying = multiplying(job.model.precision, self.options.device);
         let mut stages = Stages::default();
         let result = match &job.task {
             Task::RetainGradient { shard, batch_size, towers } => {
@@ -371,7 +384,7 @@ impl<K: PartialEq, V> Cache<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use lethe_shared::job::{ModelRef, ShardRef};
+    use lethe_shared::job::ShardRef;
     use lethe_shared::manifest::Towers;
 
     use super::*;
@@ -414,6 +427,7 @@ mod tests {
             let model = ModelRef {
                 weights: checkpoint.digest().unwrap(),
                 settings: checkpoint.settings_digest().unwrap(),
+                precision: Precision::Float32,
                 address: address("model"),
             };
             let task = Task::RetainGradient { shard, batch_size: 6, towers: Towers::Both };

@@ -8,7 +8,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::job::ModelRef;
 use lethe_shared::manifest::Towers;
 
-use super::{Error, Scope};
+use super::{Error, Scope, key};
 use crate::input::{Preprocessor, Tokenizer};
 use crate::model::{Clip, ClipConfig, ParameterId, Parameters, TokenBatch};
 
@@ -26,7 +26,7 @@ const MAX_CONFIG: u64 = 16 << 20;
 
 impl Model {
     pub(super) fn of(scope: Scope<'_>, model: &ModelRef) -> Result<Arc<Self>, Error> {
-        scope.engine.models.get((model.weights, model.settings), || Self::open(scope, model))
+        scope.engine.models.get(key(model), || Self::open(scope, model))
     }
 
     fn open(scope: Scope<'_>, model: &ModelRef) -> Result<Self, Error> {
@@ -40,7 +40,7 @@ impl Model {
         }
         let config = read_config(&folder)?;
         let clip = Clip::new(config);
-        let parameters = Parameters::read(clip.architecture(), &checkpoint, scope.device())?;
+        let parameters = Parameters::read(clip.architecture(), &checkpoint, scope.device())?.in_precision(model.precision);
         let (context, vocabulary) = (clip.config().context_length as usize, clip.config().vocabulary as usize);
         let tokenizer = Tokenizer::from_model_dir(&folder, context, vocabulary)?;
         let preprocessor = Preprocessor::from_model_dir(&folder)?;

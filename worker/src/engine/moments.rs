@@ -107,7 +107,7 @@ pub(super) fn reduce(scope: Scope<'_>, task: &MomentsReduceTask, stages: &mut St
         scope.check()?;
         for side in Side::BOTH {
             let name = format!("{layer}.{}", side.name());
-            let moments = SideMoments::of(&paired, &unlabelled, &name)?;
+            let moments = SideMoments::of(scope, &paired, &unlabelled, &name)?;
             // Per item, so that efficiencies of layers and towers compare; M is a matter of proportions.
             let judged = match side {
                 Side::Inputs => moments.paired[1].f_div_scalar(count(&task.paired).max(1) as f64)?,
@@ -171,9 +171,9 @@ struct SideMoments {
 }
 
 impl SideMoments {
-    fn of(paired: &[Bytes], unlabelled: &[Bytes], name: &str) -> Result<Self, Error> {
+    fn of(scope: Scope<'_>, paired: &[Bytes], unlabelled: &[Bytes], name: &str) -> Result<Self, Error> {
         let halves = |files: &[Bytes]| -> Result<Option<[Tensor; 2]>, Error> {
-            Ok(match (total(files, &format!("{name}.0"))?, total(files, &format!("{name}.1"))?) {
+            Ok(match (total(scope, files, &format!("{name}.0"))?, total(scope, files, &format!("{name}.1"))?) {
                 (Some(first), Some(second)) => Some([first, second]),
                 _ => None,
             })
@@ -187,14 +187,15 @@ fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, Error> {
     SafeTensors::deserialize(bytes).map_err(|error| Error::Input(format!("an artifact of moments is damaged: {error}")))
 }
 
-/// The sum of one matrix over several files, float64; `None` without files.
-fn total(files: &[Bytes], name: &str) -> Result<Option<Tensor>, Error> {
+/// The sum of one matrix over several files, float64, on the device; `None` without files.
+fn total(scope: Scope<'_>, files: &[Bytes], name: &str) -> Result<Option<Tensor>, Error> {
     let mut total: Option<Tensor> = None;
     for bytes in files {
         let file = parse(bytes)?;
         let view = file.tensor(name).map_err(|_| Error::Input(format!("an artifact of moments lacks `{name}`")))?;
         let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        let matrix = tensor_from_bytes(view.data(), view.dtype(), &shape).map_err(Error::Input)?.f_to_kind(Kind::Double)?;
+        let matrix = tensor_from_bytes(view.data(), view.dtype(), &shape).map_err(Error::Input)?;
+        let matrix = matrix.f_to(scope.device())?.f_to_kind(Kind::Double)?;
         match &mut total {
             None => total = Some(matrix),
             Some(sum) if sum.size() == matrix.size() => drop(sum.f_add_(&matrix)?),
@@ -231,7 +232,7 @@ impl Corrected {
     fn of(self, moment: &Tensor) -> Result<Tensor, Error> {
         let corrected = match self {
             Self::Inverse { ridge } => {
-                let identity = Tensor::f_eye(moment.size()[0], (Kind::Double, Device::Cpu))?;
+                let identity = Tensor::f_eye(moment.size()[0], (Kind::Double, moment.device()))?;
                 moment.f_add(&identity.f_mul_scalar(ridge)?)?.f_inverse()?
             }
             Self::NullSpace { energy } => null_space(moment, energy)?,
@@ -245,7 +246,7 @@ impl Corrected {
 fn null_space(moment: &Tensor, energy: f64) -> Result<Tensor, Error> {
     // In ascending order.
     let (values, vectors) = moment.f_linalg_eigh("L")?;
-    let values = Vec::<f64>::try_from(values)?;
+    let values = Vec::<f64>::try_from(values.f_to_device(Device::Cpu)?)?;
     let most = energy * values.iter().sum::<f64>();
     let mut held = 0.0;
     let count = values

@@ -95,7 +95,7 @@ impl Inputs {
     /// Adds a pass over texts of which the first has this number. A text tower looks backwards alone: what a token puts into a layer
     /// depends on the tokens up to it, so that texts which begin alike share vectors.
     fn add(&mut self, tap: &Tapped, ids: &[Vec<u32>], pooled: &[i64], first: usize) -> Result<(), Error> {
-        let sizes = tap.output.f_detach()?.f_norm_scalaropt_dim(2, [-1].as_slice(), false)?;
+        let sizes = tap.output.f_detach()?.f_to_kind(Kind::Float)?.f_norm_scalaropt_dim(2, [-1].as_slice(), false)?;
         for (item, (ids, &read)) in ids.iter().zip(pooled).enumerate() {
             let (inputs, sizes) = (tap.input.f_get(item as i64)?, sizes.f_get(item as i64)?);
             // The last block computes the token alone that is read.

@@ -17,8 +17,9 @@ pub mod webdataset;
 use std::path::Path;
 
 pub use preprocess::Preprocessor;
+use rayon::prelude::*;
 pub use tokenizer::Tokenizer;
-pub use webdataset::Samples;
+pub use webdataset::{Sample, Samples};
 
 /// What is wrong with an input: file, member, what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,20 +75,38 @@ pub fn load_images(path: &Path, preprocessor: &Preprocessor) -> Result<LoadedSha
     load(path, preprocessor, false)
 }
 
+/// Images that are decoded at one time, at most.
+const DECODED_TOGETHER: usize = 64;
+/// What they take encoded, about.
+const BYTES_TOGETHER: usize = 64 << 20;
+
 fn load(path: &Path, preprocessor: &Preprocessor, captioned: bool) -> Result<LoadedShard, Error> {
     let shard = path.display().to_string();
     let file = std::fs::File::open(path).map_err(|error| Error::new(shard.clone(), format!("cannot be read: {error}")))?;
     let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, file));
     let mut loaded = LoadedShard { keys: Vec::new(), captions: Vec::new(), pixels: Vec::new() };
     let samples = Samples::read(&mut archive, &shard)?;
-    for sample in if captioned { samples } else { samples.without_captions() } {
-        let sample = sample?;
-        let pixels = preprocessor
-            .pixels(&sample.image)
-            .map_err(|problem| Error::new(shard.clone(), format!("the image of sample `{}` {problem}", sample.key)))?;
-        loaded.pixels.extend_from_slice(&pixels);
-        loaded.keys.push(sample.key);
-        loaded.captions.push(sample.caption);
+    let mut samples = if captioned { samples } else { samples.without_captions() };
+    loop {
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
+        while chunk.len() < DECODED_TOGETHER && bytes < BYTES_TOGETHER {
+            let Some(sample) = samples.next().transpose()? else { break };
+            bytes += sample.image.len();
+            chunk.push(sample);
+        }
+        if chunk.is_empty() {
+            return Ok(loaded);
+        }
+        let decode = |sample: &Sample| {
+            let wrong = |problem| Error::new(shard.clone(), format!("the image of sample `{}` {problem}", sample.key));
+            preprocessor.pixels(&sample.image).map_err(wrong)
+        };
+        // On every core: a device waits for its input, and so do the workers beside this one.
+        let decoded: Vec<_> = chunk.par_iter().map(decode).collect();
+        for (pixels, sample) in decoded.into_iter().zip(chunk) {
+            loaded.pixels.extend_from_slice(&pixels?);
+            loaded.keys.push(sample.key);
+            loaded.captions.push(sample.caption);
+        }
     }
-    Ok(loaded)
 }

@@ -14,7 +14,7 @@ pub(super) fn norm(weights: &Weights, norm: &Norm, x: &Tensor, config: &TowerCon
 }
 
 fn linear(weights: &Weights, linear: &Linear, x: &Tensor) -> Result<Tensor, Error> {
-    let y = x.f_linear(weights.get(linear.weight), Some(weights.get(linear.bias)))?;
+    let y = weights.product(x, weights.get(linear.weight), Some(weights.get(linear.bias)))?;
     weights.pass(linear.weight, x, &y)?;
     Ok(y)
 }
@@ -35,9 +35,9 @@ fn heads(x: &Tensor, config: &TowerConfig) -> Result<Tensor, Error> {
 
 /// The part of a fused projection that makes queries (0), keys (1) or values (2); `count` parts from there on.
 fn fused_part(weights: &Weights, fused: &Linear, config: &TowerConfig, part: i64, count: i64, x: &Tensor) -> Result<Tensor, Error> {
-    let weight = weights.get(fused.weight).f_narrow(0, part * config.width, count * config.width)?;
+    let weight = weights.get(fused.weight).f_narrow(-2, part * config.width, count * config.width)?;
     let bias = weights.get(fused.bias).f_narrow(0, part * config.width, count * config.width)?;
-    Ok(x.f_linear(&weight, Some(&bias))?)
+    weights.product(x, &weight, Some(&bias))
 }
 
 fn mlp(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor) -> Result<Tensor, Error> {

@@ -1,7 +1,7 @@
 //! The forward pass of CLIP, whole or from a block boundary on.
 
 use lethe_shared::outcome::Tower;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::architecture::Block;
 use super::block::{full_block, last_block, norm};
@@ -311,15 +311,15 @@ impl Clip {
                 let tower = &self.architecture.vision;
                 let patch = weights.get(tower.patch);
                 // A whole shard of pixels may be more than the device holds; what passes is not.
-                let patches = pixels.f_to(patch.device())?.f_conv2d(
-                    patch,
+                let patches = weights.rounded(&pixels.f_to(patch.device())?)?.f_conv2d(
+                    &weights.rounded(patch)?,
                     None::<&Tensor>,
                     [self.config.patch_size, self.config.patch_size],
                     [0, 0],
                     [1, 1],
                     1,
                 )?;
-                let patches = patches.f_flatten(2, -1)?.f_transpose(1, 2)?;
+                let patches = patches.f_to_kind(Kind::Float)?.f_flatten(2, -1)?.f_transpose(1, 2)?;
                 let class = weights.get(tower.class).f_expand([patches.size()[0], 1, self.config.vision.width], false)?;
                 let hidden = Tensor::f_cat(&[class, patches], 1)?.f_add(weights.get(tower.position))?;
                 let hidden = norm(weights, &tower.norm_before, &hidden, &self.config.vision)?;
@@ -361,6 +361,25 @@ impl Clip {
         Ok(now)
     }
 
+    /// The same items so many times, one group after another: what weights with a stack in place of one parameter take.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn repeat(&self, tower: Tower, state: &TowerState, times: i64) -> Result<TowerState, Error> {
+        let ended = state.block == self.blocks(tower).len();
+        let (hidden, tokens) = match &state.tokens {
+            Tokens::Images => (state.hidden.shallow_clone(), Tokens::Images),
+            Tokens::Texts(pooled) => (state.hidden.shallow_clone(), Tokens::Texts(pooled.f_repeat([times])?)),
+            Tokens::Tree(tree) => {
+                let hidden = if ended { state.hidden.shallow_clone() } else { tree.spread(&state.hidden)? };
+                (hidden, Tokens::Texts(tree.pooled.f_repeat([times])?))
+            }
+        };
+        let mut repeats = vec![1; hidden.dim()];
+        repeats[0] = times;
+        Ok(TowerState { hidden: hidden.f_repeat(repeats)?, tokens, block: state.block })
+    }
+
     /// Runs what is left of a tower: unit embeddings `[n, embedding]`.
     ///
     /// # Errors
@@ -374,9 +393,10 @@ impl Clip {
         let pooled = norm(weights, after, &pooled, self.tower_config(tower))?;
         let projection = weights.get(projection);
         let embedding = match self.config.layout {
-            Layout::HuggingFace => pooled.f_linear(projection, None::<&Tensor>)?,
-            Layout::OpenClip => pooled.f_matmul(projection)?,
+            Layout::HuggingFace => weights.product(&pooled, projection, None)?,
+            Layout::OpenClip => weights.product(&pooled, &projection.f_transpose(-2, -1)?, None)?,
         };
+        let embedding = embedding.f_to_kind(Kind::Float)?;
         let length = embedding.f_norm_scalaropt_dim(2, [-1], true)?;
         Ok(embedding.f_div(&length)?)
     }

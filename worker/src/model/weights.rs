@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::manifest::Precision;
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 
@@ -17,12 +18,23 @@ pub struct Parameters {
     tensors: Vec<SharedTensor>,
     storage: Vec<Dtype>,
     device: Device,
+    rounding: Option<Kind>,
 }
 
 impl Parameters {
     /// Takes tensors in the order of [`Architecture::parameters`]; `storage` is each one's type in the checkpoint.
     pub fn new(tensors: Vec<Tensor>, storage: Vec<Dtype>, device: Device) -> Self {
-        Self { tensors: tensors.into_iter().map(SharedTensor::new).collect(), storage, device }
+        Self { tensors: tensors.into_iter().map(SharedTensor::new).collect(), storage, device, rounding: None }
+    }
+
+    /// The same, to be multiplied in this precision. TF32 is the device's own affair, see [`multiplying`](crate::multiplying).
+    #[must_use]
+    pub fn in_precision(self, precision: Precision) -> Self {
+        let rounding = match precision {
+            Precision::Float32 | Precision::Tf32 => None,
+            Precision::Bfloat16 => Some(Kind::BFloat16),
+        };
+        Self { rounding, ..self }
     }
 
     /// Reads every parameter of `architecture` from a checkpoint onto `device`.
@@ -57,7 +69,7 @@ impl Parameters {
 
     /// A view of all parameters.
     pub fn weights(&self) -> Weights {
-        Weights { tensors: self.tensors.iter().map(SharedTensor::get).collect(), taps: None }
+        Weights { tensors: self.tensors.iter().map(SharedTensor::get).collect(), taps: None, rounding: self.rounding }
     }
 
     /// One parameter.
@@ -76,6 +88,8 @@ impl Parameters {
 pub struct Weights {
     tensors: Vec<Tensor>,
     taps: Option<Taps>,
+    /// What factors of matrix products are rounded to.
+    rounding: Option<Kind>,
 }
 
 /// What goes through some linear layers in a forward pass.
@@ -90,7 +104,7 @@ struct Taps {
 pub struct Tapped {
     /// The layer's weight.
     pub layer: ParameterId,
-    /// Its input `[items, …, inputs]`.
+    /// Its input `[items, …, inputs]`, float32.
     pub input: Tensor,
     /// Its output `[items, …, outputs]`, part of the autograd graph.
     pub output: Tensor,
@@ -99,7 +113,7 @@ pub struct Tapped {
 impl Weights {
     /// A view over these tensors, in the order of [`Architecture::parameters`].
     pub fn from_tensors(tensors: Vec<Tensor>) -> Self {
-        Self { tensors, taps: None }
+        Self { tensors, taps: None, rounding: None }
     }
 
     /// The tensor of this parameter.
@@ -112,7 +126,7 @@ impl Weights {
     pub fn with(&self, id: ParameterId, tensor: Tensor) -> Self {
         let mut tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::shallow_clone).collect();
         tensors[id.0] = tensor;
-        Self { tensors, taps: None }
+        Self { tensors, taps: None, rounding: self.rounding }
     }
 
     /// A view in which the next forward pass leaves the inputs and outputs of `layers` with [`tapped`](Self::tapped), in
@@ -131,10 +145,38 @@ impl Weights {
         self.taps.as_ref().map(|taps| taps.seen.take()).unwrap_or_default()
     }
 
+    /// x Wᵀ + b as the precision has it; `x` `[items, …, inputs]`.
+    ///
+    /// Where a parameter was replaced by a stack of them `[trials, outputs, inputs]`, the items are as many groups, one after another, and
+    /// each is multiplied by its own.
+    pub(super) fn product(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, Error> {
+        let (x, weight, bias) = (self.rounded(x)?, self.rounded(weight)?, bias.map(|bias| self.rounded(bias)).transpose()?);
+        let [trials, outputs, inputs] = weight.size()[..] else { return Ok(x.f_linear(&weight, bias.as_ref())?) };
+        let mut shape = x.size();
+        let grouped = x.f_reshape([trials, -1, inputs])?.f_matmul(&weight.f_transpose(1, 2)?)?;
+        if let Some(last) = shape.last_mut() {
+            *last = outputs;
+        }
+        let product = grouped.f_reshape(shape)?;
+        Ok(match bias {
+            Some(bias) => product.f_add(&bias)?,
+            None => product,
+        })
+    }
+
+    /// A factor of a product as the precision has it.
+    pub(super) fn rounded(&self, tensor: &Tensor) -> Result<Tensor, Error> {
+        Ok(match self.rounding {
+            Some(kind) => tensor.f_to_kind(kind)?,
+            None => tensor.shallow_clone(),
+        })
+    }
+
     /// Shows the taps a layer's input and output.
     pub(super) fn pass(&self, layer: ParameterId, input: &Tensor, output: &Tensor) -> Result<(), Error> {
         if let Some(taps) = self.taps.as_ref().filter(|taps| taps.layers.contains(&layer)) {
-            taps.seen.borrow_mut().push(Tapped { layer, input: input.f_detach()?, output: output.shallow_clone() });
+            let input = input.f_detach()?.f_to_kind(Kind::Float)?;
+            taps.seen.borrow_mut().push(Tapped { layer, input, output: output.shallow_clone() });
         }
         Ok(())
     }
@@ -151,7 +193,7 @@ impl Weights {
             leaves.push(leaf.shallow_clone());
             tensors[id.0] = leaf;
         }
-        Ok((Self { tensors, taps: None }, leaves))
+        Ok((Self { tensors, taps: None, rounding: self.rounding }, leaves))
     }
 }
 

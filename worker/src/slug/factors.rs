@@ -4,10 +4,13 @@
 //! matrix: what they span is all of a matrix whose rank is smaller (Halko, Martinsson, Tropp, arXiv 0909.4061), and what is left to
 //! decompose is as small as the rank. Whether anything was missed is measured, not hoped.
 
+use std::sync::{Mutex, PoisonError};
+
 use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::handle::SharedTensor;
 use crate::model::Error;
 
 /// Singular values below this share of the largest are dropped.
@@ -100,10 +103,7 @@ fn span(matrix: &Tensor, length: f64) -> Result<Option<Tensor>, Error> {
     let (outputs, inputs) = matrix.size2()?;
     let mut columns = SKETCH;
     while 2 * columns <= outputs.min(inputs) {
-        let mut draws = Draws::seeded(Digest::of(b"sketch"));
-        let mixing: Vec<f32> = (0..inputs * columns).map(|_| draws.normal()).collect();
-        let mixing = Tensor::f_from_slice(&mixing)?.f_view([inputs, columns])?.f_to(matrix.device())?.f_to_kind(Kind::Double)?;
-        let (basis, _) = Tensor::f_linalg_qr(&matrix.f_matmul(&mixing)?, "reduced")?;
+        let (basis, _) = Tensor::f_linalg_qr(&matrix.f_matmul(&mixing([inputs, columns], matrix.device())?)?, "reduced")?;
         let held = basis.f_transpose(0, 1)?.f_matmul(matrix)?.f_norm()?.f_double_value(&[])?;
         if length * length - held * held <= (MISSED * length).powi(2) {
             return Ok(Some(basis));
@@ -111,6 +111,28 @@ fn span(matrix: &Tensor, length: f64) -> Result<Option<Tensor>, Error> {
         columns *= 4;
     }
     Ok(None)
+}
+
+/// Mixing matrices that this process has drawn: a model has few widths, and drawing costs more than decomposing what was mixed.
+static DRAWN: Mutex<Vec<([i64; 2], Device, SharedTensor)>> = Mutex::new(Vec::new());
+/// How many are kept.
+const KEPT: usize = 32;
+
+/// The random matrix of this shape, float64; the same every time.
+fn mixing(shape: [i64; 2], device: Device) -> Result<Tensor, Error> {
+    let drawn = || DRAWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((.., known)) = drawn().iter().find(|(size, place, _)| (*size, *place) == (shape, device)) {
+        return Ok(known.get());
+    }
+    let mut draws = Draws::seeded(Digest::of(b"sketch"));
+    let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| draws.normal()).collect();
+    let mixing = Tensor::f_from_slice(&values)?.f_view(shape)?.f_to(device)?.f_to_kind(Kind::Double)?;
+    let mut kept = drawn();
+    if kept.len() == KEPT {
+        kept.remove(0);
+    }
+    kept.push((shape, device, SharedTensor::new(mixing.shallow_clone())));
+    Ok(mixing)
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ impl MomentSum {
             let seen = embedded.f_mul(&directions.f_to(embedded.device())?)?.f_sum(Kind::Float)?;
             let gradients = Tensor::f_run_backward(&[&seen], &outputs, number < probes.len(), false)?;
             let _guard = tch::no_grad_guard();
+            let gradients = gradients.iter().map(|gradient| gradient.f_to_kind(Kind::Float)).collect::<Result<Vec<_>, _>>()?;
             for (tap, (sensitivity, gradient)) in tapped.iter().zip(sensitivities.iter_mut().zip(&gradients)) {
                 self.add_outputs(tap.layer, gradient, halves)?;
                 let square = gradient.f_square()?.f_sum_dim_intlist([-1].as_slice(), true, Kind::Float)?.f_div_scalar(PROBES as f64)?;

@@ -1,6 +1,6 @@
 //! Importance, alignment and the Pareto front (paper section 3.2).
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::model::Error;
 
@@ -34,12 +34,13 @@ impl Scores {
     pub fn of(layer: &str, weight: &Tensor, forget: &Tensor, retain: &Tensor) -> Result<Self, Error> {
         let flat = |t: &Tensor| -> Result<Tensor, Error> { Ok(t.f_reshape([-1])?.f_to_kind(Kind::Double)?) };
         let (weight, forget, retain) = (flat(weight)?, flat(forget)?, flat(retain)?);
-        let dot = |a: &Tensor, b: &Tensor| -> Result<f64, Error> { Ok(a.f_dot(b)?.f_double_value(&[])?) };
-        let weight_norm = dot(&weight, &weight)?.sqrt();
-        let gradient_norm = dot(&forget, &forget)?.sqrt();
-        let retain_norm = dot(&retain, &retain)?.sqrt();
+        // Fetched together: each fetch waits until a device has done all that was asked of it.
+        let dots = [weight.f_dot(&weight)?, forget.f_dot(&forget)?, retain.f_dot(&retain)?, forget.f_dot(&retain)?];
+        let mut values = [0.0; 4];
+        Tensor::f_stack(&dots, 0)?.f_to_device(Device::Cpu)?.f_copy_data(&mut values, 4)?;
+        let ([weight_norm, gradient_norm, retain_norm], shared) = ([values[0], values[1], values[2]].map(f64::sqrt), values[3]);
         let product = gradient_norm * retain_norm;
-        let cosine = if product > 0.0 { (dot(&forget, &retain)? / product).clamp(-1.0, 1.0) } else { 0.0 };
+        let cosine = if product > 0.0 { (shared / product).clamp(-1.0, 1.0) } else { 0.0 };
         let importance = if weight_norm > 0.0 { gradient_norm / weight_norm } else { 0.0 };
         if [weight_norm, gradient_norm, retain_norm, cosine, importance].iter().any(|v| !v.is_finite()) {
             return Err(Error::Tensor { tensor: layer.into(), problem: "weight or gradient is not finite".into() });

@@ -30,6 +30,20 @@ pub struct Ground<'a> {
     pub validation_images: &'a Tensor,
     /// Their classes.
     pub validation_labels: &'a [u32],
+    /// Tokens that a pass takes as quickly as a few: steps that may be asked for later are looked at beforehand up to here.
+    pub spare_tokens: i64,
+}
+
+/// Comparisons of scores that are made at one time, at most, with steps that may never be asked for.
+const COMPARED: i64 = 1 << 27;
+
+impl Ground<'_> {
+    /// How many evaluations ahead a search looks when a step costs so many tokens, and so many comparisons.
+    fn ahead(&self, tokens: i64, comparisons: i64) -> u32 {
+        // So many evaluations are one step less than twice as many as one evaluation fewer are.
+        let most = (self.spare_tokens / tokens.max(1)).min(COMPARED / comparisons.max(1));
+        (most + 1).max(2).ilog2()
+    }
 }
 
 /// One concept: its forget images and the class they must no longer be found in.
@@ -221,7 +235,6 @@ pub fn search_direction(
     let original = ground.parameters.weights();
     let device = ground.parameters.device();
     let forget_labels = corpus::labels(&vec![subject.class; subject.len()], device)?;
-    let row = corpus::labels(&[subject.class], device)?;
     let forgotten = |accuracy: Accuracy| match method.stop {
         Stop::Fa1 => accuracy.fa1 == 0.0,
         Stop::Fa5 => accuracy.fa5 == 0.0,
@@ -245,14 +258,24 @@ pub fn search_direction(
     // What must stay hardly notices a corrected direction, so that steps are of the layer's own length: the first one too.
     let mut search = StepSearch::new(10.0 * unit, method.search_evaluations, method.search_tolerance);
     let mut trials = Vec::new();
+    let scores = if tower == Tower::Text { Some(zero_shot::scores(subject.embedded, ground.classes)?) } else { None };
+    let ahead = ground.ahead(own_text.tokens(ground.clip), subject.len() as i64 * ground.classes.size()[0]);
+    let mut known: Vec<(f64, Accuracy)> = Vec::new();
     while let Some(step) = search.next() {
-        let weights = edited(step)?;
-        let accuracy = match tower {
-            Tower::Text => {
-                let own = own_text.embed(ground.clip, &original, &weights, Some(layer))?;
-                judged(subject.embedded, &ground.classes.f_index_copy(0, &row, &own)?)?
-            }
-            Tower::Vision => judged(&see(subject.images, ground, &weights, layer)?, ground.classes)?,
+        let accuracy = match &scores {
+            Some(scores) => match known.iter().find(|(looked, _)| *looked == step) {
+                Some(&(_, accuracy)) => accuracy,
+                None => {
+                    let steps = search.ahead(ahead);
+                    let layers = steps.iter().map(|&step| edited_layer(ground.parameters, layer, direction, step));
+                    let layers = layers.collect::<Result<Vec<_>, _>>()?;
+                    let own = own_text.embed_trials(ground.clip, &original, layer, &layers)?.f_select(1, 0)?;
+                    let ranks = zero_shot::ranks_of(subject.embedded, scores, &own, subject.class)?;
+                    known = steps.into_iter().zip(ranks.iter().map(|ranks| zero_shot::accuracy(ranks))).collect();
+                    known.first().map_or(Accuracy { fa1: 1.0, fa5: 1.0 }, |&(_, accuracy)| accuracy)
+                }
+            },
+            None => judged(&see(subject.images, ground, &edited(step)?, layer)?, ground.classes)?,
         };
         trials.push(trial(step, accuracy));
         search.record(forgotten(accuracy));

@@ -24,6 +24,25 @@ impl StepSearch {
         (self.left > 0 && !narrow && self.step.is_finite() && self.step > 0.0).then_some(self.step)
     }
 
+    /// Every step that the next so many evaluations may ask for, whatever they find: what a device looks at together.
+    pub fn ahead(&self, evaluations: u32) -> Vec<f64> {
+        let (mut steps, mut searches) = (Vec::new(), vec![self.clone()]);
+        for _ in 0..evaluations {
+            let mut after = Vec::with_capacity(2 * searches.len());
+            for search in searches {
+                let Some(step) = search.next() else { continue };
+                steps.push(step);
+                for forgotten in [false, true] {
+                    let mut next = search.clone();
+                    next.record(forgotten);
+                    after.push(next);
+                }
+            }
+            searches = after;
+        }
+        steps
+    }
+
     /// Records whether the concept was forgotten at the step that [`next`](Self::next) gave.
     pub fn record(&mut self, forgotten: bool) {
         self.left = self.left.saturating_sub(1);
@@ -78,6 +97,27 @@ mod tests {
         let (tried, answer) = run(0.3, 4, 0.0);
         assert_eq!(tried, [1.0, 0.5, 0.25, 0.375]);
         assert_eq!(answer, Some(0.375));
+    }
+
+    #[test]
+    fn what_may_be_asked_for_is_known_ahead() {
+        for threshold in [0.3, 5.0, 40.0, f64::INFINITY] {
+            for evaluations in 1..5 {
+                let (mut search, mut known) = (StepSearch::new(10.0, 10, 0.01), Vec::new());
+                let mut passes = 0;
+                while let Some(step) = search.next() {
+                    if !known.contains(&step) {
+                        known = search.ahead(evaluations);
+                        passes += 1;
+                    }
+                    assert!(known.contains(&step));
+                    search.record(step >= threshold);
+                }
+                assert!(passes <= 10u32.div_ceil(evaluations), "{threshold}, {evaluations} ahead: {passes} passes");
+            }
+        }
+        assert_eq!(StepSearch::new(10.0, 10, 0.0).ahead(2), [1.0, 2.0, 0.5]);
+        assert_eq!(StepSearch::new(10.0, 1, 0.0).ahead(3), [1.0]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tch::{Kind, Tensor};
 use super::search::{Ground, Subject};
 use crate::corpus::{self, Corpus};
 use crate::model::{Error, ParameterId, Weights};
+use crate::zero_shot;
 
 /// Classes looked at per image: the nearest. More than five, as an edit moves all of them.
 const NEAREST: i64 = 12;
@@ -41,7 +42,7 @@ impl Witnesses {
         if stop != Stop::Fa5 || subject.is_empty() || classes <= NEAREST {
             return Ok(None);
         }
-        let scores = subject.embedded.f_matmul(&ground.classes.f_transpose(0, 1)?)?;
+        let scores = zero_shot::scores(subject.embedded, ground.classes)?;
         let (_, nearest) = scores.f_topk(NEAREST, 1, true, false)?;
         let mut items = Vec::<i64>::try_from(nearest.f_reshape([-1])?.f_to_device(tch::Device::Cpu)?)?;
         items.push(i64::from(subject.class));
@@ -69,7 +70,7 @@ impl Witnesses {
     /// When libtorch refuses.
     pub fn accuracy(&self, ground: Ground<'_>, subject: &Subject<'_>, edited: &Weights, layer: ParameterId) -> Result<Accuracy, Error> {
         let texts = self.texts.embed(ground.clip, &ground.parameters.weights(), edited, Some(layer))?;
-        let scores = subject.embedded.f_matmul(&texts.f_transpose(0, 1)?)?;
+        let scores = zero_shot::scores(subject.embedded, &texts)?;
         let own = scores.f_index_select(1, &self.own)?;
         // What is not a number is above nothing.
         let above = scores.f_gt_tensor(&own.f_add_scalar(MARGIN)?)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
