@@ -416,7 +416,7 @@ fn witnesses(name: &str) {
         assert_eq!(found.map(|found| (found.summary, found.validation)), answer.map(|answer| (answer.summary, answer.validation)));
         for trial in &trials {
             let moved = edited_layer(&golden.parameters, *id, gradient, trial.step).unwrap();
-            let said = few.prove(ground, &subject, &original.with(*id, moved), *id).unwrap();
+            let said = few.prove(ground, &subject, &original, *id, &moved).unwrap();
             assert!(trial.forgotten || !said, "{}: a step that did not forget is proven", spec.name);
             proven += usize::from(said);
         }
@@ -462,7 +462,7 @@ fn rounded_products(name: &str) {
         (embedded, sum.mean(weights).unwrap())
     };
     let (expected, gradients) = looked(&golden.parameters.weights());
-    let (embedded, rounded) = looked(&Golden::open(name).parameters.in_precision(Precision::Bfloat16).weights());
+    let (embedded, rounded) = looked(&Golden::open(name).parameters.in_precision(Precision::Bfloat16).unwrap().weights());
     for (ours, theirs) in embedded.iter().zip(&expected) {
         assert_eq!(ours.kind(), Kind::Float);
         let off = (ours - theirs).norm_scalaropt_dim(2, [-1].as_slice(), false).max().double_value(&[]);
@@ -500,7 +500,7 @@ fn trials_together(name: &str) {
         let corpus = if spec.tower == Some(Tower::Text) { &texts } else { &images };
         let layer = golden.parameters.get(id);
         let trials: Vec<Tensor> = (1..4).map(|size| &layer + layer.randn_like() * (0.01 * f64::from(size))).collect();
-        let together = corpus.embed_trials(clip, &original, id, &trials).unwrap();
+        let together = corpus.embed_trials(clip, &original, id, &Tensor::stack(&trials, 0)).unwrap();
         for (number, trial) in (0..).zip(&trials) {
             let alone = corpus.embed(clip, &original, &original.with(id, trial.shallow_clone()), Some(id)).unwrap();
             close(&spec.name, &together.get(number), &alone, 1e-5);

@@ -178,19 +178,18 @@ impl Corpus {
         })
     }
 
-    /// Unit embeddings `[trials, items, embedding]`, each trial with another tensor in place of one layer: in one pass for all of them where
-    /// the layer is a matrix behind the first block.
+    /// Unit embeddings `[trials, items, embedding]`, each trial with another tensor in place of one layer (`trials` `[trials, …]`): in one
+    /// pass for all of them where the layer is a matrix in or behind a block.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn embed_trials(&self, clip: &Clip, original: &Weights, layer: ParameterId, trials: &[Tensor]) -> Result<Tensor, Error> {
-        let block = clip.first_block(layer).filter(|_| trials.len() > 1 && trials.iter().all(|trial| trial.dim() == 2));
-        let Some(block) = block else {
-            let one = |trial: &Tensor| self.embed(clip, original, &original.with(layer, trial.shallow_clone()), Some(layer));
-            return Ok(Tensor::f_stack(&trials.iter().map(one).collect::<Result<Vec<_>, _>>()?, 0)?);
+    pub fn embed_trials(&self, clip: &Clip, original: &Weights, layer: ParameterId, trials: &Tensor) -> Result<Tensor, Error> {
+        let (times, embedding) = (trials.size()[0], clip.config().embedding);
+        let Some(block) = clip.first_block(layer).filter(|_| times > 1 && trials.dim() == 3) else {
+            let one = |trial| self.embed(clip, original, &original.with(layer, trials.f_get(trial)?), Some(layer));
+            return Ok(Tensor::f_stack(&(0..times).map(one).collect::<Result<Vec<_>, _>>()?, 0)?);
         };
-        let (times, embedding) = (trials.len() as i64, clip.config().embedding);
-        let stacked = original.with(layer, Tensor::f_stack(trials, 0)?);
+        let stacked = original.with(layer, trials.shallow_clone());
         let batches: Vec<Batch> = self.locked(|kept| kept.batches.iter().map(Batch::shallow_clone).collect());
         let mut embedded = Vec::with_capacity(batches.len());
         for (number, batch) in batches.iter().enumerate() {

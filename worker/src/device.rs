@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use tch::{Cuda, Device};
 
+use crate::multiplying;
+
 /// Opens the device that `wanted` names: `auto` (the first GPU where there is one), `cpu`, `cuda` or `cuda:N`.
 ///
 /// # Errors
@@ -23,6 +25,7 @@ pub fn open(wanted: &str) -> Result<Device, String> {
     };
     let loaded = load_cuda();
     if loaded.is_ok() && Cuda::is_available() && (number as i64) < Cuda::device_count() {
+        multiplying::plan_nothing();
         return Ok(Device::Cuda(number));
     }
     if wanted == "auto" {

@@ -1,4 +1,4 @@
-//! In what a GPU multiplies float32 matrices.
+//! In what a GPU multiplies matrices.
 //!
 //! libtorch keeps one setting for the process, which its own threads (those of backward passes) read too. So all jobs of a process that
 //! compute at one time have it in common: one that wants it otherwise waits until the others are done.
@@ -26,6 +26,9 @@ mod libtorch {
         /// `void at::Context::setFloat32Precision(Float32Backend, Float32Op, Float32Precision)`
         #[link_name = "_ZN2at7Context19setFloat32PrecisionENS_14Float32BackendENS_9Float32OpENS_16Float32PrecisionE"]
         pub(super) fn set_float32_precision(context: *mut c_void, backend: i32, op: i32, precision: i32);
+        /// `void at::Context::setSDPUseCuDNN(bool)`
+        #[link_name = "_ZN2at7Context14setSDPUseCuDNNEb"]
+        pub(super) fn use_cudnn_for_attention(context: *mut c_void, use_it: bool);
         /// `at::NoTF32Guard::NoTF32Guard()`, of one byte: nothing this thread multiplies is rounded while it lives.
         #[link_name = "_ZN2at11NoTF32GuardC1Ev"]
         pub(super) fn exact_begins(guard: *mut u8);
@@ -33,6 +36,12 @@ mod libtorch {
         #[link_name = "_ZN2at11NoTF32GuardD1Ev"]
         pub(super) fn exact_ends(guard: *mut u8);
     }
+}
+
+/// Leaves cuDNN out of attention: it makes a plan for every shape of bfloat16 batches, and each concept has another. Call once, before jobs.
+pub fn plan_nothing() {
+    // SAFETY: the context lives as long as the process.
+    unsafe { libtorch::use_cudnn_for_attention(libtorch::context(), false) }
 }
 
 /// What is set, and for how many jobs.

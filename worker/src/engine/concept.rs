@@ -53,7 +53,7 @@ fn efficiency(folds: &Matrices, layer: &str, gradient: &Tensor) -> Result<Option
     let Some((inverse, moment)) = of("inputs") else { return Ok(None) };
     let outputs = of("outputs");
     let outputs = outputs.as_ref().map(|(inverse, moment)| (inverse, moment));
-    let (gained, moved) = Factors::of(gradient)?.gained_and_moved(outputs, (&inverse, &moment))?;
+    let (gained, moved) = Factors::spanning(gradient)?.gained_and_moved(outputs, (&inverse, &moment))?;
     Ok(Some(if moved > 0.0 { gained / moved.sqrt() } else { 0.0 }))
 }
 

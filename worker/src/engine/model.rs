@@ -40,7 +40,7 @@ impl Model {
         }
         let config = read_config(&folder)?;
         let clip = Clip::new(config);
-        let parameters = Parameters::read(clip.architecture(), &checkpoint, scope.device())?.in_precision(model.precision);
+        let parameters = Parameters::read(clip.architecture(), &checkpoint, scope.device())?.in_precision(model.precision)?;
         let (context, vocabulary) = (clip.config().context_length as usize, clip.config().vocabulary as usize);
         let tokenizer = Tokenizer::from_model_dir(&folder, context, vocabulary)?;
         let preprocessor = Preprocessor::from_model_dir(&folder)?;

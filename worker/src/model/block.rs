@@ -14,7 +14,7 @@ pub(super) fn norm(weights: &Weights, norm: &Norm, x: &Tensor, config: &TowerCon
 }
 
 fn linear(weights: &Weights, linear: &Linear, x: &Tensor) -> Result<Tensor, Error> {
-    let y = weights.product(x, weights.get(linear.weight), Some(weights.get(linear.bias)))?;
+    let y = weights.product(x, &weights.factor(linear.weight)?, Some(&weights.factor(linear.bias)?))?;
     weights.pass(linear.weight, x, &y)?;
     Ok(y)
 }
@@ -33,10 +33,24 @@ fn heads(x: &Tensor, config: &TowerConfig) -> Result<Tensor, Error> {
     Ok(x.f_view([n, tokens, config.heads, config.width / config.heads])?.f_transpose(1, 2)?)
 }
 
+/// Tokens whose attention a GPU's fused kernels carry back in one block, and so in one order.
+const ONE_BLOCK: i64 = 64;
+
+/// Attention of `[n, heads, tokens, width / heads]`.
+fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, causal: bool) -> Result<Tensor, Error> {
+    // Over several blocks of tokens the fused backward passes add up in whatever order they end: other bits every time.
+    if query.requires_grad() && query.device().is_cuda() && key.size()[2] > ONE_BLOCK {
+        let (attended, _) =
+            Tensor::f_internal_scaled_dot_product_attention_math(query, key, value, mask, 0.0, causal, None::<&Tensor>, None, false)?;
+        return Ok(attended);
+    }
+    Ok(Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, None, false)?)
+}
+
 /// The part of a fused projection that makes queries (0), keys (1) or values (2); `count` parts from there on.
 fn fused_part(weights: &Weights, fused: &Linear, config: &TowerConfig, part: i64, count: i64, x: &Tensor) -> Result<Tensor, Error> {
-    let weight = weights.get(fused.weight).f_narrow(-2, part * config.width, count * config.width)?;
-    let bias = weights.get(fused.bias).f_narrow(0, part * config.width, count * config.width)?;
+    let weight = weights.factor(fused.weight)?.f_narrow(-2, part * config.width, count * config.width)?;
+    let bias = weights.factor(fused.bias)?.f_narrow(0, part * config.width, count * config.width)?;
     weights.product(x, &weight, Some(&bias))
 }
 
@@ -68,15 +82,12 @@ pub(super) fn full_block(weights: &Weights, block: &Block, config: &TowerConfig,
             }
         }
     };
-    let attended = Tensor::f_scaled_dot_product_attention(
+    let attended = attend(
         &heads(&spread(tokens, &query)?, config)?,
         &heads(&spread(tokens, &key)?, config)?,
         &heads(&spread(tokens, &value)?, config)?,
-        None::<&Tensor>,
-        0.0,
-        !matches!(tokens, Tokens::Images),
         None,
-        false,
+        !matches!(tokens, Tokens::Images),
     )?;
     let attended = attended.f_transpose(1, 2)?;
     let attended = match tokens {
@@ -120,16 +131,7 @@ pub(super) fn last_block(weights: &Weights, block: &Block, config: &TowerConfig,
             Some(positions.f_le_tensor(&at.f_unsqueeze(1)?)?.f_unsqueeze(1)?.f_unsqueeze(1)?)
         }
     };
-    let attended = Tensor::f_scaled_dot_product_attention(
-        &heads(&query, config)?,
-        &heads(&key, config)?,
-        &heads(&value, config)?,
-        mask.as_ref(),
-        0.0,
-        false,
-        None,
-        false,
-    )?;
+    let attended = attend(&heads(&query, config)?, &heads(&key, config)?, &heads(&value, config)?, mask.as_ref(), false)?;
     let attended = attended.f_transpose(1, 2)?.f_reshape([-1, config.width])?;
     let x = pick(x)?.f_squeeze_dim(1)?;
     mlp(weights, block, config, &x.f_add(&linear(weights, &block.out, &attended)?)?)

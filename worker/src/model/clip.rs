@@ -309,17 +309,10 @@ impl Clip {
         match input {
             Input::Images(pixels) => {
                 let tower = &self.architecture.vision;
-                let patch = weights.get(tower.patch);
+                let patch = weights.factor(tower.patch)?;
                 // A whole shard of pixels may be more than the device holds; what passes is not.
-                let patches = weights.rounded(&pixels.f_to(patch.device())?)?.f_conv2d(
-                    &weights.rounded(patch)?,
-                    None::<&Tensor>,
-                    [self.config.patch_size, self.config.patch_size],
-                    [0, 0],
-                    [1, 1],
-                    1,
-                )?;
-                let patches = patches.f_to_kind(Kind::Float)?.f_flatten(2, -1)?.f_transpose(1, 2)?;
+                let patches = self.patches(&pixels.f_to(patch.device())?)?;
+                let patches = weights.product(&patches, &patch.f_flatten(1, -1)?, None)?.f_to_kind(Kind::Float)?;
                 let class = weights.get(tower.class).f_expand([patches.size()[0], 1, self.config.vision.width], false)?;
                 let hidden = Tensor::f_cat(&[class, patches], 1)?.f_add(weights.get(tower.position))?;
                 let hidden = norm(weights, &tower.norm_before, &hidden, &self.config.vision)?;
@@ -339,6 +332,16 @@ impl Clip {
                 Ok(TowerState { hidden, tokens: Tokens::Tree(tree.shallow_clone()), block: 0 })
             }
         }
+    }
+
+    /// The patches of images `[n, 3, s, s]`, row by row, each flat as a patch of the embedding's weight is: `[n, patches, 3 · p · p]`. So
+    /// that embedding them is a matrix product as any other (a convolution has a library of its own, with a plan for each shape).
+    fn patches(&self, pixels: &Tensor) -> Result<Tensor, Error> {
+        let (n, side) = (pixels.size()[0], self.config.patch_size);
+        let across = self.config.image_size / side;
+        let pixels = pixels.f_narrow(2, 0, across * side)?.f_narrow(3, 0, across * side)?;
+        let grid = pixels.f_reshape([n, 3, across, side, across, side])?.f_permute([0, 2, 4, 1, 3, 5])?;
+        Ok(grid.f_reshape([n, across * across, 3 * side * side])?)
     }
 
     /// Runs blocks until `state` is the input of `block`.
@@ -391,9 +394,9 @@ impl Clip {
             Tower::Text => (&self.architecture.text.norm_after, self.architecture.text.projection),
         };
         let pooled = norm(weights, after, &pooled, self.tower_config(tower))?;
-        let projection = weights.get(projection);
+        let projection = weights.factor(projection)?;
         let embedding = match self.config.layout {
-            Layout::HuggingFace => weights.product(&pooled, projection, None)?,
+            Layout::HuggingFace => weights.product(&pooled, &projection, None)?,
             Layout::OpenClip => weights.product(&pooled, &projection.f_transpose(-2, -1)?, None)?,
         };
         let embedding = embedding.f_to_kind(Kind::Float)?;

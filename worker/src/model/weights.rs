@@ -1,6 +1,7 @@
 //! Parameters on a device, and cheap views of them in which single tensors are replaced.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::manifest::Precision;
@@ -18,7 +19,8 @@ pub struct Parameters {
     tensors: Vec<SharedTensor>,
     storage: Vec<Dtype>,
     device: Device,
-    rounding: Option<Kind>,
+    /// What factors of matrix products are rounded to, and every parameter rounded to it.
+    rounding: Option<(Kind, Vec<SharedTensor>)>,
 }
 
 impl Parameters {
@@ -28,13 +30,18 @@ impl Parameters {
     }
 
     /// The same, to be multiplied in this precision. TF32 is the device's own affair, see [`multiplying`](crate::multiplying).
-    #[must_use]
-    pub fn in_precision(self, precision: Precision) -> Self {
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn in_precision(self, precision: Precision) -> Result<Self, Error> {
         let rounding = match precision {
             Precision::Float32 | Precision::Tf32 => None,
-            Precision::Bfloat16 => Some(Kind::BFloat16),
+            Precision::Bfloat16 => {
+                let round = |tensor: &SharedTensor| Ok(SharedTensor::new(tensor.get().f_to_kind(Kind::BFloat16)?));
+                Some((Kind::BFloat16, self.tensors.iter().map(round).collect::<Result<_, Error>>()?))
+            }
         };
-        Self { rounding, ..self }
+        Ok(Self { rounding, ..self })
     }
 
     /// Reads every parameter of `architecture` from a checkpoint onto `device`.
@@ -69,7 +76,9 @@ impl Parameters {
 
     /// A view of all parameters.
     pub fn weights(&self) -> Weights {
-        Weights { tensors: self.tensors.iter().map(SharedTensor::get).collect(), taps: None, rounding: self.rounding }
+        let handles = |tensors: &[SharedTensor]| Rc::new(tensors.iter().map(SharedTensor::get).collect::<Vec<_>>());
+        let rounding = self.rounding.as_ref().map(|(kind, rounded)| (*kind, handles(rounded)));
+        Weights { base: handles(&self.tensors), rounding, replaced: Vec::new(), taps: None }
     }
 
     /// One parameter.
@@ -83,13 +92,15 @@ impl Parameters {
     }
 }
 
-/// A view of a model's parameters: shallow clones, some of them replaced.
+/// A view of a model's parameters, some of them replaced.
 #[derive(Debug)]
 pub struct Weights {
-    tensors: Vec<Tensor>,
+    base: Rc<Vec<Tensor>>,
+    /// What factors of matrix products are rounded to, and the base rounded to it.
+    rounding: Option<(Kind, Rc<Vec<Tensor>>)>,
+    /// By parameter; shorter than the base where none of the last ones is replaced.
+    replaced: Vec<Option<Tensor>>,
     taps: Option<Taps>,
-    /// What factors of matrix products are rounded to.
-    rounding: Option<Kind>,
 }
 
 /// What goes through some linear layers in a forward pass.
@@ -113,20 +124,38 @@ pub struct Tapped {
 impl Weights {
     /// A view over these tensors, in the order of [`Architecture::parameters`].
     pub fn from_tensors(tensors: Vec<Tensor>) -> Self {
-        Self { tensors, taps: None, rounding: None }
+        Self { base: Rc::new(tensors), rounding: None, replaced: Vec::new(), taps: None }
     }
 
     /// The tensor of this parameter.
     pub fn get(&self, id: ParameterId) -> &Tensor {
-        &self.tensors[id.0]
+        self.replacement(id).unwrap_or(&self.base[id.0])
+    }
+
+    fn replacement(&self, id: ParameterId) -> Option<&Tensor> {
+        self.replaced.get(id.0)?.as_ref()
+    }
+
+    /// The same view without taps.
+    fn view(&self) -> Self {
+        let replaced = self.replaced.iter().map(|tensor| tensor.as_ref().map(Tensor::shallow_clone)).collect();
+        let rounding = self.rounding.as_ref().map(|(kind, rounded)| (*kind, Rc::clone(rounded)));
+        Self { base: Rc::clone(&self.base), rounding, replaced, taps: None }
+    }
+
+    fn replace(&mut self, id: ParameterId, tensor: Tensor) {
+        while self.replaced.len() <= id.0 {
+            self.replaced.push(None);
+        }
+        self.replaced[id.0] = Some(tensor);
     }
 
     /// The same view with another tensor in the place of one parameter.
     #[must_use]
     pub fn with(&self, id: ParameterId, tensor: Tensor) -> Self {
-        let mut tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::shallow_clone).collect();
-        tensors[id.0] = tensor;
-        Self { tensors, taps: None, rounding: self.rounding }
+        let mut view = self.view();
+        view.replace(id, tensor);
+        view
     }
 
     /// A view in which the next forward pass leaves the inputs and outputs of `layers` with [`tapped`](Self::tapped), in
@@ -145,13 +174,13 @@ impl Weights {
         self.taps.as_ref().map(|taps| taps.seen.take()).unwrap_or_default()
     }
 
-    /// x Wᵀ + b as the precision has it; `x` `[items, …, inputs]`.
+    /// x Wᵀ + b as the precision has it; `x` `[items, …, inputs]`, the others as [`factor`](Self::factor) gives them.
     ///
     /// Where a parameter was replaced by a stack of them `[trials, outputs, inputs]`, the items are as many groups, one after another, and
     /// each is multiplied by its own.
     pub(super) fn product(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, Error> {
-        let (x, weight, bias) = (self.rounded(x)?, self.rounded(weight)?, bias.map(|bias| self.rounded(bias)).transpose()?);
-        let [trials, outputs, inputs] = weight.size()[..] else { return Ok(x.f_linear(&weight, bias.as_ref())?) };
+        let x = self.rounded(x)?;
+        let [trials, outputs, inputs] = weight.size()[..] else { return Ok(x.f_linear(weight, bias)?) };
         let mut shape = x.size();
         let grouped = x.f_reshape([trials, -1, inputs])?.f_matmul(&weight.f_transpose(1, 2)?)?;
         if let Some(last) = shape.last_mut() {
@@ -159,15 +188,22 @@ impl Weights {
         }
         let product = grouped.f_reshape(shape)?;
         Ok(match bias {
-            Some(bias) => product.f_add(&bias)?,
+            Some(bias) => product.f_add(bias)?,
             None => product,
         })
     }
 
-    /// A factor of a product as the precision has it.
-    pub(super) fn rounded(&self, tensor: &Tensor) -> Result<Tensor, Error> {
-        Ok(match self.rounding {
-            Some(kind) => tensor.f_to_kind(kind)?,
+    /// A parameter as products take it.
+    pub(super) fn factor(&self, id: ParameterId) -> Result<Tensor, Error> {
+        Ok(match (&self.rounding, self.replacement(id)) {
+            (Some((_, rounded)), None) => rounded[id.0].shallow_clone(),
+            _ => self.rounded(self.get(id))?,
+        })
+    }
+
+    fn rounded(&self, tensor: &Tensor) -> Result<Tensor, Error> {
+        Ok(match &self.rounding {
+            Some((kind, _)) => tensor.f_to_kind(*kind)?,
             None => tensor.shallow_clone(),
         })
     }
@@ -186,14 +222,14 @@ impl Weights {
     /// # Errors
     /// When libtorch refuses.
     pub fn with_leaves(&self, ids: &[ParameterId]) -> Result<(Self, Vec<Tensor>), Error> {
-        let mut tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::shallow_clone).collect();
+        let mut view = self.view();
         let mut leaves = Vec::with_capacity(ids.len());
         for id in ids {
-            let leaf = tensors[id.0].f_detach()?.f_set_requires_grad(true)?;
+            let leaf = self.get(*id).f_detach()?.f_set_requires_grad(true)?;
             leaves.push(leaf.shallow_clone());
-            tensors[id.0] = leaf;
+            view.replace(*id, leaf);
         }
-        Ok((Self { tensors, taps: None, rounding: self.rounding }, leaves))
+        Ok((view, leaves))
     }
 }
 
@@ -227,9 +263,11 @@ pub fn tensor_from_bytes(bytes: &[u8], dtype: Dtype, shape: &[i64]) -> Result<Te
 /// # Errors
 /// When libtorch refuses.
 pub fn tensor_to_bytes(tensor: &Tensor) -> Result<Vec<u8>, Error> {
+    // libtorch runs on little-endian machines alone.
+    const { assert!(cfg!(target_endian = "little")) }
     let host = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let count = host.numel();
-    let mut values = vec![0f32; count];
-    host.f_copy_data(&mut values, count)?;
-    Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    let raw = host.f_reshape([-1])?.f_view_dtype(Kind::Uint8)?;
+    let mut bytes = vec![0u8; raw.numel()];
+    raw.f_copy_data(&mut bytes, raw.numel())?;
+    Ok(bytes)
 }

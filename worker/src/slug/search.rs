@@ -102,7 +102,18 @@ pub struct Answer {
 /// # Errors
 /// When libtorch refuses.
 pub fn edited_layer(parameters: &Parameters, layer: ParameterId, gradient: &Tensor, step: f64) -> Result<Tensor, Error> {
-    let change = gradient.f_to_kind(Kind::Double)?.f_mul_scalar(step)?;
+    Ok(edited_layers(parameters, layer, gradient, &[step])?.f_squeeze_dim(0)?)
+}
+
+/// The same for several steps: `[steps, …]` in the layer's shape.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn edited_layers(parameters: &Parameters, layer: ParameterId, gradient: &Tensor, steps: &[f64]) -> Result<Tensor, Error> {
+    let mut shape = vec![1; gradient.dim() + 1];
+    shape[0] = steps.len() as i64;
+    let steps = Tensor::f_from_slice(steps)?.f_to(gradient.device())?.f_view(&shape[..])?;
+    let change = gradient.f_to_kind(Kind::Double)?.f_mul(&steps)?;
     let moved = parameters.get(layer).f_to_kind(Kind::Double)?.f_add(&change)?;
     let stored = kind_of(parameters.storage(layer)).unwrap_or(Kind::Float);
     Ok(moved.f_to_kind(stored)?.f_to_kind(Kind::Float)?)
@@ -137,18 +148,19 @@ pub fn search_layer(
     // At the best step so far: accuracy, the edited weights, the class embeddings where they changed and are known.
     let mut best: Option<(Accuracy, Weights, Option<Tensor>)> = None;
     while let Some(step) = search.next() {
-        let edited = original.with(layer.id, edited_layer(ground.parameters, layer.id, layer.gradient, step)?);
+        let tensor = edited_layer(ground.parameters, layer.id, layer.gradient, step)?;
+        let weights = original.with(layer.id, tensor.shallow_clone());
         // The towers are independent: an edit in one leaves the other's embeddings as they were.
         let (accuracy, classes) = match (spec.tower, witnesses) {
-            (Some(Tower::Text), Some(witnesses)) if witnesses.prove(ground, subject, &edited, layer.id)? => {
+            (Some(Tower::Text), Some(witnesses)) if witnesses.prove(ground, subject, &original, layer.id, &tensor)? => {
                 (Accuracy { fa1: 0.0, fa5: 0.0 }, None)
             }
             (Some(Tower::Text), _) => {
-                let classes = texts(&edited)?;
+                let classes = texts(&weights)?;
                 (judged(subject.embedded, &classes)?, Some(classes))
             }
             _ => {
-                let images = see(subject.images, ground, &edited, layer.id)?;
+                let images = see(subject.images, ground, &weights, layer.id)?;
                 (judged(&images, ground.classes)?, None)
             }
         };
@@ -158,7 +170,7 @@ pub fn search_layer(
         };
         trials.push(Trial { layer: spec.name.clone(), step, fa1: accuracy.fa1, fa5: accuracy.fa5, forgotten, utility: None });
         if forgotten {
-            best = Some((accuracy, edited, classes));
+            best = Some((accuracy, weights, classes));
         }
         search.record(forgotten);
     }
@@ -267,8 +279,7 @@ pub fn search_direction(
                 Some(&(_, accuracy)) => accuracy,
                 None => {
                     let steps = search.ahead(ahead);
-                    let layers = steps.iter().map(|&step| edited_layer(ground.parameters, layer, direction, step));
-                    let layers = layers.collect::<Result<Vec<_>, _>>()?;
+                    let layers = edited_layers(ground.parameters, layer, direction, &steps)?;
                     let own = own_text.embed_trials(ground.clip, &original, layer, &layers)?.f_select(1, 0)?;
                     let ranks = zero_shot::ranks_of(subject.embedded, scores, &own, subject.class)?;
                     known = steps.into_iter().zip(ranks.iter().map(|ranks| zero_shot::accuracy(ranks))).collect();
@@ -282,16 +293,23 @@ pub fn search_direction(
     }
     let Some(mut step) = search.answer() else { return Ok((trials, None)) };
 
+    let mut witnessed: Vec<Accuracy> = Vec::new();
     for push in 0..=PUSHES {
-        let weights = edited(step)?;
         if let (Tower::Text, Some(witnesses), true) = (tower, witnesses, push < PUSHES) {
-            let accuracy = witnesses.accuracy(ground, subject, &weights, layer)?;
-            if !forgotten(accuracy) {
+            if witnessed.is_empty() {
+                let together = (ground.spare_tokens / witnesses.tokens(ground).max(1)).clamp(1, (PUSHES - push) as i64) as usize;
+                let steps: Vec<f64> = std::iter::successors(Some(step), |step| Some(step * PUSH)).take(together).collect();
+                let layers = edited_layers(ground.parameters, layer, direction, &steps)?;
+                witnessed = witnesses.accuracies(ground, subject, &original, layer, &layers)?;
+                witnessed.reverse();
+            }
+            if let Some(accuracy) = witnessed.pop().filter(|accuracy| !forgotten(*accuracy)) {
                 trials.push(trial(step, accuracy));
                 step *= PUSH;
                 continue;
             }
         }
+        let weights = edited(step)?;
         let (accuracy, classes) = match tower {
             Tower::Text => {
                 let classes = ground.class_texts.embed(ground.clip, &original, &weights, Some(layer))?;

@@ -20,8 +20,6 @@ const NEAREST: i64 = 12;
 const FEW: i64 = 3;
 /// Cosines closer than this are not told apart here.
 const MARGIN: f64 = 1e-4;
-/// How many classes stand above one that is not found, by FA@5.
-const ABOVE: i64 = 5;
 
 /// The own class and those around it, as texts to embed again and again.
 #[derive(Debug)]
@@ -60,22 +58,44 @@ impl Witnesses {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn prove(&self, ground: Ground<'_>, subject: &Subject<'_>, edited: &Weights, layer: ParameterId) -> Result<bool, Error> {
-        Ok(self.accuracy(ground, subject, edited, layer)?.fa5 == 0.0)
+    pub fn prove(
+        &self,
+        ground: Ground<'_>,
+        subject: &Subject<'_>,
+        original: &Weights,
+        layer: ParameterId,
+        edited: &Tensor,
+    ) -> Result<bool, Error> {
+        let accuracies = self.accuracies(ground, subject, original, layer, &edited.f_unsqueeze(0)?)?;
+        Ok(accuracies.iter().all(|accuracy| accuracy.fa5 == 0.0))
     }
 
-    /// Forget accuracies among them alone under an edit of a text layer: no lower than among all classes.
+    /// Forget accuracies among them alone, each under another tensor in place of a text layer (`edited` `[trials, …]`): no lower than among
+    /// all classes.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn accuracy(&self, ground: Ground<'_>, subject: &Subject<'_>, edited: &Weights, layer: ParameterId) -> Result<Accuracy, Error> {
-        let texts = self.texts.embed(ground.clip, &ground.parameters.weights(), edited, Some(layer))?;
-        let scores = zero_shot::scores(subject.embedded, &texts)?;
-        let own = scores.f_index_select(1, &self.own)?;
+    pub fn accuracies(
+        &self,
+        ground: Ground<'_>,
+        subject: &Subject<'_>,
+        original: &Weights,
+        layer: ParameterId,
+        edited: &Tensor,
+    ) -> Result<Vec<Accuracy>, Error> {
+        let texts = self.texts.embed_trials(ground.clip, original, layer, edited)?;
+        let (trials, items, embedding) = texts.size3()?;
+        let scores = zero_shot::scores(subject.embedded, &texts.f_reshape([-1, embedding])?)?.f_view([-1, trials, items])?;
+        let own = scores.f_index_select(2, &self.own)?;
         // What is not a number is above nothing.
-        let above = scores.f_gt_tensor(&own.f_add_scalar(MARGIN)?)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
-        let found =
-            |top: i64| -> Result<f64, Error> { Ok(above.f_lt(top)?.f_to_kind(Kind::Double)?.f_mean(Kind::Double)?.f_double_value(&[])?) };
-        Ok(Accuracy { fa1: found(1)?, fa5: found(ABOVE)? })
+        let above = scores.f_gt_tensor(&own.f_add_scalar(MARGIN)?)?.f_sum_dim_intlist([2].as_slice(), false, Kind::Int64)?;
+        let above = above.f_transpose(0, 1)?.f_reshape([-1])?.f_to_device(tch::Device::Cpu)?;
+        let above = Vec::<i64>::try_from(above)?;
+        Ok(above.chunks(subject.len().max(1)).map(zero_shot::accuracy).collect())
+    }
+
+    /// Tokens of their texts.
+    pub fn tokens(&self, ground: Ground<'_>) -> i64 {
+        self.texts.tokens(ground.clip)
     }
 }
