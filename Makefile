@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem report-charts bench bench-peer bench-growth bench-compose bench-queue bench-curate lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -49,6 +49,10 @@ bench: setup ## Time the demo with one worker on one core and with two on two (P
 bench-growth: setup ## What a removal costs as data and model grow (fetches some gigabytes)
 	@cargo build --release --locked
 	@tests/bench/run.sh growth
+
+bench-gpu: setup-cuda ## What a GPU does at real sizes, beside the authors' procedure in PyTorch (GPU="--sizes L/14"; fetches some gigabytes)
+	@cargo build --release --locked
+	@tests/bench/run.sh gpu $(GPU)
 
 bench-compose: setup ## Compose 300 edits into a checkpoint of 1.7 GB, against cp (ROUNDS=)
 	@cargo build --release --locked

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
+use lethe_shared::manifest::Precision;
 use lethe_shared::outcome::Tower;
-use lethe_shared::record::{Composition, Merge};
+use lethe_shared::record::{Composition, ConceptRecord, Merge};
 use lethe_tests::{CONCEPTS, SmallJob, binary, cut, demo, last_line, outcomes, shard_of, stderr};
 use serde_json::Value;
 
@@ -268,6 +269,30 @@ fn a_changed_manifest_computes_only_the_difference() {
     let report = job.run("store");
     // Three evaluations of another composition; gradients, searches and the base evaluation are there.
     assert_eq!(report["summary"]["jobs_done"].as_u64(), Some(3));
+}
+
+#[test]
+fn products_may_be_rounded_and_the_release_says_so() {
+    let job = SmallJob::new();
+    let report = job.run("store");
+    assert_eq!(record(&report).origin.unwrap().precision, Precision::Float32);
+    assert!(!std::fs::read_to_string(release(&report).join("README.md")).unwrap().contains("computed in"));
+
+    job.replace("job.toml", "search_evaluations = 6", "search_evaluations = 6\nprecision = \"bfloat16\"");
+    let rounded = job.run("store");
+    let (record, exact) = (record(&rounded), record(&report));
+    assert_eq!(record.origin.as_ref().unwrap().precision, Precision::Bfloat16);
+    assert!(std::fs::read_to_string(release(&rounded).join("README.md")).unwrap().contains("| computed in | bfloat16 |"));
+    assert_eq!(rounded["summary"]["jobs_found"].as_u64(), Some(0), "no job is what it is in float32");
+    let mut differ = 0;
+    for (ours, theirs) in record.concepts.iter().zip(&exact.concepts) {
+        assert_eq!(ours.composed.unwrap().fa5, 0.0, "{}", ours.id);
+        let importance = |concept: &ConceptRecord| concept.ranking.iter().map(|layer| layer.importance).sum::<f64>();
+        let off = (importance(ours) / importance(theirs) - 1.0).abs();
+        assert!(off < 0.05, "{}: importances differ by {off}", ours.id);
+        differ += usize::from(off > 0.0);
+    }
+    assert_eq!(differ, record.concepts.len(), "nothing was rounded");
 }
 
 /// Everything that a release holds: names and bytes.

@@ -51,6 +51,7 @@ async fn beyond(version: Version) {
     replays(&server).await;
     drift(&server).await;
     lost_disk(version).await;
+    full_disk(version).await;
     leases(&server).await;
     sweeps(&server).await;
     passed_over(version).await;
@@ -173,6 +174,26 @@ async fn lost_disk(version: Version) {
             delivery.receipt.hand_back(Duration::ZERO).await.unwrap();
         }
     }
+}
+
+/// A server whose disk has room for its streams and no more: asked for them again, 2.9 refuses. A coordinator that comes back uses them.
+async fn full_disk(version: Version) {
+    let mut server = NatsServer::start(version);
+    let coordinator = queue(&server, Role::Coordinator, Limits::default()).await;
+    coordinator.publish(&job("full", 1)).await.unwrap();
+    server.kill();
+    server.limit_disk(600 << 20);
+    server.run();
+    let again = queue(&server, Role::Coordinator, Limits::default()).await;
+    assert_eq!(again.pull(SOON).await.unwrap().unwrap().job, job("full", 1));
+    // Where there are none it is told why.
+    server.kill();
+    server.wipe();
+    server.limit_disk(32 << 20);
+    server.run();
+    let refused = JetStreamQueue::connect_with(&server.url(), Role::Coordinator, "test", &options(), Limits::default()).await;
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("stream LETHE_JOBS") && error.contains("resources"), "{error}");
 }
 
 async fn leases(server: &NatsServer) {

@@ -57,17 +57,23 @@ class Peer:
 
     @torch.no_grad()
     def embed_images(self, images):
-        return unit(torch.cat([self.model.get_image_features(self.pixels(images[i : i + 128])) for i in range(0, len(images), 128)]))
+        parts = [features(self.model.get_image_features(self.pixels(images[i : i + 128]))) for i in range(0, len(images), 128)]
+        return unit(torch.cat(parts))
 
     @torch.no_grad()
     def embed_texts(self, texts):
         length = self.model.config.text_config.max_position_embeddings
         encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
         parts = [
-            self.model.get_text_features(encoded["input_ids"][i : i + 128], encoded["attention_mask"][i : i + 128])
+            features(self.model.get_text_features(encoded["input_ids"][i : i + 128], encoded["attention_mask"][i : i + 128]))
             for i in range(0, len(texts), 128)
         ]
         return unit(torch.cat(parts))
+
+
+def features(found):
+    """What a tower gives: a tensor, since transformers 5 with more beside it."""
+    return found if torch.is_tensor(found) else found.pooler_output
 
 
 def unit(x):

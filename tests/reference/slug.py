@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from check_release import Peer, ranks, read_shard, unit
+from check_release import Peer, features, ranks, read_shard, unit
 from safetensors.torch import load_file
 
 # Layers are weights; biases, the factor on cosines, embeddings and norms are none (method.md).
@@ -94,10 +94,10 @@ class Job:
         return [self.peer.tokenizer(texts[i : i + BATCH], **settings).to(self.device) for i in range(0, len(texts), BATCH)]
 
     def embed_texts(self, batches):
-        return unit(torch.cat([self.model.get_text_features(**batch) for batch in batches]))
+        return unit(torch.cat([features(self.model.get_text_features(**batch)) for batch in batches]))
 
     def embed_images(self, pixels):
-        return unit(torch.cat([self.model.get_image_features(part) for part in pixels.split(BATCH)]))
+        return unit(torch.cat([features(self.model.get_image_features(part)) for part in pixels.split(BATCH)]))
 
     def forget_gradient(self, pixels, captions):
         """Gradient of mean 1 − cos over the pairs, of every parameter, as the authors' backward pass has it."""

@@ -93,6 +93,15 @@ impl NatsServer {
         }
     }
 
+    /// Lets its streams have so many bytes of disk together from its next start on, whatever there is.
+    pub fn limit_disk(&self, bytes: u64) {
+        let text = std::fs::read_to_string(self.path("nats.conf")).expect("the server's configuration");
+        let (before, after) = text.split_once("jetstream {").expect("a section of JetStream");
+        let after = after.split_once("max_file_store").map_or(after, |(_, rest)| rest.split_once(',').map_or(rest, |(_, rest)| rest));
+        let text = format!("{before}jetstream {{ max_file_store: {bytes},{after}");
+        std::fs::write(self.path("nats.conf"), text).expect("write the server's configuration");
+    }
+
     /// Forgets everything it stored; only while it is not running.
     pub fn wipe(&mut self) {
         assert!(self.process.is_none(), "a running server keeps its disk");

@@ -34,15 +34,15 @@ pub struct Ground<'a> {
     pub spare_tokens: i64,
 }
 
-/// Comparisons of scores that are made at one time, at most, with steps that may never be asked for.
+/// Comparisons of scores, and values of edited layers, that are held at one time for steps that may never be asked for: some 2 GB each.
 const COMPARED: i64 = 1 << 27;
+const EDITED: i64 = 1 << 26;
 
 impl Ground<'_> {
-    /// How many evaluations ahead a search looks when a step costs so many tokens, and so many comparisons.
-    fn ahead(&self, tokens: i64, comparisons: i64) -> u32 {
-        // So many evaluations are one step less than twice as many as one evaluation fewer are.
-        let most = (self.spare_tokens / tokens.max(1)).min(COMPARED / comparisons.max(1));
-        (most + 1).max(2).ilog2()
+    /// How many steps on a layer are looked at in one pass when each costs so many tokens, and so many comparisons of scores.
+    fn together(&self, layer: ParameterId, tokens: i64, comparisons: i64) -> i64 {
+        let values: i64 = self.clip.architecture().spec(layer).shape.iter().product();
+        (self.spare_tokens / tokens.max(1)).min(COMPARED / comparisons.max(1)).min(EDITED / values.max(1)).max(1)
     }
 }
 
@@ -271,7 +271,9 @@ pub fn search_direction(
     let mut search = StepSearch::new(10.0 * unit, method.search_evaluations, method.search_tolerance);
     let mut trials = Vec::new();
     let scores = if tower == Tower::Text { Some(zero_shot::scores(subject.embedded, ground.classes)?) } else { None };
-    let ahead = ground.ahead(own_text.tokens(ground.clip), subject.len() as i64 * ground.classes.size()[0]);
+    let comparisons = |classes: i64| subject.len() as i64 * classes;
+    // The steps that so many evaluations may ask for are one less than a power of two.
+    let ahead = (ground.together(layer, own_text.tokens(ground.clip), comparisons(ground.classes.size()[0])) + 1).ilog2();
     let mut known: Vec<(f64, Accuracy)> = Vec::new();
     while let Some(step) = search.next() {
         let accuracy = match &scores {
@@ -297,8 +299,8 @@ pub fn search_direction(
     for push in 0..=PUSHES {
         if let (Tower::Text, Some(witnesses), true) = (tower, witnesses, push < PUSHES) {
             if witnessed.is_empty() {
-                let together = (ground.spare_tokens / witnesses.tokens(ground).max(1)).clamp(1, (PUSHES - push) as i64) as usize;
-                let steps: Vec<f64> = std::iter::successors(Some(step), |step| Some(step * PUSH)).take(together).collect();
+                let together = ground.together(layer, witnesses.tokens(ground), comparisons(witnesses.len())).min((PUSHES - push) as i64);
+                let steps: Vec<f64> = std::iter::successors(Some(step), |step| Some(step * PUSH)).take(together as usize).collect();
                 let layers = edited_layers(ground.parameters, layer, direction, &steps)?;
                 witnessed = witnesses.accuracies(ground, subject, &original, layer, &layers)?;
                 witnessed.reverse();

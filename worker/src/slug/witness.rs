@@ -94,6 +94,16 @@ impl Witnesses {
         Ok(above.chunks(subject.len().max(1)).map(zero_shot::accuracy).collect())
     }
 
+    /// How many there are, the own class among them.
+    pub fn len(&self) -> i64 {
+        self.texts.len() as i64
+    }
+
+    /// Whether there is none, which never is.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
     /// Tokens of their texts.
     pub fn tokens(&self, ground: Ground<'_>) -> i64 {
         self.texts.tokens(ground.clip)

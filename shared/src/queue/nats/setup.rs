@@ -21,6 +21,10 @@ const IN_HAND: i64 = 16_384;
 /// Workers that ask for a job at one time, at most.
 const ASKING: i64 = 8_192;
 
+/// What a server says that has no room for a stream.
+const NO_ROOM: [ErrorCode; 3] =
+    [ErrorCode::INSUFFICIENT_RESOURCES, ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::ACCOUNT_RESOURCES_EXCEEDED];
+
 fn streams(limits: &Limits, replicas: usize) -> [Config; 4] {
     let stream = |name: &str, subjects: &str| Config {
         name: name.to_owned(),
@@ -86,6 +90,8 @@ async fn ensure_stream(context: &Context, wanted: Config) -> Result<(), Error> {
         {
             return Err(Error::Refused(format!("JetStream is not enabled on the server or for this account ({inner})")));
         }
+        // A server short of storage (2.9 at least) refuses to make what is there already.
+        CreateStreamErrorKind::JetStream(inner) if NO_ROOM.contains(&inner.error_code()) && context.get_stream(&name).await.is_ok() => {}
         kind => return Err(failed(kind.to_string())),
     }
     let found = context.get_stream(&name).await.map_err(|error| failed(error.to_string()))?.cached_info().config.clone();
