@@ -1,7 +1,7 @@
 //! The whole path in one process: what a run leaves behind, and that nothing can change it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use lethe_shared::digest::Digest;
 use lethe_shared::manifest::Precision;
 use lethe_shared::outcome::Tower;
 use lethe_shared::record::{Composition, ConceptRecord, Merge};
+use lethe_tests::ports::free_port;
 use lethe_tests::{CONCEPTS, SmallJob, binary, cut, demo, last_line, outcomes, shard_of, stderr};
 use serde_json::Value;
 
@@ -362,6 +363,22 @@ fn an_interrupt_stops_cleanly_and_the_same_command_goes_on() {
     assert!(stderr(&output).contains("the same command goes on from there"));
     assert!(!store.join("releases").is_dir());
     assert!(job.run("store")["summary"]["jobs_found"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn an_interrupt_ends_the_wait_for_a_server() {
+    let job = SmallJob::new();
+    let nobody = format!("nats://127.0.0.1:{}", free_port());
+    let store = job.path("store");
+    let mut command = job.command("run", &["--nats", &nobody, "--store", store.to_str().unwrap()]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = said.lines().map(|line| line.unwrap());
+    assert!(lines.any(|line| line.contains("cannot connect yet")), "it does not wait");
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let last = lines.last().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{last}");
+    assert!(last.contains("cancelled"), "{last}");
 }
 
 #[test]

@@ -55,7 +55,10 @@ impl Workers {
         work: impl AsyncFnOnce(&Dispatcher) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let (name, patience) = (lease::name_of_this_process(), self.patience());
-        let queue = JetStreamQueue::connect(url, Role::Coordinator, &name, &self.connection).await?;
+        let queue = tokio::select! {
+            () = cancel.cancelled() => return Err(Failure::Cancelled),
+            queue = JetStreamQueue::connect(url, Role::Coordinator, &name, &self.connection) => queue?,
+        };
         let (run, concepts, server) = (&plan.run, plan.concepts.len(), nats::without_secrets(url));
         say("info", &format!("{run}: {concepts} concepts, workers at {server}, store {}", store.name()));
         // Ends with the lease, or with this process's signal.
