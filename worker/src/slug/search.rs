@@ -145,6 +145,10 @@ pub fn search_layer(
         Err(Error::Tensor { .. }) => Ok(Accuracy { fa1: 1.0, fa5: 1.0 }),
         Err(other) => Err(other),
     };
+    let proven = |witnesses: &Witnesses, edited: &Tensor| -> Result<bool, Error> {
+        let accuracies = witnesses.accuracies(ground, subject, &original, layer.id, &edited.f_unsqueeze(0)?)?;
+        Ok(accuracies.iter().all(|accuracy| accuracy.fa5 == 0.0))
+    };
     // At the best step so far: accuracy, the edited weights, the class embeddings where they changed and are known.
     let mut best: Option<(Accuracy, Weights, Option<Tensor>)> = None;
     while let Some(step) = search.next() {
@@ -152,9 +156,7 @@ pub fn search_layer(
         let weights = original.with(layer.id, tensor.shallow_clone());
         // The towers are independent: an edit in one leaves the other's embeddings as they were.
         let (accuracy, classes) = match (spec.tower, witnesses) {
-            (Some(Tower::Text), Some(witnesses)) if witnesses.prove(ground, subject, &original, layer.id, &tensor)? => {
-                (Accuracy { fa1: 0.0, fa5: 0.0 }, None)
-            }
+            (Some(Tower::Text), Some(witnesses)) if proven(witnesses, &tensor)? => (Accuracy { fa1: 0.0, fa5: 0.0 }, None),
             (Some(Tower::Text), _) => {
                 let classes = texts(&weights)?;
                 (judged(subject.embedded, &classes)?, Some(classes))
@@ -299,7 +301,7 @@ pub fn search_direction(
     for push in 0..=PUSHES {
         if let (Tower::Text, Some(witnesses), true) = (tower, witnesses, push < PUSHES) {
             if witnessed.is_empty() {
-                let together = ground.together(layer, witnesses.tokens(ground), comparisons(witnesses.len())).min((PUSHES - push) as i64);
+                let together = ground.together(layer, witnesses.tokens(ground), comparisons(witnesses.count())).min((PUSHES - push) as i64);
                 let steps: Vec<f64> = std::iter::successors(Some(step), |step| Some(step * PUSH)).take(together as usize).collect();
                 let layers = edited_layers(ground.parameters, layer, direction, &steps)?;
                 witnessed = witnesses.accuracies(ground, subject, &original, layer, &layers)?;

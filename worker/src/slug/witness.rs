@@ -54,24 +54,8 @@ impl Witnesses {
         Ok(Some(Self { texts: ground.class_texts.subset(&items)?, own }))
     }
 
-    /// Whether they prove that an edit of a text layer forgets.
-    ///
-    /// # Errors
-    /// When libtorch refuses.
-    pub fn prove(
-        &self,
-        ground: Ground<'_>,
-        subject: &Subject<'_>,
-        original: &Weights,
-        layer: ParameterId,
-        edited: &Tensor,
-    ) -> Result<bool, Error> {
-        let accuracies = self.accuracies(ground, subject, original, layer, &edited.f_unsqueeze(0)?)?;
-        Ok(accuracies.iter().all(|accuracy| accuracy.fa5 == 0.0))
-    }
-
     /// Forget accuracies among them alone, each under another tensor in place of a text layer (`edited` `[trials, …]`): no lower than among
-    /// all classes.
+    /// all classes, so that FA@5 = 0 proves that an edit forgets.
     ///
     /// # Errors
     /// When libtorch refuses.
@@ -95,13 +79,8 @@ impl Witnesses {
     }
 
     /// How many there are, the own class among them.
-    pub fn len(&self) -> i64 {
+    pub fn count(&self) -> i64 {
         self.texts.len() as i64
-    }
-
-    /// Whether there is none, which never is.
-    pub fn is_empty(&self) -> bool {
-        self.texts.is_empty()
     }
 
     /// Tokens of their texts.
