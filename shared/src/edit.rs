@@ -118,7 +118,8 @@ impl Direction {
 }
 
 /// Rows and columns whose sums are kept in registers.
-const TILE: usize = 4;
+const ROWS: usize = 4;
+const COLUMNS: usize = 8;
 /// Layers with fewer values are not worth a second thread.
 const WORTH_A_THREAD: usize = 1 << 18;
 
@@ -147,7 +148,6 @@ pub fn accumulate(values: &mut [f64], directions: &[(Direction, f64)]) {
 /// The same for factors over one number of inputs: a product of two matrices whose sums run in the order of directions and ranks.
 fn accumulate_factors(values: &mut [f64], inputs: usize, directions: &[(Direction, f64)]) {
     let outputs = values.len() / inputs.max(1);
-    // `[outputs, ranks]` and, by columns in groups of TILE, `[ranks, TILE]`.
     let ranks: usize = directions.iter().map(|(direction, _)| direction.rank()).sum();
     let mut left = vec![0.0; outputs * ranks];
     let mut at = 0;
@@ -162,7 +162,7 @@ fn accumulate_factors(values: &mut [f64], inputs: usize, directions: &[(Directio
         at += rank;
     }
     let threads = if values.len() < WORTH_A_THREAD { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
-    let rows = outputs.div_ceil(threads).next_multiple_of(TILE);
+    let rows = outputs.div_ceil(threads).next_multiple_of(ROWS);
     std::thread::scope(|scope| {
         for (values, left) in values.chunks_mut(rows * inputs).zip(left.chunks(rows * ranks)) {
             scope.spawn(move || multiply_add(values, left, inputs, ranks, directions));
@@ -170,11 +170,29 @@ fn accumulate_factors(values: &mut [f64], inputs: usize, directions: &[(Directio
     });
 }
 
-/// `values[rows, inputs] += left[rows, ranks] · down[ranks, inputs]`, each sum in the order of ranks.
+/// `values[rows, inputs] += left[rows, ranks] · down[ranks, inputs]`, each sum in the order of ranks, and each product rounded before it is
+/// added: the same bits whatever the processor adds at once.
 fn multiply_add(values: &mut [f64], left: &[f64], inputs: usize, ranks: usize, directions: &[(Direction, f64)]) {
-    let mut panel = vec![[0.0; TILE]; ranks];
-    for column in (0..inputs).step_by(TILE) {
-        let width = TILE.min(inputs - column);
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { multiply_add_avx2(values, left, inputs, ranks, directions) };
+    }
+    multiply_add_in_tiles(values, left, inputs, ranks, directions);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn multiply_add_avx2(values: &mut [f64], left: &[f64], inputs: usize, ranks: usize, directions: &[(Direction, f64)]) {
+    multiply_add_in_tiles(values, left, inputs, ranks, directions);
+}
+
+#[inline(always)]
+fn multiply_add_in_tiles(values: &mut [f64], left: &[f64], inputs: usize, ranks: usize, directions: &[(Direction, f64)]) {
+    // Some columns of `down`: `[ranks, COLUMNS]`.
+    let mut panel = vec![[0.0; COLUMNS]; ranks];
+    for column in (0..inputs).step_by(COLUMNS) {
+        let width = COLUMNS.min(inputs - column);
         let downs = directions.iter().flat_map(|(direction, _)| match direction {
             Direction::Factored { down, .. } => down.chunks_exact(inputs),
             Direction::Dense(_) => [].chunks_exact(inputs),
@@ -184,29 +202,19 @@ fn multiply_add(values: &mut [f64], left: &[f64], inputs: usize, ranks: usize, d
                 *slot = f64::from(down);
             }
         }
-        for (values, left) in values.chunks_mut(TILE * inputs).zip(left.chunks(TILE * ranks)) {
-            let mut sums = [[0.0; TILE]; TILE];
+        for (values, left) in values.chunks_mut(ROWS * inputs).zip(left.chunks(ROWS * ranks)) {
+            let mut sums = [[0.0; COLUMNS]; ROWS];
             for (sums, row) in sums.iter_mut().zip(values.chunks_exact(inputs)) {
                 sums[..width].copy_from_slice(&row[column..column + width]);
             }
-            if left.len() == TILE * ranks {
+            if left.len() == ROWS * ranks {
                 let (a, rest) = left.split_at(ranks);
                 let (b, rest) = rest.split_at(ranks);
                 let (c, d) = rest.split_at(ranks);
-                for ((((down, a), b), c), d) in panel.iter().zip(a).zip(b).zip(c).zip(d) {
-                    for (sums, up) in sums.iter_mut().zip([a, b, c, d]) {
-                        for (sum, down) in sums.iter_mut().zip(down) {
-                            *sum += up * down;
-                        }
-                    }
-                }
+                sums = summed(sums, &panel, [a, b, c, d]);
             } else {
                 for (sums, ups) in sums.iter_mut().zip(left.chunks_exact(ranks)) {
-                    for (down, up) in panel.iter().zip(ups) {
-                        for (sum, down) in sums.iter_mut().zip(down) {
-                            *sum += up * down;
-                        }
-                    }
+                    [*sums] = summed([*sums], &panel, [ups]);
                 }
             }
             for (sums, row) in sums.iter().zip(values.chunks_exact_mut(inputs)) {
@@ -214,6 +222,21 @@ fn multiply_add(values: &mut [f64], left: &[f64], inputs: usize, ranks: usize, d
             }
         }
     }
+}
+
+/// Adds the products of some rows and the columns in `panel`. Sums come and go by value: only so do they stay in registers.
+#[inline(always)]
+fn summed<const N: usize>(mut sums: [[f64; COLUMNS]; N], panel: &[[f64; COLUMNS]], rows: [&[f64]; N]) -> [[f64; COLUMNS]; N] {
+    // All as long as the panel, said so that no index is checked.
+    let rows = rows.map(|row| &row[..panel.len()]);
+    for (rank, down) in panel.iter().enumerate() {
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            for (sum, down) in sums.iter_mut().zip(down) {
+                *sum += row[rank] * down;
+            }
+        }
+    }
+    sums
 }
 
 /// ⟨A, B⟩ of two factored matrices of one shape, float64 in a fixed order; `None` when one is not factored or shapes differ.
