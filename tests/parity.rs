@@ -15,13 +15,15 @@ use lethe_worker::corpus::{Budget, Corpus};
 use lethe_worker::micro_batch::MicroBatch;
 use lethe_worker::model::clip::Input;
 use lethe_worker::model::weights::tensor_from_bytes;
-use lethe_worker::model::{Clip, ClipConfig, ParameterId, Parameters, Role, TokenBatch, Weights};
+use lethe_worker::model::{Clip, ClipConfig, Error, ParameterId, Parameters, Part, Role, Stage, TokenBatch, Weights};
+use lethe_worker::slug::choice::{Answer, choose, hardest_first};
 use lethe_worker::slug::gradient::{GradientSum, Images, Loss};
 use lethe_worker::slug::loss;
 use lethe_worker::slug::moments::MomentSum;
 use lethe_worker::slug::ranking::{Scores, pareto_front};
-use lethe_worker::slug::search::{Answer, FrontLayer, Ground, Subject, edited_layer, search_direction, search_layer};
+use lethe_worker::slug::search::{Found, FrontLayer, Ground, Subject, edited_layer, search_direction, search_layer};
 use lethe_worker::slug::witness::Witnesses;
+use lethe_worker::{corpus, zero_shot};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -90,6 +92,26 @@ impl Golden {
         let mean = sum.mean(&weights).unwrap();
         let by_name = mean.into_iter().map(|(id, t)| (self.clip.architecture().spec(id).name.clone(), t)).collect();
         (sum, by_name)
+    }
+
+    /// Words, then the token that ends a text; lengths differ.
+    fn random_texts(&self, name: &str, texts: usize) -> Vec<Vec<u32>> {
+        let mut draws = Draws::seeded(Digest::of(name.as_bytes()));
+        let (vocabulary, context) = (self.clip.config().vocabulary as u32, self.clip.config().context_length as usize);
+        let mut token = |below: u32| (draws.uniform() * f64::from(below - 1)) as u32;
+        let mut text =
+            || (0..3 + token(context as u32 - 4)).map(|_| 3 + token(vocabulary - 10)).chain([vocabulary - 1]).collect::<Vec<u32>>();
+        (0..texts).map(|_| text()).collect()
+    }
+
+    /// The class of these that one image, embedded so, is found in, and the forget gradient of both.
+    fn forgetting(&self, image: &Tensor, embedded: &Tensor, classes: &Tensor, texts: &[Vec<u32>]) -> (usize, Vec<(ParameterId, Tensor)>) {
+        let class = embedded.matmul(&classes.transpose(0, 1)).argmax(1, false).int64_value(&[0]) as usize;
+        let weights = self.parameters.weights();
+        let mut sum = GradientSum::new(self.clip.architecture().candidates(false), MicroBatch::WHOLE);
+        let own = self.clip.token_batch(&texts[class..=class], Device::Cpu).unwrap();
+        sum.add(Loss::Forget, &self.clip, &weights, Images::Pixels(image), &own).unwrap();
+        (class, sum.mean(&weights).unwrap())
     }
 
     /// The rule of the reference values: no bias, no `logit_scale`, no position or other embedding by name; gains are in.
@@ -283,7 +305,7 @@ fn edits(name: &str) {
     }
 }
 
-/// A pass that stops at a block boundary and goes on gives the same bits: trials start from kept activations.
+/// A pass that stops before any stage and goes on gives the same bits: trials start from kept activations.
 fn prefixes(name: &str) {
     let golden = Golden::open(name);
     let weights = golden.parameters.weights();
@@ -292,12 +314,14 @@ fn prefixes(name: &str) {
     let _guard = tch::no_grad_guard();
     for input in [Input::Images(&pixels), Input::Texts(&texts), Input::Tree(&tree)] {
         let whole = golden.clip.embed(&weights, input).unwrap();
-        for block in 0..=golden.clip.block_count(input.tower()) {
+        let blocks = golden.clip.block_count(input.tower());
+        let stages = (0..blocks).flat_map(|block| Part::ALL.map(|part| Stage::Block(block, part)));
+        for stage in stages.chain([Stage::Project]) {
             let start = golden.clip.start(&weights, input).unwrap();
-            let state = golden.clip.advance(&weights, input.tower(), &start, block).unwrap();
-            assert_eq!(state.block(), block);
+            let state = golden.clip.advance(&weights, input.tower(), &start, stage).unwrap();
+            assert_eq!(state.stage(), stage);
             let resumed = golden.clip.finish(&weights, input.tower(), state).unwrap();
-            assert_eq!((&whole - resumed).abs().max().double_value(&[]), 0.0, "{:?} from block {block}", input.tower());
+            assert_eq!((&whole - resumed).abs().max().double_value(&[]), 0.0, "{:?} from {stage:?}", input.tower());
         }
     }
 }
@@ -358,33 +382,27 @@ fn taps(name: &str) {
     }
 }
 
-/// Second moments predict what a small random change of a layer does to the embeddings.
+/// As a search takes it.
+fn method(stop: Stop) -> MethodSettings {
+    MethodSettings { batch_size: 1, search_evaluations: 10, search_tolerance: 0.0, stop, normalisation_gains: false }
+}
+
 /// The search on every text layer, once as method.md has it and once with the shortcut.
 fn witnesses(name: &str) {
     let golden = Golden::open(name);
     let (clip, original) = (&golden.clip, golden.parameters.weights());
-    let mut draws = Draws::seeded(Digest::of(name.as_bytes()));
-    let (vocabulary, context) = (clip.config().vocabulary as u32, clip.config().context_length as usize);
-    let mut token = |below: u32| (draws.uniform() * f64::from(below - 1)) as u32;
-    // Words, then the token that ends a text; lengths differ.
-    let mut text = || (0..3 + token(context as u32 - 4)).map(|_| 3 + token(vocabulary - 10)).chain([vocabulary - 1]).collect::<Vec<u32>>();
-    let texts: Vec<Vec<u32>> = (0..300).map(|_| text()).collect();
     let budget = Budget::new(64 << 20);
+    let texts = golden.random_texts(name, 300);
     let class_texts = Corpus::texts(clip, &texts, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
     let (pixels, _) = golden.batch("forget", 0);
-    let validation = Corpus::images(clip, &pixels, &budget, MicroBatch::WHOLE).unwrap();
-    let images = Corpus::images(clip, &pixels.narrow(0, 0, 1), &budget, MicroBatch::WHOLE).unwrap();
+    let validation = Corpus::images(clip, &pixels, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
+    let images = Corpus::images(clip, &pixels.narrow(0, 0, 1), Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
     let embed = |corpus: &Corpus| {
         let _guard = tch::no_grad_guard();
         corpus.embed(clip, &original, &original, None).unwrap()
     };
     let (classes, embedded, validation_images) = (embed(&class_texts), embed(&images), embed(&validation));
-    // The class that the image is found in.
-    let class = embedded.matmul(&classes.transpose(0, 1)).argmax(1, false).int64_value(&[0]) as usize;
-    let mut sum = GradientSum::new(clip.architecture().candidates(false), MicroBatch::WHOLE);
-    let own = clip.token_batch(&texts[class..=class], Device::Cpu).unwrap();
-    sum.add(Loss::Forget, clip, &original, Images::Pixels(&pixels.narrow(0, 0, 1)), &own).unwrap();
-    let gradients = sum.mean(&original).unwrap();
+    let (class, gradients) = golden.forgetting(&pixels.narrow(0, 0, 1), &embedded, &classes, &texts);
 
     let _guard = tch::no_grad_guard();
     let labels: Vec<u32> = (0..validation.len() as u32).collect();
@@ -399,7 +417,6 @@ fn witnesses(name: &str) {
         spare_tokens: 0,
     };
     let subject = Subject { class: class as u32, images: Some(&images), embedded: &embedded };
-    let method = |stop| MethodSettings { batch_size: 1, search_evaluations: 10, search_tolerance: 0.0, stop, normalisation_gains: false };
     assert!(Witnesses::of(ground, &subject, Stop::Fa1).unwrap().is_none(), "FA@1 alone proves nothing about FA@5");
     let few = Witnesses::of(ground, &subject, Stop::Fa5).unwrap().expect("a dozen of 300 classes are few");
     let mut proven = 0;
@@ -413,7 +430,8 @@ fn witnesses(name: &str) {
         let (trials, answer) = search_layer(ground, &subject, &layer, &method(Stop::Fa5), None).unwrap();
         let (ours, found) = search_layer(ground, &subject, &layer, &method(Stop::Fa5), Some(&few)).unwrap();
         assert_eq!(ours, trials, "{}", spec.name);
-        assert_eq!(found.map(|found| (found.summary, found.validation)), answer.map(|answer| (answer.summary, answer.validation)));
+        let parts = |found: Option<Found<'_>>| found.map(|found| (found.step, found.relative_step, found.accuracy, found.validation));
+        assert_eq!(parts(found), parts(answer));
         for trial in &trials {
             let moved = edited_layer(&golden.parameters, *id, gradient, trial.step).unwrap();
             let said = few.accuracies(ground, &subject, &original, *id, &moved.unsqueeze(0)).unwrap()[0].fa5 == 0.0;
@@ -448,6 +466,106 @@ fn witnesses(name: &str) {
         }
     }
     assert!(found > 0 && pushed > 0, "{found} searches found a step, witnesses pushed {pushed}");
+}
+
+/// Of the layers that forgot, the one is chosen that is best when every one is looked at to the end.
+fn choice(name: &str) {
+    let golden = Golden::open(name);
+    let (clip, original) = (&golden.clip, golden.parameters.weights());
+    let budget = Budget::new(64 << 20);
+    let texts = golden.random_texts(name, 40);
+    let class_texts = Corpus::texts(clip, &texts, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
+    let image = golden.batch("forget", 0).0.narrow(0, 0, 1);
+    let images = Corpus::images(clip, &image, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
+    let embed = |corpus: &Corpus| {
+        let _guard = tch::no_grad_guard();
+        corpus.embed(clip, &original, &original, None).unwrap()
+    };
+    let (classes, embedded) = (embed(&class_texts), embed(&images));
+    let (class, gradients) = golden.forgetting(&image, &embedded, &classes, &texts);
+    let _guard = tch::no_grad_guard();
+    let class = class as u32;
+
+    // Of the validation images the model knows two in three.
+    tch::manual_seed(5);
+    let pixels = image.randn_like().repeat([60, 1, 1, 1]) * 0.5
+        + Tensor::randn([60, 3, image.size()[2], image.size()[3]], (Kind::Float, Device::Cpu));
+    let validation_images = clip.embed(&original, Input::Images(&pixels)).unwrap();
+    let known = Vec::<i64>::try_from(validation_images.matmul(&classes.transpose(0, 1)).argmax(1, false)).unwrap();
+    let labels: Vec<u32> = known.iter().enumerate().map(|(i, &class)| (class as u32 + u32::from(i % 3 == 0)) % 40).collect();
+    let order = hardest_first(&validation_images, &classes, &corpus::labels(&labels, Device::Cpu).unwrap()).unwrap();
+    let rows = Tensor::from_slice(&order);
+    let (pixels, validation_images) = (pixels.index_select(0, &rows), validation_images.index_select(0, &rows));
+    let labels: Vec<u32> = order.iter().map(|&image| labels[image as usize]).collect();
+    assert!(order[..20].iter().all(|image| image % 3 == 0), "images that are missed come first: {order:?}");
+
+    // However passes are cut, the same is chosen and the same is on record.
+    let mut before = None;
+    for cut in [60, 7, 1] {
+        let validation = Corpus::images(clip, &pixels, Device::Cpu, &budget, MicroBatch::of(cut)).unwrap();
+        let ground = Ground {
+            clip,
+            parameters: &golden.parameters,
+            class_texts: &class_texts,
+            classes: &classes,
+            validation: Some(&validation),
+            validation_images: &validation_images,
+            validation_labels: &labels,
+            spare_tokens: 0,
+        };
+        let subject = Subject { class, images: Some(&images), embedded: &embedded };
+        for stop in [Stop::Fa5, Stop::Fa1] {
+            let (mut trials, mut found) = (Vec::new(), Vec::new());
+            for (id, gradient) in &gradients {
+                let scores = Scores::of("layer", &golden.parameters.get(*id), gradient, gradient).unwrap();
+                let layer = FrontLayer { id: *id, scores, gradient };
+                let (tried, answer) = search_layer(ground, &subject, &layer, &method(stop), None).unwrap();
+                trials.extend(tried);
+                found.extend(answer);
+            }
+            let utility = |found: &Found<'_>| {
+                let edited = edited_layer(&golden.parameters, found.id, found.gradient, found.step).unwrap();
+                let edited = original.with(found.id, edited);
+                let (seen, said) = match found.tower {
+                    Tower::Vision => (clip.embed(&edited, Input::Images(&pixels)).unwrap(), classes.shallow_clone()),
+                    Tower::Text => (validation_images.shallow_clone(), class_texts.embed_changed(clip, &edited).unwrap()),
+                };
+                let ranks = zero_shot::ranks(&seen, &said, &corpus::labels(&labels, Device::Cpu).unwrap()).unwrap();
+                zero_shot::hits(&ranks, &labels).mean_top1(|other| other != class)
+            };
+            let utilities: Vec<f64> = found.iter().map(utility).collect();
+            let accuracies = |found: &Found<'_>| match stop {
+                Stop::Fa5 => (found.accuracy.fa5, found.accuracy.fa1),
+                Stop::Fa1 => (found.accuracy.fa1, found.accuracy.fa5),
+            };
+            let best = (0..found.len())
+                .min_by(|&a, &b| {
+                    let key = |i: usize| (accuracies(&found[i]), -utilities[i], found[i].relative_step);
+                    key(a).partial_cmp(&key(b)).unwrap()
+                })
+                .unwrap();
+            let expected = (found[best].id, found[best].step, utilities[best]);
+            let answers: Vec<(String, f64, Tower)> = found.iter().map(|found| (found.name.to_owned(), found.step, found.tower)).collect();
+            let chosen = choose(ground, &subject, found, stop, &mut trials, || Ok::<_, Error>(())).unwrap().unwrap();
+            assert_eq!((chosen.id, chosen.summary.step, chosen.summary.utility), expected, "{stop:?}");
+            assert_eq!(chosen.validation.mean_top1(|other| other != class), chosen.summary.utility);
+            assert_eq!(chosen.validation.classes.values().map(|hits| hits.n).sum::<u32>(), 60);
+
+            let recorded: Vec<Option<f64>> = answers
+                .iter()
+                .map(|(layer, step, _)| trials.iter().find(|trial| (&trial.layer, trial.step) == (layer, *step)).unwrap().utility)
+                .collect();
+            for (((_, _, tower), ours), all) in answers.iter().zip(&recorded).zip(&utilities) {
+                assert!(ours.map_or(*tower == Tower::Vision, |ours| ours == *all), "{answers:?}, {recorded:?}, {utilities:?}");
+            }
+            assert!(recorded.iter().any(Option::is_none), "no answer was left before its end");
+            match (stop, &before) {
+                (Stop::Fa5, None) => before = Some(recorded),
+                (Stop::Fa5, Some(before)) => assert_eq!(recorded, *before, "in passes of {cut}"),
+                (Stop::Fa1, _) => {}
+            }
+        }
+    }
 }
 
 /// Towers that multiply in bfloat16 give nearly what they give in float32, and nearly the same gradients.
@@ -496,7 +614,7 @@ fn trials_together(name: &str) {
         .collect();
     let budget = Budget::new(64 << 20);
     let texts = Corpus::texts(clip, &ids, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
-    let images = Corpus::images(clip, &pixels, &budget, MicroBatch::WHOLE).unwrap();
+    let images = Corpus::images(clip, &pixels, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
     tch::manual_seed(11);
     for id in clip.architecture().candidates(true) {
         let spec = clip.architecture().spec(id);
@@ -511,6 +629,7 @@ fn trials_together(name: &str) {
     }
 }
 
+/// Second moments predict what a small random change of a layer does to the embeddings.
 fn moments(name: &str) {
     let golden = Golden::open(name);
     let (_, texts) = golden.batch("retain", 0);
@@ -587,6 +706,7 @@ for_each_model!(
     trees,
     taps,
     witnesses,
+    choice,
     trials_together,
     rounded_products,
     moments

@@ -19,7 +19,7 @@ use lethe_shared::store::Store;
 use lethe_tests::targets::{Tensors, files, halved, mapped, read, renamed, write};
 use lethe_worker::model::clip::Input;
 use lethe_worker::model::weights::tensor_from_bytes;
-use lethe_worker::model::{Clip, ClipConfig, Parameters, TokenBatch};
+use lethe_worker::model::{Clip, ClipConfig, Parameters, Part, Stage, TokenBatch};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -109,7 +109,7 @@ fn last_hidden_state(text: &Tensors, ids: &Tensor) -> Tensor {
         let pooled = Tensor::full([items], position, (Kind::Int64, Device::Cpu));
         let batch = TokenBatch { ids: ids.shallow_clone(), pooled };
         let start = clip.start(&weights, Input::Texts(&batch)).unwrap();
-        clip.advance(&weights, Tower::Text, &start, clip.block_count(Tower::Text)).unwrap().hidden().shallow_clone()
+        clip.advance(&weights, Tower::Text, &start, Stage::Project).unwrap().residual().shallow_clone()
     };
     let hidden = Tensor::stack(&(0..tokens).map(token).collect::<Vec<_>>(), 1);
     let of = |name: &str| weights.get(clip.architecture().find(name).unwrap());
@@ -123,8 +123,9 @@ fn image_features(vision: &Tensors, pixels: &Tensor) -> Tensor {
     let weights = parameters.weights();
     let _guard = tch::no_grad_guard();
     let start = clip.start(&weights, Input::Images(pixels)).unwrap();
-    let state = clip.advance(&weights, Tower::Vision, &start, clip.block_count(Tower::Vision) - 1).unwrap();
-    let hidden = state.hidden();
+    let last = Stage::Block(clip.block_count(Tower::Vision) - 1, Part::Attention);
+    let state = clip.advance(&weights, Tower::Vision, &start, last).unwrap();
+    let hidden = state.residual();
     hidden.narrow(1, 1, hidden.size()[1] - 1)
 }
 

@@ -10,7 +10,7 @@ use crate::digest::{Digest, NotADigest};
 use crate::manifest::{Precision, Stop, Towers};
 
 /// Version of the algorithm: part of every job's id, raised whenever the same job would give another result.
-pub const ALGORITHM_VERSION: u32 = 7;
+pub const ALGORITHM_VERSION: u32 = 8;
 /// The libtorch that workers compute with: `tch` is built for this one, and its build refuses every other.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 

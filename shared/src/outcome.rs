@@ -228,6 +228,14 @@ pub struct Hits {
 }
 
 impl Hits {
+    /// Counts an image of this class with so many classes before its own.
+    pub fn count(&mut self, rank: i64, class: u32) {
+        let hits = self.classes.entry(class).or_default();
+        hits.n += 1;
+        hits.top1 += u32::from(rank < 1);
+        hits.top5 += u32::from(rank < 5);
+    }
+
     /// Top-1 accuracy over all images of the chosen classes, 0 to 1; 0 when there are none.
     pub fn mean_top1(&self, chosen: impl Fn(u32) -> bool) -> f64 {
         self.mean(chosen, |hits| hits.top1)
@@ -284,7 +292,8 @@ pub struct Trial {
     pub fa5: f64,
     /// Whether the measure that `stop` names was 0.
     pub forgotten: bool,
-    /// Utility on the validation set, where it was measured: at each layer's answer.
+    /// Utility on the validation set, where it was measured: at the answer of a layer, unless it became plain on the way that the
+    /// answer is not the best.
     #[serde(default)]
     pub utility: Option<f64>,
 }
@@ -323,8 +332,6 @@ pub struct ConceptResult {
     pub ranking: Vec<RankedLayer>,
     /// Every trial of every front layer, in the order made.
     pub search: Vec<Trial>,
-    /// The best answer of every front layer that has one.
-    pub answers: Vec<LayerAnswer>,
     /// The edit; `None` when no layer on a front forgot within the budget.
     pub chosen: Option<Chosen>,
     /// What the unedited model says of the forget images.

@@ -36,7 +36,8 @@ def shares(name, summary, store):
     What jobs set up for all that come after them in their process is not charged to any concept."""
     stages, count = summary["stages"], summary["seconds_per_concept"]["count"]
     once, one_pass = stages["validation"] + stages["classes"], validation_pass(store)
-    gradient, search = stages["gradient"] / count, sum(spent for stage, spent in stages.items() if stage.startswith("search")) / count
+    gradient = stages["gradient"] / count
+    search = sum(spent for stage, spent in stages.items() if stage.startswith(("search", "choice"))) / count
     whole = summary["seconds_per_concept"]["mean"] - once / count
     bound = gradient + one_pass
     print(f"| {name} | {gradient:.2f} | {stages['ranking'] / count:.2f} | {search:.2f} | {whole:.2f} | {one_pass:.2f} | {whole / bound:.2f} |")

@@ -1,7 +1,8 @@
 //! Items that are embedded again and again (class texts, validation images, a forget set), cut into batches, with the
-//! unedited model's activations kept at block boundaries.
+//! unedited model's activations kept before the layers that are edited.
 //!
-//! An edit in block k leaves everything before block k as it was, so that a trial needs the blocks from k on only.
+//! An edit of a layer leaves everything before that layer as it was, so that a trial needs the tower from there on only: of an edit of a
+//! block's last map not even that block's attention and hidden units.
 //! The kept activations are exactly what the unedited forward pass computes: results are the same, bit for bit.
 
 use std::collections::BTreeMap;
@@ -13,10 +14,13 @@ use tch::{Kind, Tensor};
 
 use crate::handle::SharedTensor;
 use crate::micro_batch::MicroBatch;
-use crate::model::{Batch, Clip, Error, ParameterId, TowerState, Weights};
+use crate::model::{Batch, Clip, Error, ParameterId, Stage, TowerState, Weights};
 
 /// Items per batch, where memory holds them.
 const BATCH: i64 = 256;
+
+/// Images per batch on a CPU: more at a time are no quicker, and who looks at them in turn can stop sooner.
+const IMAGES_ON_CPU: i64 = 64;
 
 /// Texts per batch on a GPU, which takes as long for a few.
 const BATCH_ON_GPU: i64 = 4096;
@@ -46,8 +50,8 @@ impl Budget {
 #[derive(Debug)]
 struct Kept {
     batches: Vec<Batch>,
-    /// Per batch, by block: the input of that block in the unedited model.
-    states: Vec<BTreeMap<usize, TowerState>>,
+    /// Per batch, by stage: what comes before it in the unedited model.
+    states: Vec<BTreeMap<Stage, TowerState>>,
     bytes: usize,
 }
 
@@ -64,14 +68,15 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Images `[n, 3, s, s]`, preprocessed.
+    /// Images `[n, 3, s, s]`, preprocessed, on this device or on the host.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn images(clip: &Clip, pixels: &Tensor, budget: &Budget, micro_batch: MicroBatch) -> Result<Self, Error> {
+    pub fn images(clip: &Clip, pixels: &Tensor, device: tch::Device, budget: &Budget, micro_batch: MicroBatch) -> Result<Self, Error> {
         let n = pixels.size()[0];
         let micro_batch = micro_batch.for_items_of(clip.pass_bytes(Tower::Vision, clip.config().image_tokens(), false));
-        let batches = MicroBatch::of(micro_batch.at_most(BATCH)).cut(n);
+        let most = if device.is_cuda() { BATCH } else { IMAGES_ON_CPU };
+        let batches = MicroBatch::of(micro_batch.at_most(most)).cut(n);
         let batches =
             batches.map(|(start, count)| Ok(Batch::Images(pixels.f_narrow(0, start, count)?))).collect::<Result<Vec<_>, Error>>()?;
         Ok(Self::new(Tower::Vision, batches, None, n as usize, budget, micro_batch))
@@ -165,17 +170,39 @@ impl Corpus {
     /// # Errors
     /// When libtorch refuses.
     pub fn embed(&self, clip: &Clip, original: &Weights, edited: &Weights, layer: Option<ParameterId>) -> Result<Tensor, Error> {
-        let block = match layer {
-            None => Some(clip.block_count(self.tower)),
-            Some(layer) => clip.first_block(layer),
+        self.embed_batches(clip.config().embedding, self.edited(clip, original, edited, layer))
+    }
+
+    /// The same batch by batch, as far as they are asked for: `[items of the batch, embedding]` each, images in their order.
+    pub fn embed_in_turn(
+        &self,
+        clip: &Clip,
+        original: &Weights,
+        edited: &Weights,
+        layer: Option<ParameterId>,
+    ) -> impl Iterator<Item = Result<Tensor, Error>> {
+        self.passes(self.edited(clip, original, edited, layer))
+    }
+
+    /// What embeds a batch under an edit of a layer.
+    fn edited(
+        &self,
+        clip: &Clip,
+        original: &Weights,
+        edited: &Weights,
+        layer: Option<ParameterId>,
+    ) -> impl Fn(usize, &Batch) -> Result<Tensor, Error> {
+        let stage = match layer {
+            None => Some(Stage::Project),
+            Some(layer) => clip.first_stage(layer),
         };
-        self.embed_batches(clip.config().embedding, |number, batch| {
-            let state = match block {
-                Some(block) => self.state(clip, original, number, batch, block)?,
+        move |number, batch| {
+            let state = match stage {
+                Some(stage) => self.state(clip, original, number, batch, stage)?,
                 None => clip.start(edited, batch.input())?,
             };
             clip.finish(edited, self.tower, state)
-        })
+        }
     }
 
     /// Unit embeddings `[trials, items, embedding]`, each trial with another tensor in place of one layer (`trials` `[trials, …]`): in one
@@ -185,7 +212,7 @@ impl Corpus {
     /// When libtorch refuses.
     pub fn embed_trials(&self, clip: &Clip, original: &Weights, layer: ParameterId, trials: &Tensor) -> Result<Tensor, Error> {
         let (times, embedding) = (trials.size()[0], clip.config().embedding);
-        let Some(block) = clip.first_block(layer).filter(|_| times > 1 && trials.dim() == 3) else {
+        let Some(stage) = clip.first_stage(layer).filter(|_| times > 1 && trials.dim() == 3) else {
             let one = |trial| self.embed(clip, original, &original.with(layer, trials.f_get(trial)?), Some(layer));
             return Ok(Tensor::f_stack(&(0..times).map(one).collect::<Result<Vec<_>, _>>()?, 0)?);
         };
@@ -195,7 +222,7 @@ impl Corpus {
         for (number, batch) in batches.iter().enumerate() {
             let items = batch.input().items();
             embedded.push(self.micro_batch.pass(items, || {
-                let state = self.state(clip, original, number, batch, block)?;
+                let state = self.state(clip, original, number, batch, stage)?;
                 let embedded = clip.finish(&stacked, self.tower, clip.repeat(self.tower, &state, times)?)?;
                 Ok(embedded.f_view([times, items, embedding])?)
             })?);
@@ -222,12 +249,7 @@ impl Corpus {
 
     /// One pass per batch; what they embed as one tensor in the items' order.
     fn embed_batches(&self, embedding: i64, embed: impl Fn(usize, &Batch) -> Result<Tensor, Error>) -> Result<Tensor, Error> {
-        // Handles of this call's own: other threads may need the same batches meanwhile.
-        let batches: Vec<Batch> = self.locked(|kept| kept.batches.iter().map(Batch::shallow_clone).collect());
-        let mut embedded = Vec::with_capacity(batches.len());
-        for (number, batch) in batches.iter().enumerate() {
-            embedded.push(self.micro_batch.pass(batch.input().items(), || embed(number, batch))?);
-        }
+        let embedded = self.passes(embed).collect::<Result<Vec<_>, _>>()?;
         if embedded.is_empty() {
             return Ok(Tensor::f_zeros([0, embedding], (Kind::Float, tch::Device::Cpu))?);
         }
@@ -238,19 +260,27 @@ impl Corpus {
         })
     }
 
-    /// The unedited input of `block`, from the nearest boundary that is kept; kept itself while memory lasts.
-    fn state(&self, clip: &Clip, original: &Weights, number: usize, batch: &Batch, block: usize) -> Result<TowerState, Error> {
-        let nearest = self.locked(|kept| kept.states[number].range(..=block).next_back().map(|(_, state)| state.shallow_clone()));
+    /// One pass per batch, each when it is asked for.
+    fn passes(&self, embed: impl Fn(usize, &Batch) -> Result<Tensor, Error>) -> impl Iterator<Item = Result<Tensor, Error>> {
+        // Handles of this call's own: other threads may need the same batches meanwhile.
+        let batches: Vec<Batch> = self.locked(|kept| kept.batches.iter().map(Batch::shallow_clone).collect());
+        let pass = move |(number, batch): (usize, Batch)| self.micro_batch.pass(batch.input().items(), || embed(number, &batch));
+        batches.into_iter().enumerate().map(pass)
+    }
+
+    /// The unedited activations before `stage`, from the nearest that are kept; kept themselves while memory lasts.
+    fn state(&self, clip: &Clip, original: &Weights, number: usize, batch: &Batch, stage: Stage) -> Result<TowerState, Error> {
+        let nearest = self.locked(|kept| kept.states[number].range(..=stage).next_back().map(|(_, state)| state.shallow_clone()));
         let from = match nearest {
-            Some(state) if state.block() == block => return Ok(state),
+            Some(state) if state.stage() == stage => return Ok(state),
             Some(state) => state,
             None => clip.start(original, batch.input())?,
         };
-        let state = clip.advance(original, self.tower, &from, block)?;
+        let state = clip.advance(original, self.tower, &from, stage)?;
         let bytes = state.bytes();
         if self.budget.take(bytes) {
             self.locked(|kept| {
-                if kept.states[number].insert(block, state.shallow_clone()).is_some() {
+                if kept.states[number].insert(stage, state.shallow_clone()).is_some() {
                     self.budget.give_back(bytes);
                 } else {
                     kept.bytes += bytes;
@@ -291,7 +321,7 @@ mod tests {
         let budget = Budget::new(1 << 20);
         let pixels = Tensor::f_arange(600, (Kind::Float, tch::Device::Cpu)).unwrap().view([600, 1, 1, 1]);
         let config = ClipConfig::from_json("config.json", &serde_json::json!({ "model_type": "clip" })).unwrap();
-        let corpus = Corpus::images(&Clip::new(config), &pixels, &budget, MicroBatch::WHOLE).unwrap();
+        let corpus = Corpus::images(&Clip::new(config), &pixels, tch::Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
         let wanted = [599, 3, 256, 255, 0, 4];
         let subset = corpus.subset(&wanted).unwrap();
         // What "embedding" an item by its only value gives.

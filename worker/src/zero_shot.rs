@@ -87,10 +87,7 @@ pub fn accuracy(ranks: &[i64]) -> Accuracy {
 pub fn hits(ranks: &[i64], labels: &[u32]) -> Hits {
     let mut hits = Hits::default();
     for (&rank, &label) in ranks.iter().zip(labels) {
-        let class = hits.classes.entry(label).or_default();
-        class.n += 1;
-        class.top1 += u32::from(rank < 1);
-        class.top5 += u32::from(rank < 5);
+        hits.count(rank, label);
     }
     hits
 }

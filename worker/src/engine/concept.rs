@@ -16,10 +16,11 @@ use super::retain::RetainGradient;
 use super::{Error, Scope, Stages, thumbnails};
 use crate::model::ParameterId;
 use crate::model::weights::tensor_to_bytes;
+use crate::slug::choice::choose;
 use crate::slug::factors::Factors;
 use crate::slug::gradient::{GradientSum, Images, Loss};
 use crate::slug::ranking::{Scores, pareto_front};
-use crate::slug::search::{FrontLayer, choose, search_layer};
+use crate::slug::search::{FrontLayer, search_layer};
 use crate::slug::witness::Witnesses;
 
 /// A candidate layer with what its ranking needs.
@@ -74,17 +75,18 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
     let forget_images = Forget::of(scope, &model, reference, &judges, task.class, &task.forget, Towers::Both)?;
     let (ground, subject) = (judges.ground(scope, &model), forget_images.subject());
     let witnesses = Witnesses::of(ground, &subject, task.method.stop)?;
-    let (mut trials, mut answers) = (Vec::new(), Vec::new());
+    let (mut trials, mut found) = (Vec::new(), Vec::new());
     for candidate in candidates.iter().filter(|candidate| candidate.pareto) {
         scope.check()?;
         let layer = FrontLayer { id: candidate.id, scores: candidate.scores, gradient: &candidate.gradient };
         let stage = format!("search {}", candidate.tower.name());
         let (tried, answer) = stages.time(&stage, || Ok(search_layer(ground, &subject, &layer, &task.method, witnesses.as_ref())?))?;
         trials.extend(tried);
-        answers.extend(answer);
+        found.extend(answer);
     }
+    let best = stages.time("choice", || choose(ground, &subject, found, task.method.stop, &mut trials, || scope.check()))?;
 
-    let chosen = match choose(&answers, task.method.stop) {
+    let chosen = match best {
         None => None,
         Some(answer) => {
             let spec = model.clip.architecture().spec(answer.id);
@@ -92,18 +94,16 @@ pub(super) fn find_edit(scope: Scope<'_>, reference: &ModelRef, task: &ConceptTa
             let file = edit::encode_direction(&spec.name, &shape, &tensor_to_bytes(&gradients[&answer.id])?)
                 .map_err(|error| Error::Input(error.to_string()))?;
             let direction = stages.time("store", || scope.put(file))?;
-            Some(Chosen { answer: answer.summary.clone(), direction, validation: answer.validation.clone() })
+            Some(Chosen { answer: answer.summary, direction, validation: answer.validation })
         }
     };
     let ranking = candidates.into_iter().map(Candidate::ranked).collect();
-    let answers = answers.into_iter().map(|answer| answer.summary).collect();
     Ok(ConceptResult {
         pairs,
         forget_loss: forget.loss(),
         before: forget_images.before,
         ranking,
         search: trials,
-        answers,
         chosen,
         said: Some(forget_images.answers),
         thumbnails: stages.time("thumbnails", || thumbnails::of(scope, &task.forget))?,

@@ -11,6 +11,8 @@ use super::evaluate::Classes;
 use super::model::Model;
 use super::{Error, Scope, Stages, data, key};
 use crate::corpus::{self, Corpus};
+use crate::handle::SharedTensor;
+use crate::slug::choice::hardest_first;
 use crate::slug::search::{Ground, Subject};
 use crate::zero_shot;
 
@@ -19,10 +21,18 @@ use crate::zero_shot;
 pub(super) struct Judges {
     pub(super) classes: Arc<Classes>,
     class_embeddings: Tensor,
-    /// Validation images, to see with changed vision towers.
-    validation: Option<Arc<Corpus>>,
+    validation: Arc<Validation>,
     validation_images: Tensor,
-    validation_labels: Vec<u32>,
+}
+
+/// The validation images, those first that the unedited model is least sure of.
+#[derive(Debug)]
+pub(super) struct Validation {
+    /// To see with changed vision towers, where one may change.
+    corpus: Option<Corpus>,
+    /// Under the unedited model `[n, d]`.
+    embedded: SharedTensor,
+    labels: Vec<u32>,
 }
 
 impl Judges {
@@ -31,21 +41,32 @@ impl Judges {
         scope: Scope<'_>,
         model: &Model,
         reference: &ModelRef,
-        classes: &ArtifactRef,
+        classes_file: &ArtifactRef,
         validation: &[ShardRef],
         edited: Towers,
         stages: &mut Stages,
     ) -> Result<Self, Error> {
-        let classes = stages.time("classes", || Classes::of(scope, model, reference, classes))?;
-        let images = stages.time("validation", || scope.engine.images.of(scope, model, reference, validation))?;
-        let validation_labels = data::classes_of(&images.captions, &classes.texts)?;
-        let pixels = || {
-            let key = (key(reference), validation.iter().map(|shard| shard.digest).collect(), scope.micro_batch);
-            scope.engine.validation_pixels.get(key, || scope.images(model, &data::load_all(scope, model, validation)?.pixels))
-        };
-        let validation = if edited.include(Tower::Vision) { Some(stages.time("validation", pixels)?) } else { None };
+        let classes = stages.time("classes", || Classes::of(scope, model, reference, classes_file))?;
         let class_embeddings = classes.embedded.get();
-        Ok(Self { classes, class_embeddings, validation, validation_images: images.embedded, validation_labels })
+        let seen = edited.include(Tower::Vision);
+        let validation = stages.time("validation", || {
+            let shards = validation.iter().map(|shard| shard.digest).collect();
+            let key = (key(reference), shards, classes_file.digest, seen, scope.micro_batch);
+            scope.engine.validation.get(key, || {
+                let images = scope.engine.images.of(scope, model, reference, validation)?;
+                let labels = data::classes_of(&images.captions, &classes.texts)?;
+                let order = hardest_first(&images.embedded, &class_embeddings, &corpus::labels(&labels, scope.device())?)?;
+                let rows = Tensor::f_from_slice(&order)?;
+                let corpus = match seen {
+                    true => Some(scope.images(model, &data::load_all(scope, model, validation)?.pixels.f_index_select(0, &rows)?)?),
+                    false => None,
+                };
+                let embedded = SharedTensor::new(images.embedded.f_index_select(0, &rows.f_to(scope.device())?)?);
+                Ok(Validation { corpus, embedded, labels: order.iter().map(|&image| labels[image as usize]).collect() })
+            })
+        })?;
+        let validation_images = validation.embedded.get();
+        Ok(Self { classes, class_embeddings, validation, validation_images })
     }
 
     /// The same, as the search takes it.
@@ -55,9 +76,9 @@ impl Judges {
             parameters: &model.parameters,
             class_texts: &self.classes.corpus,
             classes: &self.class_embeddings,
-            validation: self.validation.as_deref(),
+            validation: self.validation.corpus.as_ref(),
             validation_images: &self.validation_images,
-            validation_labels: &self.validation_labels,
+            validation_labels: &self.validation.labels,
             spare_tokens: scope.engine.options.spare_tokens,
         }
     }

@@ -170,7 +170,8 @@ pub struct Engine {
     most: AtomicI64,
     models: Cache<ModelKey, model::Model>,
     classes: Cache<(ModelKey, Digest, MicroBatch), evaluate::Classes>,
-    validation_pixels: Cache<(ModelKey, Vec<Digest>, MicroBatch), Corpus>,
+    /// By model, shards, class list, whether pixels are at hand, size of passes.
+    validation: Cache<(ModelKey, Vec<Digest>, Digest, bool, MicroBatch), ground::Validation>,
     retain_gradients: Cache<ArtifactRef, retain::RetainGradient>,
     matrices: Cache<Vec<ArtifactRef>, moments::Matrices>,
     composed: Cache<(ModelKey, Digest, Digest), evaluate::Composed>,
@@ -189,7 +190,7 @@ impl Engine {
             most: AtomicI64::new(i64::MAX),
             models: Cache::default(),
             classes: Cache::default(),
-            validation_pixels: Cache::default(),
+            validation: Cache::default(),
             retain_gradients: Cache::default(),
             matrices: Cache::default(),
             composed: Cache::default(),
@@ -227,7 +228,7 @@ impl Engine {
     /// Lets go of everything that holds activations.
     fn give_up_memory(&self) {
         self.classes.clear();
-        self.validation_pixels.clear();
+        self.validation.clear();
     }
 
     fn attempt(&self, job: &Job, scope: Scope<'_>, began: Instant) -> Result<Outcome, Error> {
@@ -281,7 +282,7 @@ impl Scope<'_> {
 
     /// Images to embed again and again.
     fn images(&self, model: &model::Model, pixels: &Tensor) -> Result<Corpus, Error> {
-        Ok(Corpus::images(&model.clip, pixels, &self.engine.budget, self.micro_batch)?)
+        Ok(Corpus::images(&model.clip, pixels, self.device(), &self.engine.budget, self.micro_batch)?)
     }
 
     /// Texts to embed again and again.

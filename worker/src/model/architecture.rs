@@ -28,10 +28,28 @@ pub enum Role {
 pub enum Stage {
     /// Before the first block.
     Embed,
-    /// In this block.
-    Block(usize),
+    /// In this part of this block.
+    Block(usize, Part),
     /// After the last block: final norm and projection.
     Project,
+}
+
+/// The parts of a block, in the order that a pass takes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The first norm, queries, keys, values, and what the heads make of them.
+    Attention,
+    /// The map from the heads back to the residual stream.
+    Output,
+    /// The second norm and the first map of the MLP, with its activation.
+    Expand,
+    /// The map from the MLP's hidden units back to the residual stream.
+    Contract,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::Expand, Self::Contract];
 }
 
 /// One parameter of the model.
@@ -180,12 +198,13 @@ impl Builder {
 
     fn blocks(&mut self, tower: Tower, config: &TowerConfig, block: impl Fn(&mut Self, usize) -> Block) -> Vec<Block> {
         self.tower = Some(tower);
-        (0..config.layers)
-            .map(|i| {
-                self.stage = Stage::Block(i);
-                block(self, i)
-            })
-            .collect()
+        (0..config.layers).map(|i| block(self, i)).collect()
+    }
+
+    /// What is added next acts in this part of this block.
+    fn part(&mut self, block: usize, part: Part) -> &mut Self {
+        self.stage = Stage::Block(block, part);
+        self
     }
 
     fn at(&mut self, tower: Option<Tower>, stage: Stage) {
@@ -202,16 +221,16 @@ fn hugging_face(config: &ClipConfig) -> Architecture {
         move |b: &mut Builder, i: usize| {
             let (at, width) = (format!("{prefix}.encoder.layers.{i}"), tower.width);
             Block {
-                norm1: b.norm(&format!("{at}.layer_norm1"), width),
+                norm1: b.part(i, Part::Attention).norm(&format!("{at}.layer_norm1"), width),
                 attention: QueryKeyValue::Split {
                     query: b.linear(&format!("{at}.self_attn.q_proj"), width, width),
                     key: b.linear(&format!("{at}.self_attn.k_proj"), width, width),
                     value: b.linear(&format!("{at}.self_attn.v_proj"), width, width),
                 },
-                out: b.linear(&format!("{at}.self_attn.out_proj"), width, width),
-                norm2: b.norm(&format!("{at}.layer_norm2"), width),
+                out: b.part(i, Part::Output).linear(&format!("{at}.self_attn.out_proj"), width, width),
+                norm2: b.part(i, Part::Expand).norm(&format!("{at}.layer_norm2"), width),
                 expand: b.linear(&format!("{at}.mlp.fc1"), tower.mlp_width, width),
-                contract: b.linear(&format!("{at}.mlp.fc2"), width, tower.mlp_width),
+                contract: b.part(i, Part::Contract).linear(&format!("{at}.mlp.fc2"), width, tower.mlp_width),
             }
         }
     };
@@ -254,17 +273,17 @@ fn open_clip(config: &ClipConfig) -> Architecture {
         move |b: &mut Builder, i: usize| {
             let (at, width) = (format!("{prefix}transformer.resblocks.{i}"), tower.width);
             Block {
-                norm1: b.norm(&format!("{at}.ln_1"), width),
+                norm1: b.part(i, Part::Attention).norm(&format!("{at}.ln_1"), width),
                 attention: QueryKeyValue::Fused(b.linear_named(
                     format!("{at}.attn.in_proj_weight"),
                     format!("{at}.attn.in_proj_bias"),
                     3 * width,
                     width,
                 )),
-                out: b.linear(&format!("{at}.attn.out_proj"), width, width),
-                norm2: b.norm(&format!("{at}.ln_2"), width),
+                out: b.part(i, Part::Output).linear(&format!("{at}.attn.out_proj"), width, width),
+                norm2: b.part(i, Part::Expand).norm(&format!("{at}.ln_2"), width),
                 expand: b.linear(&format!("{at}.mlp.c_fc"), tower.mlp_width, width),
-                contract: b.linear(&format!("{at}.mlp.c_proj"), width, tower.mlp_width),
+                contract: b.part(i, Part::Contract).linear(&format!("{at}.mlp.c_proj"), width, tower.mlp_width),
             }
         }
     };

@@ -54,11 +54,6 @@ fn fused_part(weights: &Weights, fused: &Linear, config: &TowerConfig, part: i64
     weights.product(x, &weight, Some(&bias))
 }
 
-fn mlp(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor) -> Result<Tensor, Error> {
-    let inner = linear(weights, &block.expand, &norm(weights, &block.norm2, x, config)?)?;
-    Ok(x.f_add(&linear(weights, &block.contract, &activate(config.activation, &inner)?)?)?)
-}
-
 /// What belongs to tokens, as `[items, tokens, width]`.
 fn spread(tokens: &Tokens, x: &Tensor) -> Result<Tensor, Error> {
     match tokens {
@@ -67,8 +62,47 @@ fn spread(tokens: &Tokens, x: &Tensor) -> Result<Tensor, Error> {
     }
 }
 
-/// A block for every token, in the shape of `x`.
-pub(super) fn full_block(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor, tokens: &Tokens) -> Result<Tensor, Error> {
+/// Which tokens of a block are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// All.
+    Every,
+    /// Those that stand for their items, as nothing reads the others after the last block.
+    Pooled,
+}
+
+/// The input `x` of a block as far as the block goes on with it, and what its heads give: `[…, width]` both.
+pub(super) fn attention(
+    weights: &Weights,
+    block: &Block,
+    config: &TowerConfig,
+    x: &Tensor,
+    tokens: &Tokens,
+    reach: Reach,
+) -> Result<(Tensor, Tensor), Error> {
+    match reach {
+        Reach::Every => Ok((x.shallow_clone(), attention_of_every(weights, block, config, x, tokens)?)),
+        Reach::Pooled => attention_of_pooled(weights, block, config, x, tokens),
+    }
+}
+
+/// The residual stream after attention.
+pub(super) fn output(weights: &Weights, block: &Block, x: &Tensor, attended: &Tensor) -> Result<Tensor, Error> {
+    Ok(x.f_add(&linear(weights, &block.out, attended)?)?)
+}
+
+/// Hidden units of the MLP, activated: `[…, mlp_width]`.
+pub(super) fn expand(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor) -> Result<Tensor, Error> {
+    let inner = linear(weights, &block.expand, &norm(weights, &block.norm2, x, config)?)?;
+    activate(config.activation, &inner)
+}
+
+/// The residual stream after the MLP.
+pub(super) fn contract(weights: &Weights, block: &Block, x: &Tensor, inner: &Tensor) -> Result<Tensor, Error> {
+    Ok(x.f_add(&linear(weights, &block.contract, inner)?)?)
+}
+
+fn attention_of_every(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor, tokens: &Tokens) -> Result<Tensor, Error> {
     let normed = norm(weights, &block.norm1, x, config)?;
     let (query, key, value) = match &block.attention {
         QueryKeyValue::Split { query, key, value } => {
@@ -90,15 +124,20 @@ pub(super) fn full_block(weights: &Weights, block: &Block, config: &TowerConfig,
         !matches!(tokens, Tokens::Images),
     )?;
     let attended = attended.f_transpose(1, 2)?;
-    let attended = match tokens {
-        Tokens::Images | Tokens::Texts(_) => attended.f_reshape(x.size())?,
-        Tokens::Tree(tree) => tree.gather(&attended.f_flatten(2, 3)?)?,
-    };
-    mlp(weights, block, config, &x.f_add(&linear(weights, &block.out, &attended)?)?)
+    match tokens {
+        Tokens::Images | Tokens::Texts(_) => Ok(attended.f_reshape(x.size())?),
+        Tokens::Tree(tree) => tree.gather(&attended.f_flatten(2, 3)?),
+    }
 }
 
-/// The last block for the pooled token alone: keys and values of every token, one query. `[n, width]`.
-pub(super) fn last_block(weights: &Weights, block: &Block, config: &TowerConfig, x: &Tensor, tokens: &Tokens) -> Result<Tensor, Error> {
+/// Keys and values of every token, one query: input and heads of the pooled tokens `[n, width]`.
+fn attention_of_pooled(
+    weights: &Weights,
+    block: &Block,
+    config: &TowerConfig,
+    x: &Tensor,
+    tokens: &Tokens,
+) -> Result<(Tensor, Tensor), Error> {
     let normed = norm(weights, &block.norm1, x, config)?;
     // Row `pooled[i]` of item i; images pool their first token.
     let pick = |t: &Tensor| -> Result<Tensor, Error> {
@@ -132,7 +171,5 @@ pub(super) fn last_block(weights: &Weights, block: &Block, config: &TowerConfig,
         }
     };
     let attended = attend(&heads(&query, config)?, &heads(&key, config)?, &heads(&value, config)?, mask.as_ref(), false)?;
-    let attended = attended.f_transpose(1, 2)?.f_reshape([-1, config.width])?;
-    let x = pick(x)?.f_squeeze_dim(1)?;
-    mlp(weights, block, config, &x.f_add(&linear(weights, &block.out, &attended)?)?)
+    Ok((pick(x)?.f_squeeze_dim(1)?, attended.f_transpose(1, 2)?.f_reshape([-1, config.width])?))
 }

@@ -1,10 +1,12 @@
-//! The forward pass of CLIP, whole or from a block boundary on.
+//! The forward pass of CLIP, whole or from any stage on.
+
+use std::convert::Infallible;
 
 use lethe_shared::outcome::Tower;
 use tch::{Device, Kind, Tensor};
 
-use super::architecture::Block;
-use super::block::{full_block, last_block, norm};
+use super::architecture::{Block, Part};
+use super::block::{self, Reach, norm};
 use super::config::{ClipConfig, Layout, TextPooling, TowerConfig};
 use super::tree::TokenTree;
 use super::{Architecture, Error, ParameterId, Stage, Weights};
@@ -54,21 +56,53 @@ impl Tokens {
     }
 }
 
-/// Activations of one tower at a block boundary.
+/// What a pass holds before each stage. `x` is the residual stream, as [`Tokens`] says; of the last block, attention makes its pooled
+/// tokens `[items, width]`.
+#[derive(Debug)]
+enum Activations {
+    Attention { x: Tensor },
+    Output { x: Tensor, attended: Tensor },
+    Expand { x: Tensor },
+    Contract { x: Tensor, inner: Tensor },
+    Project { x: Tensor },
+}
+
+impl Activations {
+    fn map<E>(&self, act: impl Fn(&Tensor) -> Result<Tensor, E>) -> Result<Self, E> {
+        Ok(match self {
+            Self::Attention { x } => Self::Attention { x: act(x)? },
+            Self::Output { x, attended } => Self::Output { x: act(x)?, attended: act(attended)? },
+            Self::Expand { x } => Self::Expand { x: act(x)? },
+            Self::Contract { x, inner } => Self::Contract { x: act(x)?, inner: act(inner)? },
+            Self::Project { x } => Self::Project { x: act(x)? },
+        })
+    }
+
+    fn shallow_clone(&self) -> Self {
+        let Ok(same) = self.map(|tensor| Ok::<_, Infallible>(tensor.shallow_clone()));
+        same
+    }
+}
+
+/// Activations of one tower before some stage.
 #[derive(Debug)]
 pub struct TowerState {
-    /// Input of block `block`, as `tokens` says; for the last boundary the pooled tokens `[items, width]`.
-    hidden: Tensor,
+    activations: Activations,
     tokens: Tokens,
-    /// The block whose input this is; the number of blocks after the last one.
+    /// The block that is under way.
     block: usize,
 }
 
 impl TowerState {
+    /// Before the first block.
+    fn embedded(x: Tensor, tokens: Tokens) -> Self {
+        Self { activations: Activations::Attention { x }, tokens, block: 0 }
+    }
+
     /// Another handle on the same memory.
     #[must_use]
     pub fn shallow_clone(&self) -> Self {
-        Self { hidden: self.hidden.shallow_clone(), tokens: self.tokens.shallow_clone(), block: self.block }
+        Self { activations: self.activations.shallow_clone(), tokens: self.tokens.shallow_clone(), block: self.block }
     }
 
     /// Keeps some tokens of each item: `tokens` `[items, kept]`, int64, in rising order and with the pooled one. For
@@ -77,28 +111,47 @@ impl TowerState {
     /// # Errors
     /// When libtorch refuses, or the items are texts.
     pub fn keep_tokens(&self, tokens: &Tensor) -> Result<Self, Error> {
-        if !matches!(self.tokens, Tokens::Images) {
-            return Err(Error::Tensor { tensor: "input_ids".into(), problem: "tokens of texts cannot be dropped".into() });
-        }
+        let (Activations::Attention { x }, Tokens::Images) = (&self.activations, &self.tokens) else {
+            let problem = "tokens can be dropped of images alone, between blocks".into();
+            return Err(Error::Tensor { tensor: "hidden".into(), problem });
+        };
         let (items, kept) = tokens.size2()?;
-        let index = tokens.f_unsqueeze(2)?.f_expand([items, kept, self.hidden.size()[2]], false)?;
-        Ok(Self { hidden: self.hidden.f_gather(1, &index, false)?, tokens: Tokens::Images, block: self.block })
+        let index = tokens.f_unsqueeze(2)?.f_expand([items, kept, x.size()[2]], false)?;
+        let activations = Activations::Attention { x: x.f_gather(1, &index, false)? };
+        Ok(Self { activations, tokens: Tokens::Images, block: self.block })
     }
 
-    /// The activations: `[items, tokens, width]` (`[nodes, width]` of a tree of texts), after the last block those of the token that
-    /// stands for each item `[items, width]`.
-    pub fn hidden(&self) -> &Tensor {
-        &self.hidden
+    /// The stage that comes next.
+    pub fn stage(&self) -> Stage {
+        match self.activations {
+            Activations::Attention { .. } => Stage::Block(self.block, Part::Attention),
+            Activations::Output { .. } => Stage::Block(self.block, Part::Output),
+            Activations::Expand { .. } => Stage::Block(self.block, Part::Expand),
+            Activations::Contract { .. } => Stage::Block(self.block, Part::Contract),
+            Activations::Project { .. } => Stage::Project,
+        }
     }
 
-    /// The block whose input this is.
-    pub fn block(&self) -> usize {
-        self.block
+    /// The residual stream: `[items, tokens, width]` (`[nodes, width]` of a tree of texts), once the last block has attended that of the
+    /// token that stands for each item `[items, width]`.
+    pub fn residual(&self) -> &Tensor {
+        match &self.activations {
+            Activations::Attention { x }
+            | Activations::Output { x, .. }
+            | Activations::Expand { x }
+            | Activations::Contract { x, .. }
+            | Activations::Project { x } => x,
+        }
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.hidden.numel() * self.hidden.kind().elt_size_in_bytes()
+        let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let branch = match &self.activations {
+            Activations::Output { attended: branch, .. } | Activations::Contract { inner: branch, .. } => bytes(branch),
+            Activations::Attention { .. } | Activations::Expand { .. } | Activations::Project { .. } => 0,
+        };
+        bytes(self.residual()) + branch
     }
 }
 
@@ -282,15 +335,11 @@ impl Clip {
         Ok(pooled)
     }
 
-    /// The first block that a change of this parameter reaches: [`TowerState`]s up to its input stay valid.
-    /// `None` when the change acts before the first block (or in no tower).
-    pub fn first_block(&self, id: ParameterId) -> Option<usize> {
+    /// The first stage that a change of this parameter reaches: [`TowerState`]s before it stay valid. `None` when the change acts
+    /// before the first block (or in no tower).
+    pub fn first_stage(&self, id: ParameterId) -> Option<Stage> {
         let spec = self.architecture.spec(id);
-        match (spec.stage, spec.tower?) {
-            (Stage::Embed, _) => None,
-            (Stage::Block(i), _) => Some(i),
-            (Stage::Project, tower) => Some(self.blocks(tower).len()),
-        }
+        (spec.tower.is_some() && spec.stage != Stage::Embed).then_some(spec.stage)
     }
 
     /// Unit embeddings `[n, embedding]`.
@@ -316,20 +365,20 @@ impl Clip {
                 let class = weights.get(tower.class).f_expand([patches.size()[0], 1, self.config.vision.width], false)?;
                 let hidden = Tensor::f_cat(&[class, patches], 1)?.f_add(weights.get(tower.position))?;
                 let hidden = norm(weights, &tower.norm_before, &hidden, &self.config.vision)?;
-                Ok(TowerState { hidden, tokens: Tokens::Images, block: 0 })
+                Ok(TowerState::embedded(hidden, Tokens::Images))
             }
             Input::Texts(batch) => {
                 let tower = &self.architecture.text;
                 let tokens = batch.ids.size()[1];
                 let hidden = Tensor::f_embedding(weights.get(tower.token), &batch.ids, -1, false, false)?;
                 let hidden = hidden.f_add(&weights.get(tower.position).f_narrow(0, 0, tokens)?)?;
-                Ok(TowerState { hidden, tokens: Tokens::Texts(batch.pooled.shallow_clone()), block: 0 })
+                Ok(TowerState::embedded(hidden, Tokens::Texts(batch.pooled.shallow_clone())))
             }
             Input::Tree(tree) => {
                 let tower = &self.architecture.text;
                 let hidden = Tensor::f_embedding(weights.get(tower.token), &tree.ids, -1, false, false)?;
                 let hidden = hidden.f_add(&weights.get(tower.position).f_index_select(0, &tree.positions)?)?;
-                Ok(TowerState { hidden, tokens: Tokens::Tree(tree.shallow_clone()), block: 0 })
+                Ok(TowerState::embedded(hidden, Tokens::Tree(tree.shallow_clone())))
             }
         }
     }
@@ -344,22 +393,33 @@ impl Clip {
         Ok(grid.f_reshape([n, across * across, 3 * side * side])?)
     }
 
-    /// Runs blocks until `state` is the input of `block`.
+    /// Goes on until `stage` comes next.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn advance(&self, weights: &Weights, tower: Tower, state: &TowerState, block: usize) -> Result<TowerState, Error> {
+    pub fn advance(&self, weights: &Weights, tower: Tower, state: &TowerState, stage: Stage) -> Result<TowerState, Error> {
         let config = self.tower_config(tower);
         let blocks = self.blocks(tower);
         let mut now = state.shallow_clone();
-        while now.block < block.min(blocks.len()) {
-            // After the last block only the pooled token is read, so only it is computed.
-            now.hidden = if now.block + 1 == blocks.len() {
-                last_block(weights, &blocks[now.block], config, &now.hidden, &now.tokens)?
-            } else {
-                full_block(weights, &blocks[now.block], config, &now.hidden, &now.tokens)?
+        while now.stage() < stage {
+            let Some(block) = blocks.get(now.block) else { break };
+            let last = now.block + 1 == blocks.len();
+            now.activations = match now.activations {
+                Activations::Attention { x } => {
+                    // After the last block only the pooled token is read, so only it is computed.
+                    let reach = if last { Reach::Pooled } else { Reach::Every };
+                    let (x, attended) = block::attention(weights, block, config, &x, &now.tokens, reach)?;
+                    Activations::Output { x, attended }
+                }
+                Activations::Output { x, attended } => Activations::Expand { x: block::output(weights, block, &x, &attended)? },
+                Activations::Expand { x } => Activations::Contract { inner: block::expand(weights, block, config, &x)?, x },
+                Activations::Contract { x, inner } => {
+                    let x = block::contract(weights, block, &x, &inner)?;
+                    now.block += 1;
+                    if last { Activations::Project { x } } else { Activations::Attention { x } }
+                }
+                Activations::Project { .. } => break,
             };
-            now.block += 1;
         }
         Ok(now)
     }
@@ -369,18 +429,21 @@ impl Clip {
     /// # Errors
     /// When libtorch refuses.
     pub fn repeat(&self, tower: Tower, state: &TowerState, times: i64) -> Result<TowerState, Error> {
-        let ended = state.block == self.blocks(tower).len();
-        let (hidden, tokens) = match &state.tokens {
-            Tokens::Images => (state.hidden.shallow_clone(), Tokens::Images),
-            Tokens::Texts(pooled) => (state.hidden.shallow_clone(), Tokens::Texts(pooled.f_repeat([times])?)),
-            Tokens::Tree(tree) => {
-                let hidden = if ended { state.hidden.shallow_clone() } else { tree.spread(&state.hidden)? };
-                (hidden, Tokens::Texts(tree.pooled.f_repeat([times])?))
-            }
+        let pooled = state.stage() > Stage::Block(self.blocks(tower).len() - 1, Part::Attention);
+        let tokens = match &state.tokens {
+            Tokens::Images => Tokens::Images,
+            Tokens::Texts(pooled) | Tokens::Tree(TokenTree { pooled, .. }) => Tokens::Texts(pooled.f_repeat([times])?),
         };
-        let mut repeats = vec![1; hidden.dim()];
-        repeats[0] = times;
-        Ok(TowerState { hidden: hidden.f_repeat(repeats)?, tokens, block: state.block })
+        let activations = state.activations.map(|tensor| -> Result<Tensor, Error> {
+            let tensor = match &state.tokens {
+                Tokens::Tree(tree) if !pooled => tree.spread(tensor)?,
+                _ => tensor.shallow_clone(),
+            };
+            let mut repeats = vec![1; tensor.dim()];
+            repeats[0] = times;
+            Ok(tensor.f_repeat(repeats)?)
+        })?;
+        Ok(TowerState { activations, tokens, block: state.block })
     }
 
     /// Runs what is left of a tower: unit embeddings `[n, embedding]`.
@@ -388,7 +451,9 @@ impl Clip {
     /// # Errors
     /// When libtorch refuses.
     pub fn finish(&self, weights: &Weights, tower: Tower, state: TowerState) -> Result<Tensor, Error> {
-        let pooled = self.advance(weights, tower, &state, self.blocks(tower).len())?.hidden;
+        let Activations::Project { x: pooled } = self.advance(weights, tower, &state, Stage::Project)?.activations else {
+            return Err(Error::Tensor { tensor: "hidden".into(), problem: "does not come to the projection".into() });
+        };
         let (after, projection) = match tower {
             Tower::Vision => (&self.architecture.vision.norm_after, self.architecture.vision.projection),
             Tower::Text => (&self.architecture.text.norm_after, self.architecture.text.projection),

@@ -10,8 +10,8 @@
 //! | [`config`] | sizes and switches from `config.json` or `open_clip_config.json` |
 //! | [`architecture`] | names, shapes and roles of every parameter in both layouts |
 //! | [`weights`] | parameters on a device, and views of them |
-//! | [`clip`] | the forward pass, whole or from a block boundary on |
-//! | `block.rs` | one block of a tower |
+//! | [`clip`] | the forward pass, whole or from any stage on |
+//! | `block.rs` | one block of a tower, part by part |
 //! | [`tree`] | texts with every common beginning once |
 
 pub mod architecture;
@@ -21,7 +21,7 @@ pub mod config;
 pub mod tree;
 pub mod weights;
 
-pub use architecture::{Architecture, ParameterId, Role, Stage};
+pub use architecture::{Architecture, ParameterId, Part, Role, Stage};
 pub use clip::{Batch, Clip, TokenBatch, TowerState};
 pub use config::ClipConfig;
 pub use weights::{Parameters, Tapped, Weights};

@@ -1,10 +1,11 @@
-//! The trials of one concept on every front layer, and the choice among them (paper section 3.3).
+//! The trials of one concept on the layers that it is searched on (paper section 3.3).
 
 use lethe_shared::job::MethodSettings;
 use lethe_shared::manifest::Stop;
 use lethe_shared::outcome::{Accuracy, Hits, LayerAnswer, Tower, Trial};
 use tch::{Kind, Tensor};
 
+use super::choice::Answer;
 use super::ranking::Scores;
 use super::step::StepSearch;
 use super::witness::Witnesses;
@@ -86,15 +87,25 @@ pub struct FrontLayer<'a> {
     pub gradient: &'a Tensor,
 }
 
-/// What one layer's search found: the smallest step that forgot, and the model there.
+/// What one layer's search found: the smallest step that forgot.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Found<'a> {
     /// The layer.
     pub id: ParameterId,
-    /// Step, accuracies, utility.
-    pub summary: LayerAnswer,
-    /// Hits per class on the validation images with this edit alone.
-    pub validation: Hits,
+    /// Its name.
+    pub name: &'a str,
+    /// Its tower.
+    pub tower: Tower,
+    /// g_f,l, float32 in the layer's shape.
+    pub gradient: &'a Tensor,
+    /// λ.
+    pub step: f64,
+    /// λ / R.
+    pub relative_step: f64,
+    /// Forget accuracies there.
+    pub accuracy: Accuracy,
+    /// Hits per class on the validation images there, where the search told them: on a layer of the text tower.
+    pub validation: Option<Hits>,
 }
 
 /// θ_l + λ g_f,l, computed in float64 and rounded to the type the layer is stored in: what a release will hold.
@@ -121,18 +132,18 @@ pub fn edited_layers(parameters: &Parameters, layer: ParameterId, gradient: &Ten
 
 /// Searches one layer. Returns every trial, and the answer if a step forgot.
 ///
-/// Forgetting is judged on the forget images alone; the validation images are embedded once, at the answer, because
-/// the step does not depend on them. Where `witnesses` prove a step of a text layer, the other class texts are embedded once too.
+/// Forgetting is judged on the forget images alone; no step depends on the validation images, which only [`choose`](super::choice::choose)
+/// looks at. Where `witnesses` prove a step of a text layer, the other class texts are embedded once, at the answer.
 ///
 /// # Errors
 /// When libtorch refuses. A step that takes the model out of range is a trial that did not forget.
-pub fn search_layer(
-    ground: Ground<'_>,
+pub fn search_layer<'a>(
+    ground: Ground<'a>,
     subject: &Subject<'_>,
-    layer: &FrontLayer<'_>,
+    layer: &FrontLayer<'a>,
     method: &MethodSettings,
     witnesses: Option<&Witnesses>,
-) -> Result<(Vec<Trial>, Option<Answer>), Error> {
+) -> Result<(Vec<Trial>, Option<Found<'a>>), Error> {
     let Some(unit) = layer.scores.unit_step() else { return Ok((Vec::new(), None)) };
     let spec = ground.clip.architecture().spec(layer.id);
     let original = ground.parameters.weights();
@@ -188,32 +199,24 @@ pub fn search_layer(
         }
         (_, classes) => classes,
     };
+    let validation = match &classes {
+        Some(classes) => Some(validated(ground, ground.validation_images, classes)?),
+        None => None,
+    };
+    let tower = spec.tower.unwrap_or(Tower::Text);
+    let gradient = layer.gradient;
+    let found = Found { id: layer.id, name: &spec.name, tower, gradient, step, relative_step: step / unit, accuracy, validation };
+    Ok((trials, Some(found)))
+}
 
-    let labels = corpus::labels(ground.validation_labels, ground.parameters.device())?;
-    let ranks = match &classes {
+/// Hits on the validation images, embedded so, among classes that are embedded so.
+fn validated(ground: Ground<'_>, images: &Tensor, classes: &Tensor) -> Result<Hits, Error> {
+    if ground.validation_labels.is_empty() {
         // Nothing to look at: utility cannot tell answers apart.
-        _ if ground.validation_labels.is_empty() => Vec::new(),
-        Some(classes) => zero_shot::ranks(ground.validation_images, classes, &labels)?,
-        None => {
-            let images = see(ground.validation, ground, &edited, layer.id)?;
-            zero_shot::ranks(&images, ground.classes, &labels)?
-        }
-    };
-    let validation = zero_shot::hits(&ranks, ground.validation_labels);
-    let utility = validation.mean_top1(|class| class != subject.class);
-    if let Some(trial) = trials.iter_mut().find(|trial| trial.step == step) {
-        trial.utility = Some(utility);
+        return Ok(Hits::default());
     }
-    let summary = LayerAnswer {
-        layer: spec.name.clone(),
-        tower: spec.tower.unwrap_or(Tower::Text),
-        step,
-        relative_step: step / unit,
-        fa1: accuracy.fa1,
-        fa5: accuracy.fa5,
-        utility,
-    };
-    Ok((trials, Some(Answer { id: layer.id, summary, validation })))
+    let labels = corpus::labels(ground.validation_labels, ground.parameters.device())?;
+    Ok(zero_shot::hits(&zero_shot::ranks(images, classes, &labels)?, ground.validation_labels))
 }
 
 /// Relative growth of a step that forgot by its own text alone and not yet in the whole class list.
@@ -330,14 +333,12 @@ pub fn search_direction(
             step *= PUSH;
             continue;
         }
-        let labels = corpus::labels(ground.validation_labels, device)?;
-        let ranks = match tower {
+        let validation = match tower {
+            Tower::Text => validated(ground, ground.validation_images, &classes)?,
             // Nothing to look at.
-            _ if ground.validation_labels.is_empty() => Vec::new(),
-            Tower::Text => zero_shot::ranks(ground.validation_images, &classes, &labels)?,
-            Tower::Vision => zero_shot::ranks(&see(ground.validation, ground, &weights, layer)?, &classes, &labels)?,
+            Tower::Vision if ground.validation_labels.is_empty() => Hits::default(),
+            Tower::Vision => validated(ground, &see(ground.validation, ground, &weights, layer)?, &classes)?,
         };
-        let validation = zero_shot::hits(&ranks, ground.validation_labels);
         let utility = validation.mean_top1(|class| class != subject.class);
         whole.utility = Some(utility);
         match trials.iter_mut().find(|trial| trial.step == step) {
@@ -356,54 +357,4 @@ pub fn search_direction(
         return Ok((trials, Some(Answer { id: layer, summary, validation })));
     }
     Ok((trials, None))
-}
-
-/// The best of the answers: lowest forget accuracy (of the measure that `stop` names, then the other), then highest
-/// utility, then smallest relative change, then first by name.
-pub fn choose(answers: &[Answer], stop: Stop) -> Option<&Answer> {
-    let key = |a: &LayerAnswer| match stop {
-        Stop::Fa5 => (a.fa5, a.fa1),
-        Stop::Fa1 => (a.fa1, a.fa5),
-    };
-    answers.iter().min_by(|a, b| {
-        let (a, b) = (&a.summary, &b.summary);
-        let ((a_first, a_second), (b_first, b_second)) = (key(a), key(b));
-        a_first
-            .total_cmp(&b_first)
-            .then(a_second.total_cmp(&b_second))
-            .then(b.utility.total_cmp(&a.utility))
-            .then(a.relative_step.total_cmp(&b.relative_step))
-            .then_with(|| a.layer.cmp(&b.layer))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{Architecture, ClipConfig};
-
-    fn answer(layer: &str, fa1: f64, fa5: f64, utility: f64, relative_step: f64) -> Answer {
-        let config = ClipConfig::from_json("config.json", &serde_json::json!({ "model_type": "clip" })).unwrap();
-        let id = Architecture::new(&config).ids().next().unwrap();
-        let summary = LayerAnswer { layer: layer.into(), tower: Tower::Text, step: 1.0, relative_step, fa1, fa5, utility };
-        Answer { id, summary, validation: Hits::default() }
-    }
-
-    fn chosen(answers: &[Answer]) -> &str {
-        &choose(answers, Stop::Fa5).unwrap().summary.layer
-    }
-
-    #[test]
-    fn forgetting_comes_before_utility_before_size() {
-        let base = || answer("a", 0.0, 0.0, 0.8, 0.1);
-        assert_eq!(chosen(&[base(), answer("b", 0.0, 0.1, 0.9, 0.01)]), "a");
-        assert_eq!(chosen(&[base(), answer("b", 0.0, 0.0, 0.9, 0.5)]), "b");
-        assert_eq!(chosen(&[base(), answer("b", 0.0, 0.0, 0.8, 0.05)]), "b");
-        assert_eq!(chosen(&[answer("b", 0.0, 0.0, 0.8, 0.1), base()]), "a");
-    }
-
-    #[test]
-    fn without_answers_there_is_no_choice() {
-        assert!(choose(&[], Stop::Fa5).is_none());
-    }
 }
