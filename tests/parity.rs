@@ -324,6 +324,22 @@ fn prefixes(name: &str) {
             assert_eq!((&whole - resumed).abs().max().double_value(&[]), 0.0, "{:?} from {stage:?}", input.tower());
         }
     }
+
+    // However much of it is kept.
+    let one = golden.clip.start(&weights, Input::Images(&pixels)).unwrap().bytes();
+    for room in [0, one, 3 * one, 64 << 20] {
+        let images = Corpus::images(&golden.clip, &pixels, Device::Cpu, &Budget::new(room), MicroBatch::WHOLE).unwrap();
+        for id in golden.clip.architecture().candidates(true) {
+            if golden.clip.architecture().spec(id).tower == Some(Tower::Vision) {
+                let edited = weights.with(id, golden.parameters.get(id) * 1.25);
+                let expected = golden.clip.embed(&edited, Input::Images(&pixels)).unwrap();
+                for _ in 0..2 {
+                    let ours = images.embed(&golden.clip, &weights, &edited, Some(id)).unwrap();
+                    assert_eq!((ours - &expected).abs().max().double_value(&[]), 0.0, "{room} bytes, {id:?}");
+                }
+            }
+        }
+    }
 }
 
 /// Texts one by one, without what comes after the token that stands for them.

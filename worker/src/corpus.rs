@@ -276,18 +276,32 @@ impl Corpus {
             Some(state) => state,
             None => clip.start(original, batch.input())?,
         };
-        let state = clip.advance(original, self.tower, &from, stage)?;
+        let before = match stage.block_start() {
+            Some(start) if from.stage() < start => clip.advance(original, self.tower, &from, start)?,
+            _ => from,
+        };
+        let state = clip.advance(original, self.tower, &before, stage)?;
+        // Hidden units are several times a block's input: where they are too many, that is kept.
+        if !self.keep(number, &state) {
+            self.keep(number, &before);
+        }
+        Ok(state)
+    }
+
+    /// Keeps activations; `false` where memory does not last.
+    fn keep(&self, number: usize, state: &TowerState) -> bool {
         let bytes = state.bytes();
-        if self.budget.take(bytes) {
+        let taken = self.budget.take(bytes);
+        if taken {
             self.locked(|kept| {
-                if kept.states[number].insert(stage, state.shallow_clone()).is_some() {
+                if kept.states[number].insert(state.stage(), state.shallow_clone()).is_some() {
                     self.budget.give_back(bytes);
                 } else {
                     kept.bytes += bytes;
                 }
             });
         }
-        Ok(state)
+        taken
     }
 
     fn locked<T>(&self, act: impl FnOnce(&mut Kept) -> T) -> T {

@@ -34,6 +34,17 @@ pub enum Stage {
     Project,
 }
 
+impl Stage {
+    /// The first stage of the same block.
+    #[must_use]
+    pub fn block_start(self) -> Option<Self> {
+        match self {
+            Self::Block(block, _) => Some(Self::Block(block, Part::Attention)),
+            Self::Embed | Self::Project => None,
+        }
+    }
+}
+
 /// The parts of a block, in the order that a pass takes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
