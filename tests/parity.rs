@@ -2,144 +2,29 @@
 //!
 //! Tolerances as written there: embeddings and losses 1e-5, gradients 1e-4 relative, the same Pareto sets.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+#[path = "parity/golden.rs"]
+mod golden;
+#[path = "parity/search.rs"]
+mod search;
 
-use lethe_shared::checkpoint::Checkpoint;
+use std::collections::BTreeMap;
+
+use golden::{Golden, close, near, relatively_close};
 use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
-use lethe_shared::job::MethodSettings;
-use lethe_shared::manifest::{Precision, Stop};
+use lethe_shared::manifest::Precision;
 use lethe_shared::outcome::Tower;
 use lethe_worker::corpus::{Budget, Corpus};
 use lethe_worker::micro_batch::MicroBatch;
 use lethe_worker::model::clip::Input;
-use lethe_worker::model::weights::tensor_from_bytes;
-use lethe_worker::model::{Clip, ClipConfig, Error, ParameterId, Parameters, Part, Role, Stage, TokenBatch, Weights};
-use lethe_worker::slug::choice::{Answer, choose, hardest_first};
+use lethe_worker::model::{ParameterId, Part, Stage, TokenBatch, Weights};
 use lethe_worker::slug::gradient::{GradientSum, Images, Loss};
 use lethe_worker::slug::loss;
 use lethe_worker::slug::moments::MomentSum;
 use lethe_worker::slug::ranking::{Scores, pareto_front};
-use lethe_worker::slug::search::{Found, FrontLayer, Ground, Subject, edited_layer, search_direction, search_layer};
-use lethe_worker::slug::witness::Witnesses;
-use lethe_worker::{corpus, zero_shot};
-use safetensors::SafeTensors;
-use serde_json::Value;
+use lethe_worker::slug::search::edited_layer;
+use search::{choice, trials_together, witnesses};
 use tch::{Device, Kind, Tensor};
-
-struct Golden {
-    clip: Clip,
-    parameters: Parameters,
-    batches: Vec<u8>,
-    expected: Vec<u8>,
-    numbers: Value,
-}
-
-impl Golden {
-    fn open(name: &str) -> Self {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
-        let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
-        let config_file = if name == "openclip" { "open_clip_config.json" } else { "config.json" };
-        let config = ClipConfig::from_json(config_file, &serde_json::from_slice(&read(config_file)).unwrap()).unwrap();
-        let clip = Clip::new(config);
-        let checkpoint = Checkpoint::open(&folder).unwrap();
-        let parameters = Parameters::read(clip.architecture(), &checkpoint, Device::Cpu).unwrap();
-        let numbers = serde_json::from_slice(&read("expected.json")).unwrap();
-        Self { clip, parameters, batches: read("batches.safetensors"), expected: read("expected.safetensors"), numbers }
-    }
-
-    fn expected(&self, name: &str) -> Tensor {
-        let file = SafeTensors::deserialize(&self.expected).unwrap();
-        let view = file.tensor(name).unwrap();
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        tensor_from_bytes(view.data(), view.dtype(), &shape).unwrap()
-    }
-
-    fn number(&self, path: &[&str]) -> f64 {
-        path.iter().fold(&self.numbers, |value, key| &value[*key]).as_f64().unwrap_or_else(|| panic!("{path:?}"))
-    }
-
-    fn names(&self, set: &str, tower: &str) -> Vec<String> {
-        self.numbers[set][tower].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
-    }
-
-    /// Pixels and texts of one batch. Ids go through the same door as everywhere, without their padding.
-    fn batch(&self, set: &str, number: usize) -> (Tensor, TokenBatch) {
-        let file = SafeTensors::deserialize(&self.batches).unwrap();
-        let pixels = file.tensor(&format!("{set}.{number}.pixel_values")).unwrap();
-        let shape: Vec<i64> = pixels.shape().iter().map(|&n| n as i64).collect();
-        let pixels = tensor_from_bytes(pixels.data(), pixels.dtype(), &shape).unwrap();
-        let ids = file.tensor(&format!("{set}.{number}.input_ids")).unwrap();
-        let tokens = ids.shape()[1];
-        let ids: Vec<u32> = ids.data().chunks_exact(8).map(|word| i64::from_le_bytes(word.try_into().unwrap()) as u32).collect();
-        let texts: Vec<Vec<u32>> = ids.chunks_exact(tokens).map(<[u32]>::to_vec).collect();
-        (pixels, self.clip.token_batch(&texts, Device::Cpu).unwrap())
-    }
-
-    fn batches(&self, set: &str) -> usize {
-        self.numbers["loss"][set].as_array().unwrap().len()
-    }
-
-    fn gradient(&self, kind: Loss, set: &str, micro_batch: MicroBatch) -> (GradientSum, BTreeMap<String, Tensor>) {
-        let weights = self.parameters.weights();
-        let all: Vec<ParameterId> = self.clip.architecture().ids().collect();
-        let mut sum = GradientSum::new(all, micro_batch);
-        for number in 0..self.batches(set) {
-            let (pixels, texts) = self.batch(set, number);
-            sum.add(kind, &self.clip, &weights, Images::Pixels(&pixels), &texts).unwrap();
-        }
-        let mean = sum.mean(&weights).unwrap();
-        let by_name = mean.into_iter().map(|(id, t)| (self.clip.architecture().spec(id).name.clone(), t)).collect();
-        (sum, by_name)
-    }
-
-    /// Words, then the token that ends a text; lengths differ.
-    fn random_texts(&self, name: &str, texts: usize) -> Vec<Vec<u32>> {
-        let mut draws = Draws::seeded(Digest::of(name.as_bytes()));
-        let (vocabulary, context) = (self.clip.config().vocabulary as u32, self.clip.config().context_length as usize);
-        let mut token = |below: u32| (draws.uniform() * f64::from(below - 1)) as u32;
-        let mut text =
-            || (0..3 + token(context as u32 - 4)).map(|_| 3 + token(vocabulary - 10)).chain([vocabulary - 1]).collect::<Vec<u32>>();
-        (0..texts).map(|_| text()).collect()
-    }
-
-    /// The class of these that one image, embedded so, is found in, and the forget gradient of both.
-    fn forgetting(&self, image: &Tensor, embedded: &Tensor, classes: &Tensor, texts: &[Vec<u32>]) -> (usize, Vec<(ParameterId, Tensor)>) {
-        let class = embedded.matmul(&classes.transpose(0, 1)).argmax(1, false).int64_value(&[0]) as usize;
-        let weights = self.parameters.weights();
-        let mut sum = GradientSum::new(self.clip.architecture().candidates(false), MicroBatch::WHOLE);
-        let own = self.clip.token_batch(&texts[class..=class], Device::Cpu).unwrap();
-        sum.add(Loss::Forget, &self.clip, &weights, Images::Pixels(image), &own).unwrap();
-        (class, sum.mean(&weights).unwrap())
-    }
-
-    /// The rule of the reference values: no bias, no `logit_scale`, no position or other embedding by name; gains are in.
-    fn is_candidate(&self, id: ParameterId) -> bool {
-        let spec = self.clip.architecture().spec(id);
-        let named_embedding = spec.name.contains("position") || spec.name.contains("embedding");
-        match spec.role {
-            Role::Linear | Role::Gain => true,
-            Role::Embedding => !named_embedding,
-            Role::Bias | Role::Scale => false,
-        }
-    }
-}
-
-fn close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) {
-    assert_eq!(ours.size(), theirs.size(), "{what}");
-    let difference = (ours - theirs).abs().max().double_value(&[]);
-    assert!(difference <= tolerance, "{what}: differs by {difference:e}");
-}
-
-fn relatively_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) {
-    let (difference, size) = ((ours - theirs).norm().double_value(&[]), theirs.norm().double_value(&[]));
-    assert!(difference <= tolerance * size, "{what}: ‖a−b‖/‖b‖ = {:e}", difference / size);
-}
-
-fn near(what: &str, ours: f64, theirs: f64, tolerance: f64) {
-    assert!((ours - theirs).abs() <= tolerance * theirs.abs().max(1.0), "{what}: {ours}, expected {theirs}");
-}
 
 fn embeddings_and_losses(name: &str) {
     let golden = Golden::open(name);
@@ -398,192 +283,6 @@ fn taps(name: &str) {
     }
 }
 
-/// As a search takes it.
-fn method(stop: Stop) -> MethodSettings {
-    MethodSettings { batch_size: 1, search_evaluations: 10, search_tolerance: 0.0, stop, normalisation_gains: false }
-}
-
-/// The search on every text layer, once as method.md has it and once with the shortcut.
-fn witnesses(name: &str) {
-    let golden = Golden::open(name);
-    let (clip, original) = (&golden.clip, golden.parameters.weights());
-    let budget = Budget::new(64 << 20);
-    let texts = golden.random_texts(name, 300);
-    let class_texts = Corpus::texts(clip, &texts, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
-    let (pixels, _) = golden.batch("forget", 0);
-    let validation = Corpus::images(clip, &pixels, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
-    let images = Corpus::images(clip, &pixels.narrow(0, 0, 1), Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
-    let embed = |corpus: &Corpus| {
-        let _guard = tch::no_grad_guard();
-        corpus.embed(clip, &original, &original, None).unwrap()
-    };
-    let (classes, embedded, validation_images) = (embed(&class_texts), embed(&images), embed(&validation));
-    let (class, gradients) = golden.forgetting(&pixels.narrow(0, 0, 1), &embedded, &classes, &texts);
-
-    let _guard = tch::no_grad_guard();
-    let labels: Vec<u32> = (0..validation.len() as u32).collect();
-    let ground = Ground {
-        clip,
-        parameters: &golden.parameters,
-        class_texts: &class_texts,
-        classes: &classes,
-        validation: Some(&validation),
-        validation_images: &validation_images,
-        validation_labels: &labels,
-        spare_tokens: 0,
-    };
-    let subject = Subject { class: class as u32, images: Some(&images), embedded: &embedded };
-    assert!(Witnesses::of(ground, &subject, Stop::Fa1).unwrap().is_none(), "FA@1 alone proves nothing about FA@5");
-    let few = Witnesses::of(ground, &subject, Stop::Fa5).unwrap().expect("a dozen of 300 classes are few");
-    let mut proven = 0;
-    for (id, gradient) in &gradients {
-        let spec = clip.architecture().spec(*id);
-        if spec.tower != Some(Tower::Text) {
-            continue;
-        }
-        let scores = Scores::of(&spec.name, &golden.parameters.get(*id), gradient, gradient).unwrap();
-        let layer = FrontLayer { id: *id, scores, gradient };
-        let (trials, answer) = search_layer(ground, &subject, &layer, &method(Stop::Fa5), None).unwrap();
-        let (ours, found) = search_layer(ground, &subject, &layer, &method(Stop::Fa5), Some(&few)).unwrap();
-        assert_eq!(ours, trials, "{}", spec.name);
-        let parts = |found: Option<Found<'_>>| found.map(|found| (found.step, found.relative_step, found.accuracy, found.validation));
-        assert_eq!(parts(found), parts(answer));
-        for trial in &trials {
-            let moved = edited_layer(&golden.parameters, *id, gradient, trial.step).unwrap();
-            let said = few.accuracies(ground, &subject, &original, *id, &moved.unsqueeze(0)).unwrap()[0].fa5 == 0.0;
-            assert!(trial.forgotten || !said, "{}: a step that did not forget is proven", spec.name);
-            proven += usize::from(said);
-        }
-    }
-    assert!(proven > 0, "no step was proven: the shortcut is of no use here");
-
-    // Steps looked at beforehand, many in a pass, change nothing of what a search finds.
-    let own_text = class_texts.subset(&[class as i64]).unwrap();
-    let (mut found, mut pushed) = (0, 0);
-    for (id, gradient) in &gradients {
-        let spec = clip.architecture().spec(*id);
-        if spec.tower != Some(Tower::Text) {
-            continue;
-        }
-        for witnesses in [None, Some(&few)] {
-            let searched = |spare_tokens| {
-                let ground = Ground { spare_tokens, ..ground };
-                search_direction(ground, &subject, &own_text, witnesses, *id, gradient, &method(Stop::Fa5)).unwrap()
-            };
-            let (trials, answer) = searched(0);
-            for spare_tokens in [100, 1 << 20] {
-                let (ours, same) = searched(spare_tokens);
-                assert_eq!(ours, trials, "{} with {spare_tokens} tokens to spare", spec.name);
-                let parts = |answer: &Option<Answer>| answer.as_ref().map(|answer| (answer.summary.clone(), answer.validation.clone()));
-                assert_eq!(parts(&same), parts(&answer), "{}", spec.name);
-            }
-            found += usize::from(answer.is_some());
-            pushed += usize::from(witnesses.is_some() && trials.len() > 10);
-        }
-    }
-    assert!(found > 0 && pushed > 0, "{found} searches found a step, witnesses pushed {pushed}");
-}
-
-/// Of the layers that forgot, the one is chosen that is best when every one is looked at to the end.
-fn choice(name: &str) {
-    let golden = Golden::open(name);
-    let (clip, original) = (&golden.clip, golden.parameters.weights());
-    let budget = Budget::new(64 << 20);
-    let texts = golden.random_texts(name, 40);
-    let class_texts = Corpus::texts(clip, &texts, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
-    let image = golden.batch("forget", 0).0.narrow(0, 0, 1);
-    let images = Corpus::images(clip, &image, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
-    let embed = |corpus: &Corpus| {
-        let _guard = tch::no_grad_guard();
-        corpus.embed(clip, &original, &original, None).unwrap()
-    };
-    let (classes, embedded) = (embed(&class_texts), embed(&images));
-    let (class, gradients) = golden.forgetting(&image, &embedded, &classes, &texts);
-    let _guard = tch::no_grad_guard();
-    let class = class as u32;
-
-    // Of the validation images the model knows two in three.
-    tch::manual_seed(5);
-    let pixels = image.randn_like().repeat([60, 1, 1, 1]) * 0.5
-        + Tensor::randn([60, 3, image.size()[2], image.size()[3]], (Kind::Float, Device::Cpu));
-    let validation_images = clip.embed(&original, Input::Images(&pixels)).unwrap();
-    let known = Vec::<i64>::try_from(validation_images.matmul(&classes.transpose(0, 1)).argmax(1, false)).unwrap();
-    let labels: Vec<u32> = known.iter().enumerate().map(|(i, &class)| (class as u32 + u32::from(i % 3 == 0)) % 40).collect();
-    let order = hardest_first(&validation_images, &classes, &corpus::labels(&labels, Device::Cpu).unwrap()).unwrap();
-    let rows = Tensor::from_slice(&order);
-    let (pixels, validation_images) = (pixels.index_select(0, &rows), validation_images.index_select(0, &rows));
-    let labels: Vec<u32> = order.iter().map(|&image| labels[image as usize]).collect();
-    assert!(order[..20].iter().all(|image| image % 3 == 0), "images that are missed come first: {order:?}");
-
-    // However passes are cut, the same is chosen and the same is on record.
-    let mut before = None;
-    for cut in [60, 7, 1] {
-        let validation = Corpus::images(clip, &pixels, Device::Cpu, &budget, MicroBatch::of(cut)).unwrap();
-        let ground = Ground {
-            clip,
-            parameters: &golden.parameters,
-            class_texts: &class_texts,
-            classes: &classes,
-            validation: Some(&validation),
-            validation_images: &validation_images,
-            validation_labels: &labels,
-            spare_tokens: 0,
-        };
-        let subject = Subject { class, images: Some(&images), embedded: &embedded };
-        for stop in [Stop::Fa5, Stop::Fa1] {
-            let (mut trials, mut found) = (Vec::new(), Vec::new());
-            for (id, gradient) in &gradients {
-                let scores = Scores::of("layer", &golden.parameters.get(*id), gradient, gradient).unwrap();
-                let layer = FrontLayer { id: *id, scores, gradient };
-                let (tried, answer) = search_layer(ground, &subject, &layer, &method(stop), None).unwrap();
-                trials.extend(tried);
-                found.extend(answer);
-            }
-            let utility = |found: &Found<'_>| {
-                let edited = edited_layer(&golden.parameters, found.id, found.gradient, found.step).unwrap();
-                let edited = original.with(found.id, edited);
-                let (seen, said) = match found.tower {
-                    Tower::Vision => (clip.embed(&edited, Input::Images(&pixels)).unwrap(), classes.shallow_clone()),
-                    Tower::Text => (validation_images.shallow_clone(), class_texts.embed_changed(clip, &edited).unwrap()),
-                };
-                let ranks = zero_shot::ranks(&seen, &said, &corpus::labels(&labels, Device::Cpu).unwrap()).unwrap();
-                zero_shot::hits(&ranks, &labels).mean_top1(|other| other != class)
-            };
-            let utilities: Vec<f64> = found.iter().map(utility).collect();
-            let accuracies = |found: &Found<'_>| match stop {
-                Stop::Fa5 => (found.accuracy.fa5, found.accuracy.fa1),
-                Stop::Fa1 => (found.accuracy.fa1, found.accuracy.fa5),
-            };
-            let best = (0..found.len())
-                .min_by(|&a, &b| {
-                    let key = |i: usize| (accuracies(&found[i]), -utilities[i], found[i].relative_step);
-                    key(a).partial_cmp(&key(b)).unwrap()
-                })
-                .unwrap();
-            let expected = (found[best].id, found[best].step, utilities[best]);
-            let answers: Vec<(String, f64, Tower)> = found.iter().map(|found| (found.name.to_owned(), found.step, found.tower)).collect();
-            let chosen = choose(ground, &subject, found, stop, &mut trials, || Ok::<_, Error>(())).unwrap().unwrap();
-            assert_eq!((chosen.id, chosen.summary.step, chosen.summary.utility), expected, "{stop:?}");
-            assert_eq!(chosen.validation.mean_top1(|other| other != class), chosen.summary.utility);
-            assert_eq!(chosen.validation.classes.values().map(|hits| hits.n).sum::<u32>(), 60);
-
-            let recorded: Vec<Option<f64>> = answers
-                .iter()
-                .map(|(layer, step, _)| trials.iter().find(|trial| (&trial.layer, trial.step) == (layer, *step)).unwrap().utility)
-                .collect();
-            for (((_, _, tower), ours), all) in answers.iter().zip(&recorded).zip(&utilities) {
-                assert!(ours.map_or(*tower == Tower::Vision, |ours| ours == *all), "{answers:?}, {recorded:?}, {utilities:?}");
-            }
-            assert!(recorded.iter().any(Option::is_none), "no answer was left before its end");
-            match (stop, &before) {
-                (Stop::Fa5, None) => before = Some(recorded),
-                (Stop::Fa5, Some(before)) => assert_eq!(recorded, *before, "in passes of {cut}"),
-                (Stop::Fa1, _) => {}
-            }
-        }
-    }
-}
-
 /// Towers that multiply in bfloat16 give nearly what they give in float32, and nearly the same gradients.
 fn rounded_products(name: &str) {
     let golden = Golden::open(name);
@@ -614,35 +313,6 @@ fn rounded_products(name: &str) {
     }
     let cosine = dot / (lengths[0] * lengths[1]).sqrt();
     assert!(cosine > 0.98, "{name}: gradients have a cosine of {cosine}");
-}
-
-/// Items under several edits of one layer in one pass are as they are under each.
-fn trials_together(name: &str) {
-    let golden = Golden::open(name);
-    let (clip, original) = (&golden.clip, golden.parameters.weights());
-    let _guard = tch::no_grad_guard();
-    let (pixels, texts) = golden.batch("forget", 0);
-    let ids: Vec<Vec<u32>> = (0..texts.ids.size()[0])
-        .map(|row| {
-            let end = texts.pooled.int64_value(&[row]) + 1;
-            Vec::<i64>::try_from(texts.ids.get(row).narrow(0, 0, end)).unwrap().into_iter().map(|id| id as u32).collect()
-        })
-        .collect();
-    let budget = Budget::new(64 << 20);
-    let texts = Corpus::texts(clip, &ids, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
-    let images = Corpus::images(clip, &pixels, Device::Cpu, &budget, MicroBatch::WHOLE).unwrap();
-    tch::manual_seed(11);
-    for id in clip.architecture().candidates(true) {
-        let spec = clip.architecture().spec(id);
-        let corpus = if spec.tower == Some(Tower::Text) { &texts } else { &images };
-        let layer = golden.parameters.get(id);
-        let trials: Vec<Tensor> = (1..4).map(|size| &layer + layer.randn_like() * (0.01 * f64::from(size))).collect();
-        let together = corpus.embed_trials(clip, &original, id, &Tensor::stack(&trials, 0)).unwrap();
-        for (number, trial) in (0..).zip(&trials) {
-            let alone = corpus.embed(clip, &original, &original.with(id, trial.shallow_clone()), Some(id)).unwrap();
-            close(&spec.name, &together.get(number), &alone, 1e-5);
-        }
-    }
 }
 
 /// Second moments predict what a small random change of a layer does to the embeddings.

@@ -109,7 +109,7 @@ impl TowerState {
     /// images only (training drops patches); a text's pooled position would no longer fit.
     ///
     /// # Errors
-    /// When libtorch refuses, or the items are texts.
+    /// When libtorch refuses, the items are texts, or a block is under way.
     pub fn keep_tokens(&self, tokens: &Tensor) -> Result<Self, Error> {
         let (Activations::Attention { x }, Tokens::Images) = (&self.activations, &self.tokens) else {
             let problem = "tokens can be dropped of images alone, between blocks".into();
