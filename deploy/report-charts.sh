@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes coordinator/src/report/charts.min.js, the chart library in reports, of pinned npm packages. The result is committed, so that
+# Makes coordinator/src/present/report/charts.min.js, the chart library in reports, of pinned npm packages. The result is committed, so that
 # building Lethe needs no npm; run this to change the version or the parts in report-charts.js. Needs node and npm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly PACKAGES=(echarts@6.1.0 zrender@6.1.0 tslib@2.3.0 esbuild@0.28.2)
-readonly TARGET=coordinator/src/report/charts.min.js
+readonly TARGET=coordinator/src/present/report/charts.min.js
 readonly MOST=600000
 
 command -v npm >/dev/null || { echo "report-charts: error: npm is needed (Debian: apt-get install npm)" >&2; exit 1; }

@@ -1,9 +1,9 @@
-//! The store on a real Azure Blob server (Azurite, on loopback): the same conformance suite as every other store, and a whole run whose
-//! manifest and data lie here and whose release lies in a container.
+//! The store on a real Azure Blob server (Azurite, on loopback): the conformance suite that all
+//! stores share, and a run whose manifest and data are local and whose release is in a container.
 
 use std::process::Command;
 
-use lethe_shared::store::conformance;
+use lethe_store::conformance;
 use lethe_tests::azure::AzureServer;
 use lethe_tests::{SmallJob, binary, last_line, stderr};
 
@@ -29,11 +29,19 @@ async fn a_run_into_a_container_gives_the_same_checkpoint() {
     let release = report["release"].as_str().unwrap();
     assert!(release.starts_with("az://releases/lethe/store/releases/small/"));
     let keys = releases.list("lethe/store/releases").await.unwrap();
-    assert!(keys.iter().any(|key| key.ends_with("/composition.json")) && keys.iter().any(|key| key.ends_with("/model.safetensors")));
+    assert!(
+        keys.iter().any(|key| key.ends_with("/composition.json"))
+            && keys.iter().any(|key| key.ends_with("/model.safetensors"))
+    );
     assert_eq!(run()["summary"]["jobs_done"].as_u64(), Some(0));
 
     let mut verify = Command::new(binary("lethe"));
-    server.environment(verify.env("LETHE_CACHE", job.path("cache")).args(["verify", "--recompute", "--json", release]));
+    server.environment(verify.env("LETHE_CACHE", job.path("cache")).args([
+        "verify",
+        "--recompute",
+        "--json",
+        release,
+    ]));
     let output = verify.output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(last_line(&output)["problems"].as_array().map(Vec::len), Some(0));

@@ -250,7 +250,7 @@ second=$(digest "$work"/store/releases/*/*/composition.json)
 [ "$first" = "$second" ] || die "compose and Slurm released different bytes: $first, $second"
 
 step "systemd"
-# What was found done is no test of a worker: concepts are searched anew.
+# A reused outcome is no test of a worker: concepts are searched anew.
 printf '\n[method]\nsearch_evaluations = 11\n' >> "$demo/small.toml"
 mkdir -p "$work/etc"
 check "keys" deploy/nats/setup.sh "$work/keys" 127.0.0.1

@@ -1,10 +1,11 @@
-//! Bad input gets a sentence that says what, where and what to do, and the documented exit code.
+//! Invalid input gives a sentence with the problem, its location and the remedy, and the documented
+//! exit code.
 
 use std::process::{Command, Output};
 
 use lethe_tests::{SmallJob, binary, demo, last_line, shard_of, stderr};
 
-/// Runs the job; it must fail with this exit code and say this.
+/// Runs the job, which must fail with this exit code and these messages.
 fn fails(job: &SmallJob, code: i32, says: &[&str]) -> Output {
     let output = job.output("store");
     check(&output, code, says);
@@ -21,13 +22,17 @@ fn check(output: &Output, code: i32, says: &[&str]) {
     assert!(!text.contains("panicked"), "{text}");
 }
 
-/// Copies the demo model into the job, to be damaged there.
+/// Copies the demo model into the job's folder, where tests damage it.
 fn own_model(job: &SmallJob) {
     std::fs::create_dir(job.path("model")).unwrap();
     for entry in std::fs::read_dir(demo().join("model")).unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), job.path("model").join(entry.file_name())).unwrap();
     }
-    job.replace("job.toml", &format!("uri = \"{}\"", demo().join("model").display()), "uri = \"model\"");
+    job.replace(
+        "job.toml",
+        &format!("uri = \"{}\"", demo().join("model").display()),
+        "uri = \"model\"",
+    );
 }
 
 #[test]
@@ -54,7 +59,8 @@ fn a_truncated_checkpoint_is_refused() {
 fn a_pickled_checkpoint_is_refused_with_a_way_out() {
     let job = SmallJob::new();
     own_model(&job);
-    std::fs::rename(job.path("model/model.safetensors"), job.path("model/pytorch_model.bin")).unwrap();
+    std::fs::rename(job.path("model/model.safetensors"), job.path("model/pytorch_model.bin"))
+        .unwrap();
     fails(&job, 2, &["pytorch_model.bin", "opening a pickle runs code", "safe_serialization=True"]);
 }
 
@@ -74,23 +80,42 @@ fn weights_that_are_not_finite_are_refused() {
 fn a_broken_image_costs_its_concept_and_is_named() {
     let job = SmallJob::new();
     let broken = b"\x89PNG\r\n\x1a\nthis is no image".to_vec();
-    job.write("rocket.tar", &shard_of([("rocket-7.png".to_owned(), broken.clone()), ("rocket-7.txt".to_owned(), b"rocket".to_vec())]));
+    job.write(
+        "rocket.tar",
+        &shard_of([
+            ("rocket-7.png".to_owned(), broken.clone()),
+            ("rocket-7.txt".to_owned(), b"rocket".to_vec()),
+        ]),
+    );
     let output = fails(&job, 3, &["1 concepts are missing", "policy.required"]);
     let report = last_line(&output);
     assert_eq!(report["status"], "incomplete");
     let missing = &report["summary"]["missing"][0];
     assert_eq!(missing["id"], "rocket");
     let reason = missing["reason"].as_str().unwrap();
-    assert!(reason.contains("rocket.tar") && reason.contains("`rocket-7`") && reason.contains("cannot be decoded"), "{reason}");
+    assert!(
+        reason.contains("rocket.tar")
+            && reason.contains("`rocket-7`")
+            && reason.contains("cannot be decoded"),
+        "{reason}"
+    );
 
-    // Allowed by the manifest, the same run is complete.
+    // If the manifest permits it, the same run is complete.
     let text = std::fs::read_to_string(job.path("job.toml")).unwrap();
     job.write("job.toml", format!("{text}\n[policy]\nrequired = 0.6\n").as_bytes());
     let report = job.run("store");
-    assert_eq!((&report["status"], report["summary"]["edited"].as_u64()), (&"complete".into(), Some(2)));
+    assert_eq!(
+        (&report["status"], report["summary"]["edited"].as_u64()),
+        (&"complete".into(), Some(2))
+    );
 
-    // Among what must stay, it ends the run.
-    job.write("retain-1.tar", &shard_of((0..40).flat_map(|i| [(format!("{i}.png"), broken.clone()), (format!("{i}.txt"), b"x".to_vec())])));
+    // In the retain set, the same fault ends the run.
+    job.write(
+        "retain-1.tar",
+        &shard_of((0..40).flat_map(|i| {
+            [(format!("{i}.png"), broken.clone()), (format!("{i}.txt"), b"x".to_vec())]
+        })),
+    );
     let output = job.output("other");
     check(&output, 2, &["retain-1.tar", "`0`", "cannot be decoded"]);
 }
@@ -99,7 +124,11 @@ fn a_broken_image_costs_its_concept_and_is_named() {
 fn a_caption_without_an_image_is_refused() {
     let job = SmallJob::new();
     job.write("rocket.tar", &shard_of([("rocket-7.txt".to_owned(), b"rocket".to_vec())]));
-    fails(&job, 2, &["concept `rocket`", "rocket.tar", "sample `rocket-7` has a caption and no image"]);
+    fails(
+        &job,
+        2,
+        &["concept `rocket`", "rocket.tar", "sample `rocket-7` has a caption and no image"],
+    );
 }
 
 #[test]
@@ -122,16 +151,27 @@ fn a_concept_without_pairs_is_refused() {
 fn concepts_must_make_sense_together() {
     let job = SmallJob::new();
     job.replace("concepts.csv", "rocket,rocket,rocket,", "rocket,rocket,rockett,");
-    fails(&job, 2, &["concepts.csv:4", "class `rockett` of concept `rocket` is not in", "did you mean `rocket`?"]);
+    fails(
+        &job,
+        2,
+        &[
+            "concepts.csv:4",
+            "class `rockett` of concept `rocket` is not in",
+            "did you mean `rocket`?",
+        ],
+    );
     job.replace("concepts.csv", "rocket,rocket,rockett,", "pizza,rocket,rocket,");
-    fails(&job, 2, &["concepts.csv:4", "id `pizza` stands on line 2 already"]);
+    fails(&job, 2, &["concepts.csv:4", "id `pizza` is already on line 2"]);
 }
 
 #[test]
 fn a_policy_must_name_concepts_of_the_manifest() {
     let job = SmallJob::new();
     let text = std::fs::read_to_string(job.path("job.toml")).unwrap();
-    job.write("job.toml", format!("{text}\n[policy]\nrequired = [\"pizza\", \"piza\"]\n").as_bytes());
+    job.write(
+        "job.toml",
+        format!("{text}\n[policy]\nrequired = [\"pizza\", \"piza\"]\n").as_bytes(),
+    );
     fails(&job, 2, &["job.toml: policy.required", "`piza` is no concept"]);
 }
 
@@ -143,12 +183,23 @@ fn retain_texts_must_be_lines_of_text() {
     job.write("texts-1.txt", b"a tree\n\na h\xf6rse\n");
     fails(&job, 2, &["texts-1.txt:3: the line is not UTF-8"]);
     job.write("texts-1.txt", &[b"a tree\n".as_slice(), &[b'x'; 1 << 17]].concat());
-    fails(&job, 2, &["texts-1.txt:2: the line has 131072 bytes, at most 64 KiB", "one text on a line"]);
+    fails(
+        &job,
+        2,
+        &["texts-1.txt:2: the line has 131072 bytes, at most 64 KiB", "one text on a line"],
+    );
     job.write("texts-1.txt", b"\n \n");
-    fails(&job, 2, &["texts-1.txt: holds no text"]);
-    // Holes take no room on the disk.
+    fails(&job, 2, &["texts-1.txt: contains no text"]);
+    // The file is sparse, so it takes no space on the disk.
     std::fs::File::create(job.path("texts-1.txt")).unwrap().set_len((256 << 20) + 1).unwrap();
-    fails(&job, 2, &["job.toml: data.retain_texts", "texts-1.txt has 268435457 bytes, at most 268435456 are read"]);
+    fails(
+        &job,
+        2,
+        &[
+            "job.toml: data.retain_texts",
+            "texts-1.txt has 268435457 bytes, at most 268435456 are read",
+        ],
+    );
     job.replace("job.toml", "[\"texts-*.txt\"]", "\"texts.txt\"");
     fails(&job, 2, &["job.toml:9", "invalid type"]);
 }
@@ -163,14 +214,19 @@ fn captions_of_held_out_sets_must_be_classes() {
 #[test]
 fn a_store_that_cannot_be_written_says_why() {
     let job = SmallJob::new();
-    // Nobody, root included, can make a folder there.
+    // No user, not even root, can create a folder there.
     let output = job.command("run", &["--store", "/proc/self/lethe"]).output().unwrap();
     assert!(matches!(output.status.code(), Some(2 | 5)), "{}", stderr(&output));
     assert!(stderr(&output).contains("/proc/self/lethe"), "{}", stderr(&output));
     let output = job.command("run", &["--store", "/sys/lethe"]).output().unwrap();
-    check(&output, 5, &["/sys/lethe: permission denied", "check the credentials or the folder's owner"]);
+    check(
+        &output,
+        5,
+        &["/sys/lethe: permission denied", "check the credentials or the folder's owner"],
+    );
     job.write("file", b"x");
-    let output = job.command("run", &["--store", job.path("file").to_str().unwrap()]).output().unwrap();
+    let output =
+        job.command("run", &["--store", job.path("file").to_str().unwrap()]).output().unwrap();
     assert!(matches!(output.status.code(), Some(2 | 5)), "{}", stderr(&output));
 }
 
@@ -178,8 +234,9 @@ fn a_store_that_cannot_be_written_says_why() {
 fn a_full_disk_ends_the_run_and_loses_nothing() {
     let job = SmallJob::new();
     std::fs::create_dir(job.path("disk")).unwrap();
-    // A disk of half a megabyte in a mount namespace of its own, which goes with the process.
-    let script = "mount -t tmpfs -o size=512k tmpfs \"$1\" && exec \"$2\" run \"$3\" --store \"$1/store\"";
+    // A disk of half a megabyte in a mount namespace, which ends with the process.
+    let script =
+        "mount -t tmpfs -o size=512k tmpfs \"$1\" && exec \"$2\" run \"$3\" --store \"$1/store\"";
     let namespace = if is_root() { "-m" } else { "-Urm" };
     let output = Command::new("unshare")
         .args([namespace, "sh", "-c", script, "sh"])
@@ -190,12 +247,14 @@ fn a_full_disk_ends_the_run_and_loses_nothing() {
 }
 
 fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0)
+    std::fs::metadata("/proc/self")
+        .is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0)
 }
 
 #[test]
 fn arguments_that_make_no_sense_are_refused() {
-    let code = |args: &[&str]| Command::new(binary("lethe")).args(args).output().unwrap().status.code();
+    let code =
+        |args: &[&str]| Command::new(binary("lethe")).args(args).output().unwrap().status.code();
     assert_eq!(code(&["run"]), Some(2));
     assert_eq!(code(&["fly"]), Some(2));
     assert_eq!(code(&["run", "/nowhere/job.toml"]), Some(2));

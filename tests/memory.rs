@@ -1,13 +1,13 @@
-//! A device that holds only a few items at a time: the same run, in smaller passes.
+//! A device that can hold only a few items at a time: the same run, in smaller passes.
 
 use std::path::Path;
 use std::process::Output;
 use std::sync::Arc;
 
+use lethe_queue::nats::{self, JetStreamQueue, Role};
 use lethe_shared::address::Address;
-use lethe_shared::queue::nats::{self, JetStreamQueue, Role};
 use lethe_shared::record::Composition;
-use lethe_shared::store::Store;
+use lethe_store::Store;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::{SmallJob, last_line, stderr};
 use lethe_worker::engine::Options;
@@ -18,22 +18,31 @@ use tch::Device;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-/// Runs the job with one worker, in this process, whose passes fail above so many items.
-fn run_on_a_device_for(items: i64, job: &SmallJob) -> Output {
+/// Runs the job with one worker in this process, whose passes fail above this many items. Without a
+/// fit worker, the run waits `give_up` seconds.
+fn run_on_a_device_for(items: i64, job: &SmallJob, give_up: &str) -> Output {
     let server = NatsServer::start(Version::Oldest);
     let store = job.path("scarce");
     let runtime = Runtime::new().unwrap();
     let cancel = CancellationToken::new();
     let service = runtime.block_on(async {
         let connection = nats::Options { give_up: 20, ..nats::Options::default() };
-        let queue = JetStreamQueue::connect(&server.url(), Role::Worker, "test", &connection).await.unwrap();
+        let queue = JetStreamQueue::connect(&server.url(), Role::Worker, "test", &connection)
+            .await
+            .unwrap();
         let mut options = Options::new("test".to_owned(), Device::Cpu, job.path("cache"));
-        options.micro_batch = MicroBatch::WHOLE.failing_above(items);
+        options.micro_batch = MicroBatch::UNLIMITED.failing_above(items);
         let at = Address::resolve(store.to_str().unwrap(), None).unwrap();
         Service::new(options, 1, Arc::new(queue), Store::open(&at).unwrap())
     });
     let working = runtime.spawn(service.run(cancel.clone(), cancel.clone()));
-    let output = job.command("run", &["--store", store.to_str().unwrap(), "--nats", &server.url()]).output().unwrap();
+    let output = job
+        .command(
+            "run",
+            &["--store", store.to_str().unwrap(), "--nats", &server.url(), "--give-up", give_up],
+        )
+        .output()
+        .unwrap();
     cancel.cancel();
     runtime.block_on(working).unwrap().unwrap();
     output
@@ -44,17 +53,28 @@ fn record(report: &Value) -> Composition {
     serde_json::from_slice(&std::fs::read(release.join("composition.json")).unwrap()).unwrap()
 }
 
-/// The same edits, but for the last bits of sums.
+/// Checks that the edits are the same except for the last bits of sums.
 fn gives_the_same_edits(job: &SmallJob) {
-    let output = run_on_a_device_for(5, job);
+    let output = run_on_a_device_for(5, job, "600");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let (ours, expected) = (record(&last_line(&output)), record(&job.run("store")));
     assert_eq!(ours.concepts.len(), expected.concepts.len());
     for (ours, expected) in ours.concepts.iter().zip(&expected.concepts) {
-        assert_eq!((&ours.id, &ours.layer, ours.pairs), (&expected.id, &expected.layer, expected.pairs));
-        let values = [(ours.step, expected.step), (ours.dose, expected.dose), (ours.importance, expected.importance)];
+        assert_eq!(
+            (&ours.id, &ours.layer, ours.pairs),
+            (&expected.id, &expected.layer, expected.pairs)
+        );
+        let values = [
+            (ours.step, expected.step),
+            (ours.dose, expected.dose),
+            (ours.importance, expected.importance),
+        ];
         for (ours, theirs) in values {
-            assert!((ours - theirs).abs() <= 1e-3 * theirs.abs(), "{}: {ours}, expected {theirs}", expected.id);
+            assert!(
+                (ours - theirs).abs() <= 1e-3 * theirs.abs(),
+                "{}: {ours}, expected {theirs}",
+                expected.id
+            );
         }
         assert_eq!(
             (ours.before, ours.composed.map(|c| c.accuracy())),
@@ -76,11 +96,16 @@ fn searched_edits_are_the_same_in_smaller_passes() {
     gives_the_same_edits(&SmallJob::summed());
 }
 
-/// Another machine may have more memory: the job is no bad input, and the run can go on later.
+/// Another machine may have more memory, so the job does not fail as bad input: the worker pauses,
+/// and the run can resume later.
 #[test]
 fn a_device_that_holds_nothing_ends_the_run_with_a_sentence() {
     let job = SmallJob::new();
-    let output = run_on_a_device_for(0, &job);
+    let output = run_on_a_device_for(0, &job, "10");
     assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
-    assert!(stderr(&output).contains("does not hold a single item's pass"), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("no fit worker") && said.contains("too small for a single item's pass"),
+        "{said}"
+    );
 }

@@ -67,7 +67,7 @@ for path, item in document["paths"].items():
     for method in ["POST", "PUT", "PATCH", "DELETE"]:
         status, _, _ = ask(asked[0], method)
         assert status == 405, f"{method} {path}: {status}"
-assert checked == 5, checked
+assert checked >= 5, checked
 
 # A validator that lets everything pass would find nothing here either.
 _, _, text = ask(f"/api/v1/runs/{run}")

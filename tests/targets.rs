@@ -1,28 +1,33 @@
-//! Runs whose release goes into other models too: a pipeline with the text tower inside, a LLaVA checkpoint with the vision tower.
+//! Runs whose release includes other models: a pipeline with the text tower, a LLaVA checkpoint
+//! with the vision tower.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use lethe::compose::Change;
+use lethe::compose::apply::Change;
+use lethe::downstream::{Target, stage};
+use lethe::lease::fence::Fence;
+use lethe::present::report::Thumbnails;
 use lethe::release::publish;
 use lethe::release::verify::verify;
-use lethe::release::{self, Contents, Thumbnails};
-use lethe::target::{Target, stage};
+use lethe::release::write::{self, Contents};
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit::{Direction, Edit};
 use lethe_shared::record::{Composition, Merge};
-use lethe_shared::store::Store;
+use lethe_store::Store;
 use lethe_tests::mortal::Mortal;
 use lethe_tests::s3::S3Server;
-use lethe_tests::targets::{Tensors, files, halved, llava, mapped, pipeline_xl, read, renamed, stable_diffusion, text_tower};
+use lethe_tests::targets::{
+    Tensors, files, halved, llava, mapped, pipeline_xl, read, renamed, stable_diffusion, text_tower,
+};
 use lethe_tests::{SmallJob, binary, demo, last_line, stderr};
 use object_store::ObjectStore;
 use serde_json::{Value, json};
 
-/// Blocks of the demo's towers.
+/// Number of blocks of the demo's text tower.
 const TEXT_BLOCKS: usize = 4;
 const VISION_BLOCKS: usize = 5;
 
@@ -34,9 +39,9 @@ fn target(name: &str, kind: &str) -> String {
     format!("\n[[release.target]]\nname = \"{name}\"\nkind = \"{kind}\"\nuri = \"{name}\"\n")
 }
 
-/// The small job with these targets, and these lines under `[composition]`.
+/// Returns the small job with these targets, and these lines under `[composition]`.
 fn job(composition: &str, targets: &str) -> SmallJob {
-    let job = SmallJob::new();
+    let job = SmallJob::new().lenient();
     job.replace("job.toml", "[execution]", &format!("[composition]\n{composition}\n\n[execution]"));
     let manifest = std::fs::read_to_string(job.path("job.toml")).unwrap();
     job.write("job.toml", format!("{manifest}{targets}").as_bytes());
@@ -86,14 +91,20 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     let job = job("rounds = 2", &target("sd15", "stable-diffusion"));
     let source = job.path("sd15");
     pipeline(&source, TEXT_BLOCKS);
-    // A precision of its own, a pickle of the same weights, a whole checkpoint beside it, a hidden file.
-    lethe_tests::targets::write(&source.join("text_encoder/model.fp16.safetensors"), &halved(&text_tower(&model(), TEXT_BLOCKS)));
+    // A second precision, a pickle of the same weights, a whole checkpoint beside it, a hidden
+    // file.
+    lethe_tests::targets::write(
+        &source.join("text_encoder/model.fp16.safetensors"),
+        &halved(&text_tower(&model(), TEXT_BLOCKS)),
+    );
     for name in ["text_encoder/pytorch_model.bin", "v1-5-pruned.ckpt", ".gitattributes"] {
         std::fs::write(source.join(name), "weights").unwrap();
     }
     let planned = job.command("plan", &[]).output().unwrap();
     assert!(
-        stderr(&planned).contains("text_encoder/pytorch_model.bin, v1-5-pruned.ckpt would carry what is removed"),
+        stderr(&planned).contains(
+            "text_encoder/pytorch_model.bin, v1-5-pruned.ckpt would carry what is removed"
+        ),
         "{}",
         stderr(&planned)
     );
@@ -102,9 +113,13 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     let said = job.run("store");
     let kept = record(&said);
     let [one] = kept.targets.as_slice() else { panic!("{:?}", kept.targets) };
-    assert_eq!(one.changed.keys().collect::<Vec<_>>(), ["text_encoder/model.fp16.safetensors", "text_encoder/model.safetensors"]);
+    assert_eq!(
+        one.changed.keys().collect::<Vec<_>>(),
+        ["text_encoder/model.fp16.safetensors", "text_encoder/model.safetensors"]
+    );
     assert_eq!((one.left_out.len(), one.without.len()), (2, 0));
-    // The text encoder is the release's own text tower; everything else is what it was, byte for byte.
+    // The text encoder equals the release's own text tower; all other files are identical byte for
+    // byte.
     let inside = folder(&said).join("targets/sd15");
     let own = text_tower(&folder(&said).join("model.safetensors"), TEXT_BLOCKS);
     assert_eq!(read(&inside.join("text_encoder/model.safetensors")), own);
@@ -115,7 +130,7 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     }
     assert_eq!(after.len() + 3, before.len());
 
-    // Checked as everything else.
+    // Verification covers the target's files.
     let release = said["release"].as_str().unwrap();
     let checked = ends(0, &["verify", release, "--recompute"]);
     assert_eq!(checked["files"].as_u64().unwrap() as usize, kept.files.len() + after.len());
@@ -124,23 +139,45 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     assert_eq!(ends(4, &["verify", release])["problems"][0]["file"], "targets/sd15/more.txt");
     std::fs::remove_file(inside.join("more.txt")).unwrap();
 
-    // The same run again computes nothing and is the same release.
+    // A repeated run computes nothing and gives the same release.
     let again = job.run("store");
-    assert_eq!((&again["release"], again["summary"]["jobs_done"].as_u64()), (&said["release"], Some(0)));
+    assert_eq!(
+        (&again["release"], again["summary"]["jobs_done"].as_u64()),
+        (&said["release"], Some(0))
+    );
 
-    // Composed again, it comes along; without any edit it is what it was.
+    // A composed release contains the target; without any edit, the target is unchanged.
     let without = ends(0, &["compose", release, "--remove", "pizza"]);
-    let encoder = |said: &Value| read(&folder(said).join("targets/sd15/text_encoder/model.safetensors"));
-    assert_eq!(encoder(&without), text_tower(&folder(&without).join("model.safetensors"), TEXT_BLOCKS));
+    let encoder =
+        |said: &Value| read(&folder(said).join("targets/sd15/text_encoder/model.safetensors"));
+    assert_eq!(
+        encoder(&without),
+        text_tower(&folder(&without).join("model.safetensors"), TEXT_BLOCKS)
+    );
     assert_ne!(encoder(&without), own);
-    let back = ends(0, &["compose", without["release"].as_str().unwrap(), "--add", &format!("{release}:pizza")]);
+    let back = ends(
+        0,
+        &["compose", without["release"].as_str().unwrap(), "--add", &format!("{release}:pizza")],
+    );
     assert_eq!(encoder(&back), own);
-    let none = ends(0, &["compose", release, "--strength", "pizza=0", "--strength", "red-heart=0", "--strength", "rocket=0"]);
+    let none = ends(
+        0,
+        &[
+            "compose",
+            release,
+            "--strength",
+            "pizza=0",
+            "--strength",
+            "red-heart=0",
+            "--strength",
+            "rocket=0",
+        ],
+    );
     assert_eq!(encoder(&none), text_tower(&model(), TEXT_BLOCKS));
     assert!(record(&none).targets[0].changed.is_empty());
     ends(0, &["verify", none["release"].as_str().unwrap(), "--recompute"]);
 
-    // The model that it was made from has moved, or is another one.
+    // The target's model has moved, or is another one.
     let moved = job.path("moved");
     std::fs::rename(&source, &moved).unwrap();
     refused(&lethe(&["compose", release]), "--target sd15=ADDRESS says where");
@@ -153,11 +190,14 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     refused(&lethe(&["compose", release, "--target", "sd16=/x"]), "has no target `sd16`");
 }
 
-/// One bit, in every file that a release can have: its own, its targets', what is signed and the signature. `lethe verify` names the file.
+/// Changes one bit in every file of a release: its own files, its targets', the statements and the
+/// signature. `lethe verify` must name the file.
 fn every_bit_counts(job: &SmallJob, said: &Value) {
     let (private, public, store) = (job.path("key.pem"), job.path("key.pub"), job.path("store"));
     let [private, public, store] = [&private, &public, &store].map(|path| path.to_str().unwrap());
-    let made = format!("openssl ecparam -name prime256v1 -genkey -noout -out {private} && openssl ec -in {private} -pubout -out {public}");
+    let made = format!(
+        "openssl ecparam -name prime256v1 -genkey -noout -out {private} && openssl ec -in {private} -pubout -out {public}"
+    );
     assert!(Command::new("sh").args(["-c", &made]).output().unwrap().status.success());
     ends(0, &["release", "sign", "small:1", "--store", store, "--key", private]);
     let check = ["verify", said["release"].as_str().unwrap(), "--public-key", public];
@@ -184,20 +224,24 @@ fn every_bit_counts(job: &SmallJob, said: &Value) {
         flipped[whole.len() / 2] ^= 1 << (number % 8);
         std::fs::write(folder(said).join(name), &flipped).unwrap();
         let problems = ends(4, &check)["problems"].clone();
-        assert!(problems.as_array().unwrap().iter().any(|problem| problem["file"] == name.as_str()), "{name}: {problems}");
+        assert!(
+            problems.as_array().unwrap().iter().any(|problem| problem["file"] == name.as_str()),
+            "{name}: {problems}"
+        );
         std::fs::write(folder(said).join(name), whole).unwrap();
     }
     ends(0, &check);
 }
 
-/// Of Stable Diffusion XL's two encoders one is the model's: it is edited, in layers that the pipeline reads; the other is passed through.
+/// Of Stable Diffusion XL's two encoders, one is the model's: it is edited, in layers that the
+/// pipeline reads. The other is copied.
 #[test]
 fn of_two_text_encoders_the_model_s_own_is_edited() {
     let last = format!("text_model.encoder.layers.{}.", TEXT_BLOCKS - 1);
     for (own, other) in [("text_encoder", "text_encoder_2"), ("text_encoder_2", "text_encoder")] {
         let job = job("rounds = 0", &target("sdxl", "stable-diffusion"));
         let encoder = |folder: &str, clip: Tensors| {
-            // The second one projects.
+            // The second encoder has a projection.
             let mut tensors = clip;
             if folder == "text_encoder" {
                 tensors.retain(|name, _| name.starts_with("text_model."));
@@ -206,27 +250,54 @@ fn of_two_text_encoders_the_model_s_own_is_edited() {
         };
         let mut clip = text_tower(&model(), TEXT_BLOCKS);
         clip.extend(renamed(&read(&model()), "text_projection.", "text_projection."));
-        pipeline_xl(&job.path("sdxl"), [(own, encoder(own, clip.clone())), (other, encoder(other, mapped(&clip, |value| 1.01 * value)))]);
+        pipeline_xl(
+            &job.path("sdxl"),
+            [
+                (own, encoder(own, clip.clone())),
+                (other, encoder(other, mapped(&clip, |value| 1.01 * value))),
+            ],
+        );
         let planned = job.command("plan", &[]).output().unwrap();
         let told = stderr(&planned);
-        assert!(told.contains(&format!("`{other}`: ")) && told.contains("it stays as it is, and knows what it knew"), "{told}");
-        // The first one is read before its last block, the second one whole.
+        assert!(
+            told.contains(&format!("`{other}`: "))
+                && told.contains("it stays as it is, and knows what it knew"),
+            "{told}"
+        );
+        // The first encoder is read before its last block, the second one completely.
         let layers = last_line(&planned)["layers"].clone();
-        let acts_in_last = layers.as_array().unwrap().iter().any(|layer| layer.as_str().unwrap().starts_with(&last));
+        let acts_in_last = layers
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|layer| layer.as_str().unwrap().starts_with(&last));
         assert_eq!(acts_in_last, own == "text_encoder_2", "{own}: {layers}");
 
         let output = job.output("store");
         assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
         let said = last_line(&output);
         let kept = record(&said);
-        assert!(!kept.concepts.is_empty() && kept.concepts.iter().all(|concept| !concept.layer.starts_with(&last) || acts_in_last));
+        assert!(
+            !kept.concepts.is_empty()
+                && kept
+                    .concepts
+                    .iter()
+                    .all(|concept| !concept.layer.starts_with(&last) || acts_in_last)
+        );
         let changed = format!("{own}/model.safetensors");
         assert_eq!(kept.targets[0].changed.keys().collect::<Vec<_>>(), [&changed]);
         let after = read(&folder(&said).join("targets/sdxl").join(&changed));
         let released = read(&folder(&said).join("model.safetensors"));
-        assert!(after.iter().all(|(name, stored)| released[name] == *stored), "the encoder is the released model's");
-        let (before, after) = (files(&job.path("sdxl")), files(&folder(&said).join("targets/sdxl")));
-        assert!(after.iter().all(|(name, bytes)| *name == changed || before[name] == *bytes) && after.len() == before.len());
+        assert!(
+            after.iter().all(|(name, stored)| released[name] == *stored),
+            "the encoder is the released model's"
+        );
+        let (before, after) =
+            (files(&job.path("sdxl")), files(&folder(&said).join("targets/sdxl")));
+        assert!(
+            after.iter().all(|(name, bytes)| *name == changed || before[name] == *bytes)
+                && after.len() == before.len()
+        );
         ends(0, &["verify", said["release"].as_str().unwrap(), "--recompute"]);
     }
 }
@@ -239,12 +310,19 @@ fn edits_go_to_layers_that_act() {
         pipeline(&job.path("sd2"), TEXT_BLOCKS / 2);
         job
     };
-    let acts = |layer: &str| (0..TEXT_BLOCKS / 2).any(|block| layer.starts_with(&format!("text_model.encoder.layers.{block}.")));
+    let acts = |layer: &str| {
+        (0..TEXT_BLOCKS / 2)
+            .any(|block| layer.starts_with(&format!("text_model.encoder.layers.{block}.")))
+    };
     for method in ["rounds = 0", "method = \"sum\""] {
         let job = without_last(method);
         let planned = job.command("plan", &[]).output().unwrap();
-        assert!(stderr(&planned).contains("no edit goes to text_model.encoder.layers.2."), "{}", stderr(&planned));
-        // With so few layers some concepts may have no answer.
+        assert!(
+            stderr(&planned).contains("no edit goes to text_model.encoder.layers.2."),
+            "{}",
+            stderr(&planned)
+        );
+        // With so few layers, the search may fail for some concepts.
         let output = job.output("store");
         assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
         let kept = record(&last_line(&output));
@@ -260,29 +338,46 @@ fn edits_go_to_layers_that_act() {
 
 #[test]
 fn llava_reads_its_tower_before_the_last_block() {
-    let job = job("towers = \"vision\"\nrounds = 0", &(target("llava", "llava") + "pass_through = \"reference\"\n"));
+    let job = job(
+        "towers = \"vision\"\nrounds = 0",
+        &(target("llava", "llava") + "pass_through = \"reference\"\n"),
+    );
     vision_language(&job.path("llava"));
     let planned = last_line(&job.command("plan", &[]).output().unwrap());
-    let layers: Vec<&str> = planned["layers"].as_array().unwrap().iter().map(|layer| layer.as_str().unwrap()).collect();
-    let expected: Vec<String> = (0..VISION_BLOCKS - 1).map(|block| format!("vision_model.encoder.layers.{block}.mlp.fc2.weight")).collect();
+    let layers: Vec<&str> =
+        planned["layers"].as_array().unwrap().iter().map(|layer| layer.as_str().unwrap()).collect();
+    let expected: Vec<String> = (0..VISION_BLOCKS - 1)
+        .map(|block| format!("vision_model.encoder.layers.{block}.mlp.fc2.weight"))
+        .collect();
     assert_eq!(layers, expected);
     let output = job.output("store");
     assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
     let said = last_line(&output);
     let kept = record(&said);
-    assert!(!kept.concepts.is_empty() && kept.concepts.iter().all(|concept| layers.contains(&concept.layer.as_str())));
-    // What is not changed is named, not copied.
+    assert!(
+        !kept.concepts.is_empty()
+            && kept.concepts.iter().all(|concept| layers.contains(&concept.layer.as_str()))
+    );
+    // Unchanged files are referenced, not copied.
     let inside = files(&folder(&said).join("targets/llava"));
-    assert_eq!(inside.keys().collect::<Vec<_>>(), ["model-00001-of-00002.safetensors", "target.json"]);
+    assert_eq!(
+        inside.keys().collect::<Vec<_>>(),
+        ["model-00001-of-00002.safetensors", "target.json"]
+    );
     let listing: Value = serde_json::from_slice(&inside["target.json"]).unwrap();
     let referenced: Vec<&String> = listing["referenced"].as_object().unwrap().keys().collect();
-    assert_eq!(referenced, ["config.json", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]);
+    assert_eq!(
+        referenced,
+        ["config.json", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    );
     for (name, file) in listing["referenced"].as_object().unwrap() {
         let bytes = std::fs::read(job.path("llava").join(name)).unwrap();
         assert_eq!(file["digest"], Digest::of(&bytes).to_string());
     }
-    let (released, own) =
-        (read(&folder(&said).join("targets/llava/model-00001-of-00002.safetensors")), read(&folder(&said).join("model.safetensors")));
+    let (released, own) = (
+        read(&folder(&said).join("targets/llava/model-00001-of-00002.safetensors")),
+        read(&folder(&said).join("model.safetensors")),
+    );
     for (name, stored) in &released {
         assert_eq!(*stored, own[name.strip_prefix("model.vision_tower.").unwrap()], "{name}");
     }
@@ -293,29 +388,39 @@ fn llava_reads_its_tower_before_the_last_block() {
 fn what_cannot_act_is_said_before_anything_is_computed() {
     let refuses = |job: &SmallJob, says: &str| {
         for command in ["plan", "run"] {
-            refused(&job.command(command, &["--store", job.path("store").to_str().unwrap()]).output().unwrap(), says);
+            refused(
+                &job.command(command, &["--store", job.path("store").to_str().unwrap()])
+                    .output()
+                    .unwrap(),
+                says,
+            );
         }
         assert!(!job.path("store/outcomes").is_dir(), "nothing was computed");
     };
-    // Edits of texts, and a model that reads images.
+    // Edits of the text tower, and a target that contains only a vision tower.
     let texts = job("towers = \"text\"", &target("llava", "llava"));
     vision_language(&texts.path("llava"));
     refuses(
         &texts,
         "target `llava` has the vision tower inside, and edits change the other one alone: set composition.towers = \"vision\"",
     );
-    // Another CLIP's.
+    // Another CLIP's tower.
     let other = job("rounds = 0", &target("sd15", "stable-diffusion"));
-    stable_diffusion(&other.path("sd15"), &mapped(&text_tower(&model(), TEXT_BLOCKS), |value| 1.01 * value), TEXT_BLOCKS);
+    stable_diffusion(
+        &other.path("sd15"),
+        &mapped(&text_tower(&model(), TEXT_BLOCKS), |value| 1.01 * value),
+        TEXT_BLOCKS,
+    );
     refuses(&other, "its text tower is not the model's");
-    // Something else, or nothing.
+    // Another kind of folder, or none.
     std::fs::remove_file(other.path("sd15/model_index.json")).unwrap();
     refuses(&other, "is no pipeline folder of diffusers");
     other.replace("job.toml", "uri = \"sd15\"", "uri = \"nowhere\"");
     refuses(&other, "target `sd15`");
     std::fs::remove_file(texts.path("llava/model-00001-of-00002.safetensors")).unwrap();
     refuses(&texts, "model-00001-of-00002.safetensors");
-    // LLaVA's own code need not keep the tower in its checkpoint: nothing here would be edited.
+    // A checkpoint in the layout of LLaVA's own code may lack the tower, so there would be nothing
+    // to edit.
     let index = json!({"metadata": {}, "weight_map": {"language_model.model.embed_tokens.weight": "model-00002-of-00002.safetensors"}});
     texts.write("llava/model.safetensors.index.json", index.to_string().as_bytes());
     refuses(&texts, "leave the target out");
@@ -325,10 +430,14 @@ fn what_cannot_act_is_said_before_anything_is_computed() {
         &texts,
         "takes it from mm_vision_tower (`some/clip`). Leave the target out, and let mm_vision_tower in config.json lead to the release",
     );
-    // Pickled.
+    // Pickled weights.
     let pickled = job("rounds = 0", &target("sd15", "stable-diffusion"));
     pipeline(&pickled.path("sd15"), TEXT_BLOCKS);
-    std::fs::rename(pickled.path("sd15/text_encoder/model.safetensors"), pickled.path("sd15/text_encoder/pytorch_model.bin")).unwrap();
+    std::fs::rename(
+        pickled.path("sd15/text_encoder/model.safetensors"),
+        pickled.path("sd15/text_encoder/pytorch_model.bin"),
+    )
+    .unwrap();
     refuses(&pickled, "safe_serialization=True");
 }
 
@@ -339,12 +448,21 @@ fn of_two_towers_each_target_gets_its_own() {
     pipeline(&job.path("sd15"), TEXT_BLOCKS);
     vision_language(&job.path("llava"));
     let planned = job.command("plan", &[]).output().unwrap();
-    assert!(stderr(&planned).contains("it stays in every target with the other one"), "{}", stderr(&planned));
+    assert!(
+        stderr(&planned).contains("it stays in every target with the other one"),
+        "{}",
+        stderr(&planned)
+    );
     let said = job.run("store");
     let kept = record(&said);
     for target in &kept.targets {
         let tower = target.kind.tower();
-        let expected: Vec<&String> = kept.concepts.iter().filter(|concept| concept.tower != tower).map(|concept| &concept.id).collect();
+        let expected: Vec<&String> = kept
+            .concepts
+            .iter()
+            .filter(|concept| concept.tower != tower)
+            .map(|concept| &concept.id)
+            .collect();
         assert_eq!(target.without.iter().collect::<Vec<_>>(), expected, "{}", target.name);
         assert_eq!(target.changed.is_empty(), expected.len() == kept.concepts.len());
     }
@@ -359,7 +477,10 @@ async fn a_target_in_the_store_s_bucket_is_copied_there() {
     pipeline(&job.path("sd15"), TEXT_BLOCKS);
     let local = record(&job.run("store"));
     for name in files(&job.path("sd15")).keys() {
-        bucket.put_file(&format!("models/sd15/{name}"), &job.path("sd15").join(name)).await.unwrap();
+        bucket
+            .put_file(&format!("models/sd15/{name}"), &job.path("sd15").join(name))
+            .await
+            .unwrap();
     }
     job.replace("job.toml", "uri = \"sd15\"", "uri = \"s3://lethe/models/sd15\"");
     let mut command = job.command("run", &["--store", "s3://lethe/store"]);
@@ -368,45 +489,81 @@ async fn a_target_in_the_store_s_bucket_is_copied_there() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let said = last_line(&output);
     let key = said["release"].as_str().unwrap().strip_prefix("s3://lethe/").unwrap().to_owned();
-    let kept: Composition = serde_json::from_slice(&bucket.get(&format!("{key}/composition.json")).await.unwrap().unwrap()).unwrap();
-    assert_eq!((&kept.targets[0].source, &kept.targets[0].changed), (&local.targets[0].source, &local.targets[0].changed));
+    let kept: Composition = serde_json::from_slice(
+        &bucket.get(&format!("{key}/composition.json")).await.unwrap().unwrap(),
+    )
+    .unwrap();
+    assert_eq!(
+        (&kept.targets[0].source, &kept.targets[0].changed),
+        (&local.targets[0].source, &local.targets[0].changed)
+    );
     for (name, file) in kept.targets[0].files() {
-        assert_eq!(bucket.hash(&format!("{key}/targets/sd15/{name}")).await.unwrap(), file, "{name}");
+        assert_eq!(
+            bucket.hash(&format!("{key}/targets/sd15/{name}")).await.unwrap(),
+            file,
+            "{name}"
+        );
     }
-    // Of the target only what is compared and changed was brought here.
+    // Only the target's compared and changed files were downloaded.
     let brought = files(&job.path("cache"));
-    assert!(brought.keys().any(|name| name.ends_with("text_encoder/model.safetensors")), "{:?}", brought.keys());
+    assert!(
+        brought.keys().any(|name| name.ends_with("text_encoder/model.safetensors")),
+        "{:?}",
+        brought.keys()
+    );
     assert!(!brought.keys().any(|name| name.contains("unet")), "{:?}", brought.keys());
     let mut command = Command::new(binary("lethe"));
-    command.args(["verify", said["release"].as_str().unwrap(), "--recompute", "--json"]).env("LETHE_CACHE", job.path("cache"));
+    command
+        .args(["verify", said["release"].as_str().unwrap(), "--recompute", "--json"])
+        .env("LETHE_CACHE", job.path("cache"));
     S3Server::environment(&server.endpoint(), &mut command);
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
 
-/// Releases a target into a store, dying after every number of writes there is, and then once more.
+/// Releases a target into a store, with a crash after every possible number of writes, and then
+/// once more.
 #[tokio::test]
 async fn a_process_that_dies_leaves_no_half_target() {
     let job = SmallJob::summed();
     pipeline(&job.path("sd15"), TEXT_BLOCKS);
     let kept = record(&job.run("first"));
     let base = Checkpoint::open(&demo().join("model")).unwrap();
-    let request = serde_json::from_value(json!({"name": "sd15", "kind": "stable-diffusion", "uri": "sd15"})).unwrap();
-    let target = Target::open(&request, Address::Local(job.path("sd15")), &base, &job.path("cache")).await.unwrap();
+    let request =
+        serde_json::from_value(json!({"name": "sd15", "kind": "stable-diffusion", "uri": "sd15"}))
+            .unwrap();
+    let target =
+        Target::open(&request, Address::Local(job.path("sd15")), &base, &job.path("cache"))
+            .await
+            .unwrap();
     let layer = "text_model.encoder.layers.1.mlp.fc2.weight";
     let size = base.tensor(layer).unwrap().shape.iter().product();
     let direction = vec![1.0; size];
 
     let local = tempfile::tempdir().unwrap();
-    let inner: Arc<dyn ObjectStore> = Arc::new(object_store::local::LocalFileSystem::new_with_prefix(local.path()).unwrap());
+    let inner: Arc<dyn ObjectStore> =
+        Arc::new(object_store::local::LocalFileSystem::new_with_prefix(local.path()).unwrap());
     let whole = Store::over(Arc::clone(&inner), local.path().to_str().unwrap());
     let attempt = async |store: &Store, step: f64| {
         let artifact = kept.concepts[0].direction;
-        let edit = Edit { concept: "c".into(), layer: layer.into(), step, strength: 1.0, dose: 1.0, direction: artifact };
+        let edit = Edit {
+            concept: "c".into(),
+            spread: false,
+            layer: layer.into(),
+            step,
+            strength: 1.0,
+            dose: 1.0,
+            direction: artifact,
+        };
         let own = |_: &Edit, _: &[usize]| Ok(Direction::Dense(direction.clone()));
         let edited = target.edited(&base, &[edit], Merge::Sum, &own).await?;
         let staged = stage(&target, edited, store).await?;
-        let record = Composition { digest: base.digest().unwrap(), concepts: Vec::new(), name: "small".into(), ..kept.clone() };
+        let record = Composition {
+            digest: base.digest().unwrap(),
+            concepts: Vec::new(),
+            name: "small".into(),
+            ..kept.clone()
+        };
         let (change, thumbnails) = (Change::new(), Thumbnails::new());
         let contents = Contents {
             change: &change,
@@ -417,13 +574,13 @@ async fn a_process_that_dies_leaves_no_half_target() {
             thumbnails: &thumbnails,
             targets: vec![staged],
         };
-        release::write(store, &base, contents, record).await
+        write::write(store, &Fence::open(), &base, contents, record).await
     };
     for writes in 1.. {
         let mortal = Store::over(Arc::new(Mortal::over(Arc::clone(&inner), writes)), "mortal");
         let before = publish::published(&whole, "small").await.unwrap().len();
         let died = attempt(&mortal, writes as f64 / 100.0).await.is_err();
-        // Whatever is published is whole, its target too.
+        // Every published release is complete, including its target.
         for one in publish::published(&whole, "small").await.unwrap().values() {
             let address = Address::Local(local.path().join(one.prefix()));
             assert_eq!(verify(&address).await.unwrap().problems, [], "after {writes} writes");
@@ -431,7 +588,10 @@ async fn a_process_that_dies_leaves_no_half_target() {
         let (_, written, _) = attempt(&whole, writes as f64 / 100.0).await.unwrap();
         assert_eq!(written.targets[0].changed.len(), 1);
         assert_eq!(publish::published(&whole, "small").await.unwrap().len(), before + 1);
-        assert_eq!(publish::leftovers(&whole, "small", i64::MAX).await.unwrap(), []);
+        assert_eq!(
+            lethe::release::leftovers::leftovers(&whole, "small", i64::MAX).await.unwrap(),
+            []
+        );
         if !died {
             assert!(writes > 10, "{writes}");
             break;

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Before the first tensor, where workers run in this process.
+    // Must precede the first tensor if workers run in this process.
     #[cfg(feature = "embedded")]
     lethe_worker::memory::keep_freed_memory();
-    lethe::command::main()
+    lethe::cli::main()
 }

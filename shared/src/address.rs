@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Longest address accepted, bytes.
+/// Longest accepted address, in bytes.
 const MAX_LENGTH: usize = 4096;
 
 /// Where a file or folder is. Always absolute: relative paths are resolved where they are read.
@@ -14,11 +14,12 @@ const MAX_LENGTH: usize = 4096;
 pub enum Address {
     /// An absolute path on this machine, without `.` and `..`.
     Local(PathBuf),
-    /// An object-store URL: `s3://bucket/key`, `gs://bucket/key` or `az://container/key`; no trailing slash.
+    /// An object-store URL: `s3://bucket/key`, `gs://bucket/key` or `az://container/key`; no
+    /// trailing slash.
     Remote(String),
 }
 
-/// What is wrong with a text that should be an address.
+/// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not an address: {problem}")]
 pub struct NotAnAddress {
@@ -30,7 +31,7 @@ impl Address {
     /// Reads `file://`, `s3://`, `gs://` or `az://` URLs and absolute paths.
     ///
     /// # Errors
-    /// When it is something else.
+    /// When the text is not an address.
     pub fn parse(text: &str) -> Result<Self, NotAnAddress> {
         Self::resolve(text, None)
     }
@@ -38,9 +39,12 @@ impl Address {
     /// Like [`parse`](Self::parse), and relative paths are taken from `base`, a local folder.
     ///
     /// # Errors
-    /// When it is no address, or relative without a base.
+    /// When the text is not an address, or is relative without a base.
     pub fn resolve(text: &str, base: Option<&Path>) -> Result<Self, NotAnAddress> {
-        let wrong = |problem: &str| NotAnAddress { text: text.chars().take(200).collect(), problem: problem.to_owned() };
+        let wrong = |problem: &str| NotAnAddress {
+            text: text.chars().take(200).collect(),
+            problem: problem.to_owned(),
+        };
         if text.is_empty() {
             return Err(wrong("it is empty"));
         }
@@ -51,7 +55,9 @@ impl Address {
             return match scheme {
                 "file" => match rest.strip_prefix('/') {
                     Some(path) => Ok(Self::Local(normalise(&Path::new("/").join(path)))),
-                    None => Err(wrong("a file URL has three slashes and an absolute path: file:///data/store")),
+                    None => Err(wrong(
+                        "a file URL has three slashes and an absolute path: file:///data/store",
+                    )),
                 },
                 "s3" | "gs" | "az" => {
                     let rest = rest.trim_end_matches('/');
@@ -63,7 +69,9 @@ impl Address {
                         return Err(wrong("empty, `.` and `..` path parts are not allowed"));
                     }
                     if rest.contains('?') || rest.contains('#') || bucket.contains('@') {
-                        return Err(wrong("queries, fragments and credentials do not belong in an address"));
+                        return Err(wrong(
+                            "queries, fragments and credentials do not belong in an address",
+                        ));
                     }
                     Ok(Self::Remote(format!("{scheme}://{rest}")))
                 }
@@ -75,7 +83,9 @@ impl Address {
             return Ok(Self::Local(normalise(path)));
         }
         match base {
-            Some(base) if base.is_absolute() && base.to_str().is_some() => Ok(Self::Local(normalise(&base.join(path)))),
+            Some(base) if base.is_absolute() && base.to_str().is_some() => {
+                Ok(Self::Local(normalise(&base.join(path))))
+            }
             Some(base) if base.is_absolute() && base.to_str().is_none() => {
                 Err(wrong("the folder it starts from has a name that is not UTF-8"))
             }
@@ -83,7 +93,7 @@ impl Address {
         }
     }
 
-    /// The path, when this is on this machine.
+    /// Returns the path of a local address.
     pub fn as_local(&self) -> Option<&Path> {
         match self {
             Self::Local(path) => Some(path),
@@ -91,14 +101,18 @@ impl Address {
         }
     }
 
-    /// The address of something below: `name` is a relative path without `..`.
+    /// Returns the address of `name`, a relative path without `..`, below this folder.
     ///
     /// # Errors
     /// When `name` leaves the folder.
     pub fn join(&self, name: &str) -> Result<Self, NotAnAddress> {
-        let inside = !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        let inside = !name.is_empty()
+            && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
         if !inside {
-            return Err(NotAnAddress { text: name.chars().take(200).collect(), problem: "it must be a relative path without `..`".into() });
+            return Err(NotAnAddress {
+                text: name.chars().take(200).collect(),
+                problem: "it must be a relative path without `..`".into(),
+            });
         }
         match self {
             Self::Local(path) => Ok(Self::Local(path.join(name))),
@@ -106,16 +120,18 @@ impl Address {
         }
     }
 
-    /// The last part of the path.
+    /// Returns the last part of the path.
     pub fn file_name(&self) -> String {
         match self {
-            Self::Local(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            Self::Local(path) => {
+                path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+            }
             Self::Remote(url) => url.rsplit('/').next().unwrap_or_default().to_owned(),
         }
     }
 }
 
-/// Takes `.` and `..` out of an absolute path, by text alone.
+/// Removes `.` and `..` from an absolute path lexically.
 fn normalise(path: &Path) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for part in path.components() {
@@ -150,7 +166,9 @@ impl FromStr for Address {
 impl Serialize for Address {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Local(path) => serializer.serialize_str(path.to_str().ok_or_else(|| serde::ser::Error::custom("the path is not UTF-8"))?),
+            Self::Local(path) => serializer.serialize_str(
+                path.to_str().ok_or_else(|| serde::ser::Error::custom("the path is not UTF-8"))?,
+            ),
             Self::Remote(url) => serializer.serialize_str(url),
         }
     }
@@ -168,19 +186,34 @@ mod tests {
 
     #[test]
     fn reads_paths_and_urls() {
-        for (text, shown) in
-            [("/a/./b/../c", "/a/c"), ("file:///a/b", "/a/b"), ("s3://bucket/a/b/", "s3://bucket/a/b"), ("gs://bucket", "gs://bucket")]
-        {
+        for (text, shown) in [
+            ("/a/./b/../c", "/a/c"),
+            ("file:///a/b", "/a/b"),
+            ("s3://bucket/a/b/", "s3://bucket/a/b"),
+            ("gs://bucket", "gs://bucket"),
+        ] {
             assert_eq!(Address::parse(text).unwrap().to_string(), shown);
         }
-        assert_eq!(Address::resolve("../x.tar", Some(Path::new("/jobs/emoji"))).unwrap().to_string(), "/jobs/x.tar");
+        assert_eq!(
+            Address::resolve("../x.tar", Some(Path::new("/jobs/emoji"))).unwrap().to_string(),
+            "/jobs/x.tar"
+        );
     }
 
     #[test]
     fn refuses_what_has_no_clear_meaning() {
-        for text in
-            ["", "a/b", "http://host/a", "s3://", "s3:///key", "s3://b/../c", "s3://b//c", "s3://user@b/c", "s3://b/c?x=1", "file://a"]
-        {
+        for text in [
+            "",
+            "a/b",
+            "http://host/a",
+            "s3://",
+            "s3:///key",
+            "s3://b/../c",
+            "s3://b//c",
+            "s3://user@b/c",
+            "s3://b/c?x=1",
+            "file://a",
+        ] {
             assert!(Address::parse(text).is_err(), "{text}");
         }
     }
@@ -192,6 +225,9 @@ mod tests {
         for name in ["", "..", "../a", "/etc", "a/../../b"] {
             assert!(folder.join(name).is_err(), "{name}");
         }
-        assert_eq!(Address::parse("s3://b/k").unwrap().join("x").unwrap().to_string(), "s3://b/k/x");
+        assert_eq!(
+            Address::parse("s3://b/k").unwrap().join("x").unwrap().to_string(),
+            "s3://b/k/x"
+        );
     }
 }

@@ -11,25 +11,26 @@ use sha2::{Digest as _, Sha256};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// What a text that should be a digest is not.
+/// The text is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a SHA-256 digest (64 lower-case hexadecimal digits)")]
 pub struct NotADigest(String);
 
 impl Digest {
-    /// The digest of these bytes.
+    /// Returns the digest of bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// The digest of a value's JSON. Fields stand in declaration order and maps are ordered, so that equal values have
-    /// equal digests.
+    /// Returns the digest of the JSON form of a value. Fields are in declaration order and maps are
+    /// ordered, so equal values have equal digests.
     pub fn of_json<T: Serialize>(value: &T) -> Self {
-        let bytes = serde_json::to_vec(value).expect("plain data without non-string keys always serialises");
+        let bytes = serde_json::to_vec(value)
+            .expect("plain data without non-string keys always serialises");
         Self::of(&bytes)
     }
 
-    /// The digest of everything a reader gives.
+    /// Returns the digest of all bytes of a reader.
     ///
     /// # Errors
     /// When reading fails.
@@ -44,17 +45,17 @@ impl Digest {
         }
     }
 
-    /// The digest with these bytes.
+    /// Creates a digest from its 32 bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The 32 bytes.
+    /// Returns the 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The first 12 hexadecimal digits, for names that people read.
+    /// Returns the first 12 hexadecimal digits, for display.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
     }
@@ -88,30 +89,42 @@ impl FromStr for Digest {
                 b'a'..=b'f' => Some(digit - b'a' + 10),
                 _ => None,
             };
-            *byte = value(pair[0]).zip(value(pair[1])).map(|(high, low)| 16 * high + low).ok_or_else(wrong)?;
+            *byte = value(pair[0])
+                .zip(value(pair[1]))
+                .map(|(high, low)| 16 * high + low)
+                .ok_or_else(wrong)?;
         }
         Ok(Self(bytes))
     }
 }
 
+/// Hexadecimal text in human-readable formats (JSON, TOML), 32 bytes in others (messages).
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            self.0.serialize(serializer)
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        if deserializer.is_human_readable() {
+            String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        } else {
+            <[u8; 32]>::deserialize(deserializer).map(Self)
+        }
     }
 }
 
-/// Digests bytes that come in pieces.
+/// Computes the digest of bytes that arrive in pieces.
 #[derive(Debug, Clone, Default)]
 pub struct Hasher(Sha256);
 
 impl Hasher {
-    /// Nothing yet.
+    /// Creates a hasher without any bytes.
     pub fn new() -> Self {
         Self::default()
     }
@@ -121,7 +134,7 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// The digest of all bytes added.
+    /// Returns the digest of all bytes that were added.
     pub fn finish(self) -> Digest {
         Digest(self.0.finalize().into())
     }
@@ -144,7 +157,9 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_digest() {
-        for text in ["", "abc", &EMPTY.to_uppercase(), &format!("{}g", &EMPTY[..63]), &"ä".repeat(32)] {
+        for text in
+            ["", "abc", &EMPTY.to_uppercase(), &format!("{}g", &EMPTY[..63]), &"ä".repeat(32)]
+        {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

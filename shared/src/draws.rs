@@ -1,5 +1,5 @@
-//! Pseudo-random numbers that are the same on every machine, thread and version (SplitMix64): nothing in a release may
-//! depend on where it was made.
+//! Pseudo-random numbers that are the same on every machine, thread and version (SplitMix64):
+//! nothing in a release may depend on where it was made.
 
 use crate::digest::Digest;
 
@@ -8,7 +8,7 @@ use crate::digest::Digest;
 pub struct Draws(u64);
 
 impl Draws {
-    /// The stream that belongs to a digest.
+    /// Creates the stream for a digest.
     pub fn seeded(digest: Digest) -> Self {
         Self(digest.as_bytes().iter().take(8).fold(0, |seed, &byte| seed << 8 | u64::from(byte)))
     }
@@ -21,14 +21,16 @@ impl Draws {
         z ^ (z >> 31)
     }
 
-    /// Above 0, at most 1, every value as likely.
+    /// Returns a uniformly distributed number above 0 and at most 1.
     pub fn uniform(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 
-    /// Of the standard normal distribution (Box and Muller; the second of each pair is not used).
+    /// Returns a number from the standard normal distribution (Box–Muller; the second of each pair
+    /// is not used).
     pub fn normal(&mut self) -> f32 {
-        let (radius, angle) = ((-2.0 * self.uniform().ln()).sqrt(), std::f64::consts::TAU * self.uniform());
+        let (radius, angle) =
+            ((-2.0 * self.uniform().ln()).sqrt(), std::f64::consts::TAU * self.uniform());
         (radius * angle.cos()) as f32
     }
 }

@@ -4,11 +4,11 @@
 pub const DONE: u8 = 0;
 /// The manifest or the arguments are bad.
 pub const BAD_INPUT: u8 = 2;
-/// Finished, but some concepts are missing and the manifest did not allow it.
+/// Finished, but a concept that the manifest requires has no edit or is still recognised.
 pub const INCOMPLETE: u8 = 3;
-/// A release does not pass: a gate was not met and nothing was promoted, or it is not what was released.
+/// A gate was not met and nothing was promoted, or a release does not match its record.
 pub const NOT_PASSED: u8 = 4;
-/// Queue, store or network gave up.
+/// The queue or the store stayed unreachable, or no worker was fit for the jobs.
 pub const INFRASTRUCTURE: u8 = 5;
 /// Cancelled.
 pub const CANCELLED: u8 = 130;

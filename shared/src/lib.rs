@@ -1,30 +1,65 @@
-//! The words every Lethe process speaks.
+//! The vocabulary and the data formats that all Lethe processes share.
 //!
-//! A run goes one way: a [`manifest`] names a model, data and concepts; the coordinator plans [`job`]s from it and
-//! publishes them on a [`queue`]; workers write each job's [`outcome`] into the [`store`]; the coordinator composes the
-//! [`edit`]s into a release and writes its [`record`].
+//! Data flows one way. A [`manifest`] names a model, data and concepts. The coordinator plans
+//! [`job`]s from it and publishes them on a queue (`lethe-queue`); workers write the [`outcome`] of
+//! each job into the object store (`lethe-store`); the coordinator composes the [`edit`]s into a
+//! release, and writes its [`record`].
 //!
-//! The store is the truth: every object in it is immutable, artifacts are named by their [`digest`], and an outcome is
-//! written once under its job's id before the message that asked for it is acknowledged. Nothing here links libtorch
-//! or decides policy.
+//! The store is the truth: its objects are immutable, artifacts are named by their [`digest`], and
+//! an outcome is written once under the id of its job, before the message is acknowledged.
+//!
+//! | layer | modules |
+//! |---|---|
+//! | leaves | [`address`], [`digest`], [`draws`], [`exit`], [`retry`], [`words`], [`phrases`], [`vocabulary`] |
+//! | references and measurements | [`reference`](mod@reference), [`measurement`], [`fault`], [`finding`] |
+//! | input files | [`manifest`], [`shard`], [`texts`], [`checkpoint`] |
+//! | work | [`task`], [`outcome`], [`job`], [`message`], [`codec`] |
+//! | results | [`edit`], [`record`] |
+//!
+//! *Architecture invariant:* imports between modules form no circle. This crate links no libtorch,
+//! NATS client, object store or HTTP server, and decides no policy.
+//!
+//! # Example
+//! ```
+//! use std::path::Path;
+//!
+//! use lethe_shared::manifest::Manifest;
+//! use lethe_shared::vocabulary::Stop;
+//!
+//! let text = r#"{
+//!   "version": 1,
+//!   "name": "two-concepts",
+//!   "model": { "uri": "model" },
+//!   "data": { "retain": ["retain-*.tar"], "classes": "classes.txt" },
+//!   "concepts": { "table": "concepts.csv" }
+//! }"#;
+//! let manifest = Manifest::from_json(text, Path::new("/data/manifest.json"))?;
+//! assert_eq!(manifest.method.stop, Stop::Fa5);
+//! assert_eq!(manifest.address("model.uri", &manifest.model.uri)?.to_string(), "/data/model");
+//! # Ok::<(), lethe_shared::manifest::Error>(())
+//! ```
 
 pub mod address;
+mod binary;
 pub mod checkpoint;
 pub mod codec;
-pub mod control;
 pub mod digest;
-pub mod doctor;
 pub mod draws;
 pub mod edit;
 pub mod exit;
+pub mod fault;
+pub mod finding;
 pub mod job;
 pub mod manifest;
+pub mod measurement;
+pub mod message;
 pub mod outcome;
 pub mod phrases;
-pub mod queue;
 pub mod record;
+pub mod reference;
+pub mod retry;
 pub mod shard;
-pub mod store;
-pub mod telemetry;
+pub mod task;
 pub mod texts;
+pub mod vocabulary;
 pub mod words;

@@ -1,7 +1,8 @@
-//! Finds many names in texts, as whole-word phrases: which classes a caption or an unlabelled text speaks of.
+//! Finds many names in texts as whole-word phrases: the classes that a caption or an unlabelled
+//! text names.
 //!
-//! Names and texts are compared word by word, by the rules of [`words`](crate::words): `Red heart` is in `a red-heart, drawn`
-//! and not in `red hearts`.
+//! Names and texts are compared word by word, by the rules of [`words`](crate::words): `Red heart`
+//! is in `a red-heart, drawn` and not in `red hearts`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,15 +11,15 @@ use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::words::words;
 
-/// The names together are too long to be searched for at once.
+/// The names are too long in total to be searched for at once.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the names are too long to be searched for all at once: {0}")]
 pub struct TooLong(#[from] aho_corasick::BuildError);
 
-/// Names, ready to be found in texts; a name is its position.
+/// Names prepared for searching. A name is identified by its position.
 pub struct Phrases {
     automaton: AhoCorasick,
-    /// The name of each pattern: a name without any word has none.
+    /// The name of each pattern; names without any word have no pattern.
     names: Vec<u32>,
 }
 
@@ -28,27 +29,36 @@ impl Phrases {
     /// # Errors
     /// [`TooLong`], beyond some gigabytes of names.
     pub fn new<S: AsRef<str>>(names: &[S]) -> Result<Self, TooLong> {
-        let words = (0u32..).zip(names).map(|(name, text)| (name, words(text.as_ref()))).filter(|(_, words)| words != " ");
+        let words = (0u32..)
+            .zip(names)
+            .map(|(name, text)| (name, words(text.as_ref())))
+            .filter(|(_, words)| words != " ");
         let (names, patterns): (Vec<u32>, Vec<String>) = words.unzip();
         // Every occurrence counts, also one inside or across another: `heart` in `red heart`.
         let automaton = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&patterns)?;
         Ok(Self { automaton, names })
     }
 
-    /// The names that occur in a text, also one inside another.
+    /// Returns all names that occur in a text, including those inside longer names.
     pub fn find(&self, text: &str) -> BTreeSet<u32> {
-        self.automaton.find_overlapping_iter(&words(text)).map(|found| self.names[found.pattern().as_usize()]).collect()
+        self.automaton
+            .find_overlapping_iter(&words(text))
+            .map(|found| self.names[found.pattern().as_usize()])
+            .collect()
     }
 }
 
 impl Phrases {
-    /// The names that occur in a text other than inside a longer one: `New York` alone in `New York at night`, `York` too in
-    /// `from York to New York`. Of two that overlap and lie in neither, both.
+    /// Returns the names that occur in a text outside of longer names: only `New York` in `New York
+    /// at night`, but also `York` in `from York to New York`. Two names that overlap partially are
+    /// both returned.
     pub fn find_outermost(&self, text: &str) -> BTreeSet<u32> {
         let words = words(text);
         let found = self.automaton.find_overlapping_iter(&words);
-        let mut found: Vec<(usize, usize, u32)> = found.map(|m| (m.start(), m.end(), self.names[m.pattern().as_usize()])).collect();
-        // The longest first of those with one start: whatever comes later and ends no later lies inside.
+        let mut found: Vec<(usize, usize, u32)> =
+            found.map(|m| (m.start(), m.end(), self.names[m.pattern().as_usize()])).collect();
+        // The longest first among those with the same start: a later one that ends no later lies
+        // inside.
         found.sort_unstable_by_key(|&(start, end, name)| (start, std::cmp::Reverse(end), name));
         let mut outer = (0, 0);
         let mut names = BTreeSet::new();
@@ -97,13 +107,18 @@ mod tests {
 
     #[test]
     fn overlapping_and_equal_names_are_all_found() {
-        assert_eq!(found(&["ice cream", "cream cone", "Cream", "cream"], "ice cream cone"), [0, 1, 2, 3]);
+        assert_eq!(
+            found(&["ice cream", "cream cone", "Cream", "cream"], "ice cream cone"),
+            [0, 1, 2, 3]
+        );
     }
 
     #[test]
     fn a_name_inside_a_longer_one_is_not_meant() {
         let names = ["York", "New York", "york minster", "new york city", "NEW-YORK"];
-        let outermost = |text: &str| Phrases::new(&names).unwrap().find_outermost(text).into_iter().collect::<Vec<_>>();
+        let outermost = |text: &str| {
+            Phrases::new(&names).unwrap().find_outermost(text).into_iter().collect::<Vec<_>>()
+        };
         assert_eq!(outermost("New York at night"), [1, 4]);
         assert_eq!(outermost("from York to New York"), [0, 1, 4]);
         assert_eq!(outermost("new york minster"), [1, 2, 4]);

@@ -1,18 +1,24 @@
-//! `composition.json`: the record of a release. Nothing in it depends on when, where or how fast it was made.
+//! `composition.json`: the record of a release. It holds no time, no worker and no duration; of
+//! places it holds the addresses of the base model and of the targets' models.
 
+mod judge;
+mod measured;
 pub mod targets;
+pub mod verdict;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::measured::Measured;
+use self::targets::TargetRecord;
+use self::verdict::{Criterion, Verdict};
 use crate::digest::Digest;
-use crate::job::{ArtifactRef, MethodSettings, ShardRef};
-use crate::manifest::{Gates, Precision};
-use crate::outcome::{Accuracy, ClassHits, RankedLayer, Tower, Trial};
-use crate::record::targets::TargetRecord;
+use crate::manifest::Gates;
+use crate::measurement::{ClassHits, RankedLayer, Trial};
+use crate::reference::{ArtifactRef, ShardRef};
+use crate::vocabulary::{MethodSettings, Precision, Tower};
 
 /// Version of the record's format.
 pub const VERSION: u32 = 1;
@@ -27,33 +33,35 @@ pub struct Composition {
     pub name: String,
     /// The run that found its edits.
     pub run: String,
-    /// The release it was composed from, where no run made it. Nothing was measured on it then: what is measured of the whole is
-    /// absent, and what is measured of single edits holds as before. `lethe evaluate` measures it later, beside the record.
+    /// The release that it was composed from, when no run produced it. It was not evaluated then:
+    /// measurements of the whole model are absent, and those of single edits still apply. `lethe
+    /// evaluate` measures it later and stores the result beside the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
-    /// What was edited.
+    /// The model that was edited.
     pub base: Base,
     /// SHA-256 over the checkpoint's tensor bytes in name order.
     pub digest: Digest,
     /// How edits were composed.
     pub method: String,
-    /// How the edits of one layer became one change.
+    /// How the edits of one layer were merged into one change.
     #[serde(default, skip_serializing_if = "Merge::is_sum")]
     pub merge: Merge,
     /// How edits were found.
     pub search: MethodSettings,
-    /// What directions were corrected by, one artifact per tower that may change. Only edits that were corrected by the same are
-    /// dosed together.
+    /// The preconditioners of directions, one artifact per tower that may change. Coefficients are
+    /// solved together only for edits with the same preconditioners.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moments: Vec<ArtifactRef>,
-    /// Every concept that was removed, by id.
+    /// Every concept that has an edit, by id; its verdict says whether it is removed.
     pub concepts: Vec<ConceptRecord>,
-    /// Concepts of the manifest that are not removed.
+    /// Concepts of the manifest that have no edit.
     pub missing: Vec<Missing>,
-    /// Groups of concepts that the model hardly tells apart, by id: what removes one goes far towards removing the others.
+    /// Groups of concepts that the model hardly distinguishes, by id: removing one of them largely
+    /// removes the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub near_duplicates: Vec<Vec<String>>,
-    /// What must stay, before and after.
+    /// Accuracy on retained classes, before and after.
     pub utility: Utility,
     /// Texts that must not change, in their file's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -61,38 +69,69 @@ pub struct Composition {
     /// ‖Δ‖/‖θ‖ of every layer that is changed, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, f64>,
-    /// Bounds that the manifest sets before a channel may lead to it, where it sets some.
+    /// Whether concepts that the base model did not know get a receipt as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub receipts_for_unknown: bool,
+    /// The gates of the manifest, when there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gates: Option<Gates>,
-    /// What edits were found from. Absent in releases of earlier versions of Lethe.
+    /// The inputs of the run that found the edits. Absent in releases of earlier versions of Lethe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// Other models that got the edits too, by the manifest's order.
+    /// Other models that received the edits, in the order of the manifest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<TargetRecord>,
-    /// Every file of the release but this one and those of targets: SHA-256 and size.
+    /// All files of the release except for this one and those of targets: SHA-256 and size.
     pub files: BTreeMap<String, ArtifactRef>,
 }
 
 impl Composition {
-    /// Whether the model as a whole was measured: by its run, or by `lethe evaluate` since.
+    /// Returns the number of concepts that the base model knew, and that are forgotten with their
+    /// edit alone; `None` when no edit was measured alone.
+    pub fn forgotten_alone(&self) -> Option<usize> {
+        let forgotten = |concept: &&ConceptRecord| {
+            self.was_known(concept)
+                && concept.alone.is_some_and(|alone| self.criterion(concept).is_met(&alone))
+        };
+        let measured = self.concepts.iter().any(|concept| concept.alone.is_some());
+        (measured || self.concepts.is_empty())
+            .then(|| self.concepts.iter().filter(forgotten).count())
+    }
+
+    /// Returns what kind of edits it has, for pages: `single-layer edits`, or `edits of 6 layers`.
+    pub fn kind_of_edits(&self) -> String {
+        let layers: BTreeSet<&str> = self.concepts.iter().flat_map(ConceptRecord::layers).collect();
+        if self.concepts.iter().any(|concept| concept.layers.len() > 1) {
+            format!("edits of {} layers", layers.len())
+        } else {
+            "single-layer edits".to_owned()
+        }
+    }
+
+    /// Returns whether the whole model was evaluated, by its run or later by `lethe evaluate`.
     pub fn is_measured(&self) -> bool {
         self.parent.is_none() || self.utility.retained_classes.is_some()
     }
 }
 
-/// What edits were found from: nothing of where or when.
+/// The inputs of the run that found the edits, without addresses and times.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
-    /// Digest over everything that determines the run's result: settings, model, data and concepts. Its first digits end the run's name.
+    /// Digest over everything that determines the result of the run: settings, model, data and
+    /// concepts. The name of the run ends with its first digits.
     pub manifest: Digest,
-    /// Version of the algorithm, see [`crate::job::ALGORITHM_VERSION`].
+    /// Version of the algorithm, see [`crate::task::ALGORITHM_VERSION`].
     pub algorithm: u32,
-    /// How the model's towers multiplied matrices.
+    /// Arithmetic classes of its jobs, see
+    /// [`Execution::arithmetic`](crate::outcome::Execution::arithmetic). With more than one, the
+    /// last bits depend on which worker did which job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arithmetic: Vec<String>,
+    /// Precision of matrix multiplications.
     #[serde(default, skip_serializing_if = "Precision::is_float32")]
     pub precision: Precision,
-    /// Whether names are hashed: ids, names, classes and groups of concepts are then no words.
+    /// Whether ids, names, classes and groups of concepts are hashed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hashed_names: bool,
     /// Class names in the class list.
@@ -101,7 +140,7 @@ pub struct Origin {
     pub class_texts: Digest,
     /// Prompt around a class name.
     pub template: String,
-    /// Shards of pairs that must stay.
+    /// Shards of retained pairs.
     pub retain: Vec<DataFile>,
     /// Files of unlabelled texts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -112,16 +151,16 @@ pub struct Origin {
     /// File of names that must not change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protect: Option<DataFile>,
-    /// Shards that search and choice looked at.
+    /// Shards that the step search and the choice of a layer used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub validation: Vec<DataFile>,
-    /// Shards that nothing looked at before the numbers were taken.
+    /// Shards that were used for evaluation only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub test: Vec<DataFile>,
     /// Licence of the weights for the model card, as the Hub names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,
-    /// What the base model is called on the Hub.
+    /// Name of the base model on the Hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model: Option<String>,
 }
@@ -144,7 +183,8 @@ impl From<&ShardRef> for DataFile {
     }
 }
 
-/// How the edits of one layer become one change. Δ_i is an edit's change α·dose·λ·D.
+/// How the edits of one layer are merged into one change. Δ_i is the change α·a·λ·D of one edit
+/// with coefficient a.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Merge {
@@ -153,14 +193,16 @@ pub enum Merge {
     Sum,
     /// Σ Δ_i / n, with n the layer's edits (model soups, arXiv 2203.05482).
     Mean,
-    /// TIES (arXiv 2306.01708): of each Δ_i the share `density` of largest magnitude is kept; each value's sign is that of the sum of
-    /// what is kept; the mean is taken over what agrees with it.
+    /// TIES (arXiv 2306.01708): keeps the share `density` of largest magnitude of each Δ_i, elects
+    /// the sign of each value by the sum of the kept values, and takes the mean over the values
+    /// that agree with it.
     Ties {
         /// Share kept, above 0 and at most 1.
         density: f64,
     },
-    /// DARE (arXiv 2311.03099): each value of each Δ_i is dropped with probability `drop`, what stays is divided by 1 − `drop`,
-    /// and everything is added. What is dropped depends on concept and layer alone.
+    /// DARE (arXiv 2311.03099): drops each value of each Δ_i with probability `drop`, divides the
+    /// others by 1 − `drop`, and adds all edits. The dropped values depend on concept and layer
+    /// alone.
     Dare {
         /// Share dropped, at least 0 and below 1.
         drop: f64,
@@ -177,13 +219,13 @@ impl Merge {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parent {
-    /// Which one.
+    /// The release.
     pub release: ReleaseRef,
     /// What was changed, in the order it was done.
     pub changes: Vec<Amendment>,
 }
 
-/// A release, wherever it is.
+/// A reference to a release, independent of its address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReleaseRef {
@@ -231,7 +273,9 @@ impl fmt::Display for Amendment {
         match self {
             Self::Add { id, from } => write!(f, "{id} added from {from}"),
             Self::Remove { id } => write!(f, "{id} left out"),
-            Self::Strength { id, before, after } => write!(f, "{id} at strength {after} instead of {before}"),
+            Self::Strength { id, before, after } => {
+                write!(f, "{id} at strength {after} instead of {before}")
+            }
         }
     }
 }
@@ -246,7 +290,7 @@ pub struct Base {
     pub digest: Digest,
 }
 
-/// One removed concept.
+/// One concept that has an edit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConceptRecord {
@@ -259,28 +303,31 @@ pub struct ConceptRecord {
     /// Group in the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// The run that found its edit, where that is not the release's: of what was added from another release.
+    /// The run that found its edit, when the edit was added from another release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
     /// Tower of the edited layer.
     pub tower: Tower,
-    /// The edited layer.
+    /// The edited layer; of several, the one that changes most.
     pub layer: String,
+    /// All edited layers, when there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<String>,
     /// Step size λ.
     pub step: f64,
     /// λ/R: size of the change relative to the layer.
     pub relative_step: f64,
-    /// Strength α it is applied at.
+    /// Strength α of the edit.
     pub strength: f64,
-    /// What the composition multiplies the step by, solved together with all other concepts': the direction is applied at
-    /// α · dose · λ. 1 where doses are not solved.
+    /// The coefficient of the edit, solved together with those of all other concepts: the direction
+    /// is applied with the factor α · coefficient · λ. 1 when coefficients are not solved.
     pub dose: f64,
-    /// By how much its forget loss is to be raised at strength 1, to first order: what its dose is solved for. Absent where doses
-    /// are not solved.
+    /// The first-order increase of its forget loss at strength 1 that its coefficient is solved
+    /// for. Absent when coefficients are not solved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<f64>,
-    /// Predicted rise of its forget loss that comes of the other concepts' edits, to first order, as a share of what is wanted of
-    /// it (α times the target); below 0 when they work against it.
+    /// Predicted first-order increase of its forget loss by the edits of other concepts, as a share
+    /// of the wanted increase (α times `target`); negative when they work against it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_others: Option<f64>,
     /// Importance of the layer.
@@ -289,25 +336,34 @@ pub struct ConceptRecord {
     pub alignment: f64,
     /// The edit's direction on the layer, in the artifact store.
     pub direction: ArtifactRef,
-    /// Factors of its forget gradient at every layer of its run, in the artifact store; where doses are solved.
+    /// Factors of its forget gradient at every edited layer of its run, in the artifact store; when
+    /// coefficients are solved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradients: Option<ArtifactRef>,
+    /// The criterion by which it counts as forgotten. Absent in releases of earlier versions of
+    /// Lethe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub criterion: Option<Criterion>,
+    /// Its verdict by the numbers of this record. Absent in releases of earlier versions of Lethe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
     /// Forget pairs.
     pub pairs: u64,
-    /// The shards they are in.
+    /// The shards of the forget pairs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forget: Vec<DataFile>,
     /// Before any edit.
     pub before: Measured,
-    /// With this edit alone, at strength 1.
-    pub alone: Measured,
-    /// With all edits at their strengths; absent where nobody measured it.
+    /// With this edit alone, at strength 1; absent when edits are found together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone: Option<Measured>,
+    /// With all edits at their strengths; absent when it was not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<Measured>,
-    /// What the model said of the forget images before any edit.
+    /// Top predictions for the forget images before any edit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said_before: Option<Said>,
-    /// What it says with all edits at their strengths; absent where nobody looked.
+    /// Top predictions with all edits at their strengths; absent when they were not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said_composed: Option<Said>,
     /// Every candidate layer.
@@ -316,11 +372,30 @@ pub struct ConceptRecord {
     pub search: Vec<Trial>,
 }
 
-/// What a model says of a concept's forget images.
+impl ConceptRecord {
+    /// Returns the towers of all edited layers.
+    pub fn towers(&self) -> BTreeSet<Tower> {
+        let of = |layer: &str| {
+            let ranked = self.ranking.iter().find(|ranked| ranked.layer == layer);
+            ranked.map_or(self.tower, |ranked| ranked.tower)
+        };
+        self.layers().into_iter().map(of).collect()
+    }
+
+    /// Returns all edited layers.
+    pub fn layers(&self) -> Vec<&str> {
+        match self.layers.as_slice() {
+            [] => vec![&self.layer],
+            layers => layers.iter().map(String::as_str).collect(),
+        }
+    }
+}
+
+/// Top predictions of a model for the forget images of a concept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Said {
-    /// Mean cosine between the images and the text of the concept's class, to six decimals.
+    /// Mean cosine between the images and the text of the concept's class, to six decimal places.
     pub similarity: f64,
     /// The classes that most often rank first, most first.
     pub first: Vec<FirstClass>,
@@ -336,41 +411,18 @@ pub struct FirstClass {
     pub images: u32,
 }
 
-/// How well a concept is still known.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Measured {
-    /// FA@1 on forget data, 0 to 1.
-    pub fa1: f64,
-    /// FA@5 on forget data, 0 to 1.
-    pub fa5: f64,
-    /// On the class's validation pairs, where it has some.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_out: Option<ClassHits>,
-    /// TA@1 over all other classes' validation images, where it was measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub utility: Option<f64>,
-}
-
-impl Measured {
-    /// Accuracy on forget data.
-    pub fn accuracy(&self) -> Accuracy {
-        Accuracy { fa1: self.fa1, fa5: self.fa5 }
-    }
-}
-
 /// A text that must not change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProtectedText {
     /// Its name in the manifest's list.
     pub name: String,
-    /// By how much the outputs of the edited layers move, against those outputs, at the token that moves most: ‖Δx‖/‖Wx + b‖ of the
-    /// unedited model's inputs x.
+    /// Largest relative change of the outputs of the edited layers over its tokens: ‖Δx‖/‖Wx + b‖
+    /// at inputs x of the unedited model.
     pub moved: f64,
 }
 
-/// A concept of the manifest that is not removed.
+/// A concept of the manifest that has no edit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Missing {
@@ -380,16 +432,16 @@ pub struct Missing {
     pub reason: String,
 }
 
-/// What must stay: classes that no concept of the manifest names.
+/// Accuracy on retained classes: those that are not the class of a concept.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Utility {
-    /// Retained classes in the class list, where there was one.
+    /// Number of retained classes in the class list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retained_classes: Option<u64>,
-    /// On the validation set, which step search and choice looked at.
+    /// On the validation set, which the step search and the choice of a layer used.
     pub validation: Option<UtilityOn>,
-    /// On the test set, which nothing looked at.
+    /// On the test set, which was used for evaluation only.
     pub test: Option<UtilityOn>,
 }
 
@@ -403,28 +455,33 @@ pub struct UtilityOn {
     pub before: Retained,
     /// TA@1 and TA@5 of the composed model.
     pub after: Retained,
-    /// The ten classes that lost most, worst first.
+    /// The ten retained classes that lost most, worst first.
     pub worst: Vec<WorstClass>,
-    /// Retained classes that a retain caption or an unlabelled text names: statistics over them have seen these.
+    /// Retained classes that are named in a retain caption or an unlabelled text, and so are part
+    /// of the retain statistics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub covered: Option<Group>,
-    /// Retained classes that none names: what is left of these shows how far protection reaches.
+    /// Retained classes that are not named there: they show how far protection generalises.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub never_seen: Option<Group>,
-    /// Classes of the removed concepts: whether they are forgotten on images outside their forget sets too.
+    /// Classes of the removed concepts, on images outside their forget sets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed: Option<Group>,
 }
 
 impl UtilityOn {
-    /// What the groups are, in a sentence.
+    /// Explanation of the groups, for reports.
     pub const GROUPS: &str = "Covered are retained classes that a retain caption or an unlabelled text names, so that what protects \
                               them has seen something of them; never seen are those that none names; removed are the classes of the \
                               removed concepts, here on images outside their forget sets.";
 
-    /// The groups that have images, with their names.
+    /// Returns the groups that have images, with their names.
     pub fn groups(&self) -> impl Iterator<Item = (&'static str, &Group)> {
-        let groups = [("covered", &self.covered), ("never seen", &self.never_seen), ("removed", &self.removed)];
+        let groups = [
+            ("covered", &self.covered),
+            ("never seen", &self.never_seen),
+            ("removed", &self.removed),
+        ];
         groups.into_iter().filter_map(|(name, group)| Some((name, group.as_ref()?)))
     }
 }
@@ -469,24 +526,57 @@ pub struct WorstClass {
 mod tests {
     use super::*;
 
+    /// A concept as a record of an earlier version of Lethe has it.
+    pub(super) fn concept() -> ConceptRecord {
+        let measured = serde_json::json!({ "fa1": 0.5, "fa5": 1.0 });
+        let read = serde_json::json!({
+            "id": "a", "name": "a", "class": "a", "tower": "text", "layer": "l", "step": 1.0, "relative_step": 1.0, "strength": 1.0,
+            "dose": 1.0, "importance": 0.0, "alignment": 0.0, "direction": { "digest": Digest::of(b""), "bytes": 0 }, "pairs": 4,
+            "before": measured, "alone": measured, "composed": measured, "ranking": [], "search": [],
+        });
+        serde_json::from_value(read).unwrap()
+    }
+
+    #[test]
+    fn concepts_of_earlier_records_are_read_and_stay_as_they_are() {
+        let concept = concept();
+        assert_eq!((concept.criterion, &concept.verdict), (None, &None));
+        let written = serde_json::to_value(&concept).unwrap();
+        assert!(
+            written.get("criterion").is_none() && written.get("verdict").is_none(),
+            "{written}"
+        );
+    }
+
     #[test]
     fn changes_read_as_sentences() {
         let from = ReleaseRef { name: "other".into(), record: Digest::of(b"record") };
         let short = from.record.short();
         let of = |change: Amendment| change.to_string();
-        assert_eq!(of(Amendment::Add { id: "a".into(), from }), format!("a added from other/{short}"));
+        assert_eq!(
+            of(Amendment::Add { id: "a".into(), from }),
+            format!("a added from other/{short}")
+        );
         assert_eq!(of(Amendment::Remove { id: "a".into() }), "a left out");
-        assert_eq!(of(Amendment::Strength { id: "a".into(), before: 1.0, after: 0.5 }), "a at strength 0.5 instead of 1");
+        assert_eq!(
+            of(Amendment::Strength { id: "a".into(), before: 1.0, after: 0.5 }),
+            "a at strength 0.5 instead of 1"
+        );
     }
 
     #[test]
     fn numbers_survive_their_json() {
-        // Doses follow from these to the last bit.
+        // Coefficients follow from these to the last bit.
         let mut state = 1u64;
         for _ in 0..10_000 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let value = f64::from_bits((state >> 12) | 0x3f30_0000_0000_0000);
-            assert_eq!(serde_json::from_str::<f64>(&serde_json::to_string(&value).unwrap()).unwrap(), value);
+            assert_eq!(
+                serde_json::from_str::<f64>(&serde_json::to_string(&value).unwrap()).unwrap(),
+                value
+            );
         }
     }
 }

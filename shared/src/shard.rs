@@ -1,4 +1,4 @@
-//! A first look at a WebDataset shard, without decoding its images: digest, number of pairs, captions.
+//! Inspection of a WebDataset shard without decoding its images: digest, number of pairs, captions.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::{BufReader, Read};
@@ -29,20 +29,20 @@ pub struct Error {
     pub problem: String,
 }
 
-/// What captions must be.
+/// What captions are checked for.
 #[derive(Debug, Clone, Copy)]
 pub enum Captions<'a> {
     /// Any text.
     Any,
     /// Names of these classes.
     Classes(&'a Classes),
-    /// Any text; the names in it are counted.
+    /// Any text; the names that it contains are counted.
     Naming(&'a Phrases),
-    /// Nothing: images stand alone, and what texts lie beside them is not read.
+    /// Nothing: images need no captions, and captions are not read.
     Ignored,
 }
 
-/// What a shard holds.
+/// The contents of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardInfo {
     /// SHA-256 of the file.
@@ -51,7 +51,7 @@ pub struct ShardInfo {
     pub bytes: u64,
     /// Image-text pairs; images, where captions are ignored.
     pub pairs: u64,
-    /// Pairs by class: those whose caption is the class's name, or those whose caption names it.
+    /// Pairs by class: the caption is the name of the class, or contains it.
     pub by_class: BTreeMap<u32, u64>,
 }
 
@@ -66,7 +66,7 @@ pub enum Member {
     Other,
 }
 
-/// Tells what a member of a shard is: the key is the path up to the first dot of its last part.
+/// Classifies a member of a shard. Its key is the path up to the first dot of the file name.
 ///
 /// # Errors
 /// A sentence when it is a link or device, or its path leaves the shard.
@@ -81,12 +81,18 @@ pub fn classify<R: Read>(entry: &tar::Entry<'_, R>) -> Result<Member, String> {
         return Err(format!("member `{name}` is a link or device; a shard holds plain files"));
     }
     let parts: Vec<&str> = name.trim_start_matches("./").split('/').collect();
-    if name.starts_with('/') || parts.iter().any(|part| part.is_empty() || *part == "..") || name.len() > 1024 {
-        return Err(format!("member `{}` has an absolute, upward or overlong path", name.chars().take(100).collect::<String>()));
+    if name.starts_with('/')
+        || parts.iter().any(|part| part.is_empty() || *part == "..")
+        || name.len() > 1024
+    {
+        return Err(format!(
+            "member `{}` has an absolute, upward or overlong path",
+            name.chars().take(100).collect::<String>()
+        ));
     }
     let last = parts[parts.len() - 1];
     let Some((stem, ending)) = last.split_once('.') else { return Ok(Member::Other) };
-    // `.DS_Store`, `._1.png` and the like are nobody's sample.
+    // `.DS_Store`, `._1.png` and similar files belong to no sample.
     if stem.is_empty() {
         return Ok(Member::Other);
     }
@@ -105,11 +111,14 @@ pub fn classify<R: Read>(entry: &tar::Entry<'_, R>) -> Result<Member, String> {
     })
 }
 
-/// Says what a file is that is no tar, from its first bytes; `None` when it may be one.
+/// Recognises other file formats than tar by their first bytes; `None` when the file may be a tar
+/// file.
 pub fn not_a_tar(start: &[u8]) -> Option<&'static str> {
     match start {
         [0x1f, 0x8b, ..] => Some("is compressed with gzip; unpack it: shards are plain tar files"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("is compressed with zstd; unpack it: shards are plain tar files"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            Some("is compressed with zstd; unpack it: shards are plain tar files")
+        }
         [b'P', b'K', 3, 4, ..] => Some("is a zip file; shards are plain tar files"),
         _ => None,
     }
@@ -121,7 +130,8 @@ pub fn not_a_tar(start: &[u8]) -> Option<&'static str> {
 /// [`Error`] with the member's key.
 pub fn inspect(path: &Path, captions: Captions<'_>) -> Result<ShardInfo, Error> {
     let wrong = |problem: String| Error { shard: path.display().to_string(), problem };
-    let file = std::fs::File::open(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let file =
+        std::fs::File::open(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
     let mut reader = Hashing {
         inner: BufReader::with_capacity(1 << 20, file),
         hasher: Hasher::new(),
@@ -134,17 +144,26 @@ pub fn inspect(path: &Path, captions: Captions<'_>) -> Result<ShardInfo, Error> 
         return Err(wrong(problem.to_owned()));
     }
     let (pairs, by_class) = scanned.map_err(wrong)?;
-    // What follows the archive's end is part of the file's digest too.
-    std::io::copy(&mut reader, &mut std::io::sink()).map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    // A tar ends with blocks of zeros; one that is cut between two members looks whole but for them.
+    // The digest covers the bytes after the end of the archive as well.
+    std::io::copy(&mut reader, &mut std::io::sink())
+        .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    // A tar file ends with blocks of zeros. Only they are missing when a file is truncated between
+    // two members.
     if reader.bytes < 1024 || reader.tail.iter().any(|&byte| byte != 0) {
-        return Err(wrong("is cut off: the end of the archive is missing; write it again".to_owned()));
+        return Err(wrong(
+            "is cut off: the end of the archive is missing; write it again".to_owned(),
+        ));
     }
     Ok(ShardInfo { digest: reader.hasher.finish(), bytes: reader.bytes, pairs, by_class })
 }
 
-fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap<u32, u64>), String> {
-    let damaged = |error: std::io::Error| format!("is no whole tar file ({error}); it may be cut off: write it again");
+fn scan(
+    reader: &mut impl Read,
+    captions: Captions<'_>,
+) -> Result<(u64, BTreeMap<u32, u64>), String> {
+    let damaged = |error: std::io::Error| {
+        format!("is not a complete tar file ({error}); it may be cut off: write it again")
+    };
     let mut archive = tar::Archive::new(reader);
     let (mut pairs, mut members, mut by_class) = (0, 0u64, BTreeMap::new());
     let mut seen: HashSet<String> = HashSet::new();
@@ -165,7 +184,9 @@ fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap
         if now.as_ref().is_none_or(|sample| sample.key != key) {
             pairs += finish(now.take(), captions)?;
             if !seen.insert(key.clone()) {
-                return Err(format!("sample `{key}` comes twice; the files of a sample stand together"));
+                return Err(format!(
+                    "sample `{key}` appears twice; the files of a sample must be adjacent"
+                ));
             }
             now = Some(Sample { key: key.clone(), image: false, caption: false });
         }
@@ -175,7 +196,9 @@ fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap
                 return Err(format!("sample `{key}` has two images"));
             }
             if size > MAX_IMAGE {
-                return Err(format!("the image of sample `{key}` has {size} bytes, at most 64 MiB are read"));
+                return Err(format!(
+                    "the image of sample `{key}` has {size} bytes, at most 64 MiB are read"
+                ));
             }
             let mut start = [0; 12];
             let n = read_up_to(&mut entry, &mut start).map_err(damaged)?;
@@ -192,14 +215,17 @@ fn scan(reader: &mut impl Read, captions: Captions<'_>) -> Result<(u64, BTreeMap
                 Captions::Classes(classes) => {
                     let class = classes.find(&caption).ok_or_else(|| {
                         let hint = classes.suggest(&caption).map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
-                        format!("sample `{key}` has the caption `{caption}`, which is no class in {}{hint}", classes.file())
+                        format!("sample `{key}` has the caption `{caption}`, which is not a class in {}{hint}", classes.file())
                     })?;
                     *by_class.entry(class).or_default() += 1;
                 }
-                Captions::Naming(phrases) => phrases.find(&caption).into_iter().for_each(|name| *by_class.entry(name).or_default() += 1),
+                Captions::Naming(phrases) => phrases
+                    .find(&caption)
+                    .into_iter()
+                    .for_each(|name| *by_class.entry(name).or_default() += 1),
             }
         }
-        // Only now is it known whether the member is whole.
+        // Reading to the end detects a truncated member.
         std::io::copy(&mut entry, &mut std::io::sink()).map_err(damaged)?;
     }
     pairs += finish(now, captions)?;
@@ -216,28 +242,42 @@ fn finish(sample: Option<Sample>, captions: Captions<'_>) -> Result<u64, String>
     match sample {
         Some(_) if matches!(captions, Captions::Ignored) => Ok(1),
         None => Ok(0),
-        Some(Sample { key, image: false, .. }) => Err(format!("sample `{key}` has a caption and no image")),
-        Some(Sample { key, caption: false, .. }) => Err(format!("sample `{key}` has an image and no caption ({key}.txt)")),
+        Some(Sample { key, image: false, .. }) => {
+            Err(format!("sample `{key}` has a caption and no image"))
+        }
+        Some(Sample { key, caption: false, .. }) => {
+            Err(format!("sample `{key}` has an image and no caption ({key}.txt)"))
+        }
         Some(_) => Ok(1),
     }
 }
 
-/// Reads a caption: UTF-8 text that is not empty, without the white space around it.
+/// Reads a caption: non-empty UTF-8 text; surrounding white space is removed.
 ///
 /// # Errors
 /// A sentence that names the key.
 pub fn read_caption(entry: &mut impl Read, size: u64, key: &str) -> Result<String, String> {
     if size > MAX_CAPTION {
-        return Err(format!("the caption of sample `{key}` has {size} bytes, at most 64 KiB are read"));
+        return Err(format!(
+            "the caption of sample `{key}` has {size} bytes, at most 64 KiB are read"
+        ));
     }
     let mut bytes = Vec::with_capacity(size as usize);
-    entry.take(MAX_CAPTION).read_to_end(&mut bytes).map_err(|error| format!("the caption of sample `{key}` cannot be read: {error}"))?;
+    entry
+        .take(MAX_CAPTION)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("the caption of sample `{key}` cannot be read: {error}"))?;
     if bytes.len() as u64 != size {
         return Err(format!("the caption of sample `{key}` is cut off; write the shard again"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| format!("the caption of sample `{key}` is not UTF-8 text"))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| format!("the caption of sample `{key}` is not UTF-8 text"))?;
     let text = text.trim();
-    if text.is_empty() { Err(format!("the caption of sample `{key}` is empty")) } else { Ok(text.to_owned()) }
+    if text.is_empty() {
+        Err(format!("the caption of sample `{key}` is empty"))
+    } else {
+        Ok(text.to_owned())
+    }
 }
 
 fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -251,7 +291,8 @@ fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usiz
     Ok(filled)
 }
 
-/// The ending that belongs to an image, told from its first twelve bytes; `None` when it is neither PNG, JPEG nor WebP.
+/// Returns the file extension of an image by its first twelve bytes; `None` when it is neither PNG,
+/// JPEG nor WebP.
 pub fn image_ending(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some("png"),
@@ -261,7 +302,7 @@ pub fn image_ending(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Hashes what is read through it.
+/// A reader that hashes the bytes it passes on.
 struct Hashing<R> {
     inner: R,
     hasher: Hasher,
@@ -277,7 +318,8 @@ impl<R: Read> Read for Hashing<R> {
         self.hasher.update(&buffer[..n]);
         self.bytes += n as u64;
         let kept = &buffer[n.saturating_sub(BLOCK)..n];
-        self.tail.drain(..(self.tail.len() + kept.len()).saturating_sub(BLOCK).min(self.tail.len()));
+        self.tail
+            .drain(..(self.tail.len() + kept.len()).saturating_sub(BLOCK).min(self.tail.len()));
         self.tail.extend(kept);
         if self.start.len() < 8 {
             self.start.extend_from_slice(&buffer[..n.min(8)]);
@@ -317,26 +359,50 @@ mod tests {
 
     #[test]
     fn counts_pairs_and_hashes_the_file() {
-        let bytes =
-            shard(&[("a/1.png", PNG), ("a/1.txt", b"cat\n"), ("a/1.json", b"{}"), ("2.JPG", b"\xff\xd8\xff\xe0"), ("2.txt", b" dog ")]);
+        let bytes = shard(&[
+            ("a/1.png", PNG),
+            ("a/1.txt", b"cat\n"),
+            ("a/1.json", b"{}"),
+            ("2.JPG", b"\xff\xd8\xff\xe0"),
+            ("2.txt", b" dog "),
+        ]);
         let info = look(&bytes, Captions::Any).unwrap();
-        assert_eq!((info.pairs, info.bytes, info.digest), (2, bytes.len() as u64, Digest::of(&bytes)));
+        assert_eq!(
+            (info.pairs, info.bytes, info.digest),
+            (2, bytes.len() as u64, Digest::of(&bytes))
+        );
         let classes = Classes::parse(b"cat\ndog\n", "classes.txt").unwrap();
-        assert_eq!(look(&bytes, Captions::Classes(&classes)).unwrap().by_class, BTreeMap::from([(0, 1), (1, 1)]));
+        assert_eq!(
+            look(&bytes, Captions::Classes(&classes)).unwrap().by_class,
+            BTreeMap::from([(0, 1), (1, 1)])
+        );
         assert_eq!(look(&shard(&[]), Captions::Any).unwrap().pairs, 0);
-        let images = shard(&[("a.png", PNG), ("b.txt", b""), ("b.png", PNG), ("c.json", b"{}"), ("d.txt", b"no image")]);
+        let images = shard(&[
+            ("a.png", PNG),
+            ("b.txt", b""),
+            ("b.png", PNG),
+            ("c.json", b"{}"),
+            ("d.txt", b"no image"),
+        ]);
         assert_eq!(look(&images, Captions::Ignored).unwrap().pairs, 2);
     }
 
     #[test]
     fn counts_the_captions_that_name_something() {
         let pairs = |texts: &[&str]| {
-            let names: Vec<[String; 2]> = (0..texts.len()).map(|i| [format!("{i}.png"), format!("{i}.txt")]).collect();
-            let members = names.iter().zip(texts).flat_map(|([png, txt], text)| [(png.as_str(), PNG), (txt.as_str(), text.as_bytes())]);
+            let names: Vec<[String; 2]> =
+                (0..texts.len()).map(|i| [format!("{i}.png"), format!("{i}.txt")]).collect();
+            let members = names.iter().zip(texts).flat_map(|([png, txt], text)| {
+                [(png.as_str(), PNG), (txt.as_str(), text.as_bytes())]
+            });
             shard(&members.collect::<Vec<_>>())
         };
         let phrases = Phrases::new(&["cat", "red heart", "dog"]).unwrap();
-        let info = look(&pairs(&["a Cat, cat", "cats", "cat with a red heart"]), Captions::Naming(&phrases)).unwrap();
+        let info = look(
+            &pairs(&["a Cat, cat", "cats", "cat with a red heart"]),
+            Captions::Naming(&phrases),
+        )
+        .unwrap();
         assert_eq!((info.pairs, info.by_class), (3, BTreeMap::from([(0, 2), (1, 1)])));
     }
 
@@ -346,7 +412,10 @@ mod tests {
         assert!(problem(&[("1.txt", b"cat")]).contains("sample `1` has a caption and no image"));
         assert!(problem(&[("1.png", PNG)]).contains("sample `1` has an image and no caption"));
         assert!(problem(&[pair[0], ("1.jpg", PNG)]).contains("two images"));
-        assert!(problem(&[pair[0], pair[1], ("2.png", PNG), ("2.txt", b"x"), pair[0]]).contains("sample `1` comes twice"));
+        assert!(
+            problem(&[pair[0], pair[1], ("2.png", PNG), ("2.txt", b"x"), pair[0]])
+                .contains("sample `1` appears twice")
+        );
         assert!(problem(&[pair[0], ("1.txt", b"\xff")]).contains("not UTF-8"));
         assert!(problem(&[pair[0], ("1.txt", b" \n")]).contains("is empty"));
         assert!(problem(&[("1.png", b"GIF89a"), pair[1]]).contains("neither PNG, JPEG nor WebP"));
@@ -358,8 +427,13 @@ mod tests {
     #[test]
     fn captions_must_be_classes_where_that_is_asked() {
         let classes = Classes::parse(b"cat\ndog\n", "classes.txt").unwrap();
-        let error = look(&shard(&[("1.png", PNG), ("1.txt", b"catt")]), Captions::Classes(&classes)).unwrap_err();
-        assert!(error.contains("`catt`, which is no class in classes.txt; did you mean `cat`?"), "{error}");
+        let error =
+            look(&shard(&[("1.png", PNG), ("1.txt", b"catt")]), Captions::Classes(&classes))
+                .unwrap_err();
+        assert!(
+            error.contains("`catt`, which is not a class in classes.txt; did you mean `cat`?"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -369,9 +443,13 @@ mod tests {
         assert!(look(&whole[..520], Captions::Any).unwrap_err().contains("cut off"));
         // Cut between two members.
         assert!(look(&whole[..1024], Captions::Any).unwrap_err().contains("no caption"));
-        assert!(look(&whole[..2048], Captions::Any).unwrap_err().contains("the end of the archive is missing"));
+        assert!(
+            look(&whole[..2048], Captions::Any)
+                .unwrap_err()
+                .contains("the end of the archive is missing")
+        );
         assert!(look(b"\x1f\x8b\x08 and so on", Captions::Any).unwrap_err().contains("gzip"));
-        assert!(look(&[7; 2000], Captions::Any).unwrap_err().contains("no whole tar file"));
+        assert!(look(&[7; 2000], Captions::Any).unwrap_err().contains("not a complete tar file"));
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_path("1.png").unwrap();
@@ -380,6 +458,8 @@ mod tests {
         header.set_cksum();
         let mut tar = tar::Builder::new(Vec::new());
         tar.append(&header, &b""[..]).unwrap();
-        assert!(look(&tar.into_inner().unwrap(), Captions::Any).unwrap_err().contains("link or device"));
+        assert!(
+            look(&tar.into_inner().unwrap(), Captions::Any).unwrap_err().contains("link or device")
+        );
     }
 }

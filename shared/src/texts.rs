@@ -1,4 +1,4 @@
-//! Unlabelled texts: files with one text a line, which widen what retain statistics have seen.
+//! Unlabelled texts: files with one text per line, which extend the retain statistics.
 
 use crate::manifest::Error;
 use crate::shard::MAX_CAPTION;
@@ -7,28 +7,39 @@ use crate::shard::MAX_CAPTION;
 pub const MAX_FILE: u64 = 256 << 20;
 /// Most bytes of all files of a run.
 pub const MAX_TOTAL: u64 = 1 << 30;
-/// Texts of a slice. Part of the ids of the jobs over slices, so never the number of workers.
+/// Texts per slice. It affects the ids of jobs over slices, so it must not depend on the number of
+/// workers.
 pub const SLICE: usize = 4096;
 
-/// Reads a text file, UTF-8 with one text a line; white space around a text and empty lines count nothing. `file` is for
-/// messages.
+/// Parses a UTF-8 text file with one text per line. Surrounding white space and empty lines are
+/// ignored. `file` appears in messages.
 ///
 /// # Errors
-/// [`Error`] with file and line when a line is not UTF-8 or longer than a caption may be, and when there is no text.
+/// [`Error`] with file and line when a line is not UTF-8 or longer than a caption may be, and when
+/// there is no text.
 pub fn parse(bytes: &[u8], file: &str) -> Result<Vec<String>, Error> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut texts = Vec::new();
     for (number, line) in (1usize..).zip(bytes.split(|&byte| byte == b'\n')) {
         let wrong = |problem: String| Error::new(format!("{file}:{number}"), problem);
         if line.len() as u64 > MAX_CAPTION {
-            return Err(wrong(format!("the line has {} bytes, at most 64 KiB are read; put one text on a line", line.len())));
+            return Err(wrong(format!(
+                "the line has {} bytes, at most 64 KiB are read; put one text on a line",
+                line.len()
+            )));
         }
-        let line = std::str::from_utf8(line).map_err(|_| wrong("the line is not UTF-8 text".to_owned()))?.trim();
+        let line = std::str::from_utf8(line)
+            .map_err(|_| wrong("the line is not UTF-8 text".to_owned()))?
+            .trim();
         if !line.is_empty() {
             texts.push(line.to_owned());
         }
     }
-    if texts.is_empty() { Err(Error::new(file, "holds no text; give one a line")) } else { Ok(texts) }
+    if texts.is_empty() {
+        Err(Error::new(file, "contains no text; write one text per line"))
+    } else {
+        Ok(texts)
+    }
 }
 
 /// Cuts one file's texts into consecutive slices of at most [`SLICE`].
@@ -54,7 +65,8 @@ mod tests {
 
     #[test]
     fn reads_one_text_a_line() {
-        let texts = parse("\u{feff}a cat\r\n\n \t\n  être là  \na cat".as_bytes(), "texts.txt").unwrap();
+        let texts =
+            parse("\u{feff}a cat\r\n\n \t\n  être là  \na cat".as_bytes(), "texts.txt").unwrap();
         assert_eq!(texts, ["a cat", "être là", "a cat"]);
     }
 
@@ -63,8 +75,8 @@ mod tests {
         assert!(problem(b"cat\n\ndo\xffg\n").contains("texts.txt:3: the line is not UTF-8"));
         let long = [b"cat\n".as_slice(), &[b'x'; 70_000]].concat();
         assert!(problem(&long).contains("texts.txt:2: the line has 70000 bytes, at most 64 KiB"));
-        assert!(problem(b" \n\n").contains("texts.txt: holds no text"));
-        assert!(problem(b"").contains("holds no text"));
+        assert!(problem(b" \n\n").contains("texts.txt: contains no text"));
+        assert!(problem(b"").contains("contains no text"));
     }
 
     #[test]

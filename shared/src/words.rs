@@ -1,12 +1,14 @@
-//! Texts as words, so that names can be found in them however they are written.
+//! Normalises texts to words, so that names are found in them in any spelling variant.
 //!
-//! A text is normalised (NFKC, so `ﬁ` is `fi` and `Ｔｏｋｙｏ` is `Tokyo`; `é` is the same from one character or two), its case is
-//! folded by Unicode's full table (`STRASSE` is `Straße`), what is not seen is left out (soft hyphens, variation selectors), and
-//! it is cut at Unicode's word boundaries (UAX #29). Inside such a word everything that is neither letter, digit nor mark
-//! separates too: `Elon_Musk.jpg`, `Musk's` and `red-heart` name Elon Musk, Musk and a red heart.
+//! A text is normalised (NFKC, so `ﬁ` is `fi` and `Ｔｏｋｙｏ` is `Tokyo`; `é` is the same from one
+//! character or two), its case is folded by Unicode's full table (`STRASSE` is `Straße`), invisible
+//! characters are removed (soft hyphens, variation selectors), and it is split at Unicode's word
+//! boundaries (UAX #29). Inside such a word, every character other than a letter, digit or mark
+//! separates as well: `Elon_Musk.jpg`, `Musk's` and `red-heart` name Elon Musk, Musk and a red
+//! heart.
 //!
-//! Scripts that put nothing between words (Han, Hiragana, Thai …) are cut at every character, as UAX #29 does without a
-//! dictionary: `寿司` is in `寿司屋`.
+//! Scripts without spaces between words (Han, Hiragana, Thai …) are split at every character, as by
+//! UAX #29 without a dictionary: `寿司` is in `寿司屋`.
 
 use icu_casemap::CaseMapper;
 use icu_normalizer::ComposingNormalizerBorrowed;
@@ -14,19 +16,19 @@ use icu_properties::props::{DefaultIgnorableCodePoint, GeneralCategory, GeneralC
 use icu_properties::{CodePointMapData, CodePointSetData};
 use unicode_segmentation::UnicodeSegmentation;
 
-/// The words of a text with one space before, between and after: then a whole-word phrase is a substring. A text without words
-/// is a single space.
+/// Returns the words of a text with one space before, between and after them, so that a whole-word
+/// phrase is a substring. A text without words gives a single space.
 pub fn words(text: &str) -> String {
     let mut words = String::with_capacity(text.len() + 2);
     words.push(' ');
-    // Nothing reaches across white space, and most of what people write is ASCII.
+    // No rule applies across white space, and most texts are ASCII.
     for piece in text.split_ascii_whitespace() {
         if piece.is_ascii() { of_ascii(piece, &mut words) } else { of_unicode(piece, &mut words) }
     }
     words
 }
 
-/// What [`of_unicode`] gives for ASCII, many times faster.
+/// Equivalent to [`of_unicode`] for ASCII, and many times faster.
 fn of_ascii(text: &str, words: &mut String) {
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() {
@@ -45,7 +47,8 @@ fn of_unicode(text: &str, words: &mut String) {
     let seen: String = text
         .chars()
         .filter_map(|letter| match letter {
-            // Signs behind a name, which NFKC would make letters of it; and a space without width, which separates words in Thai.
+            // Signs after a name, which NFKC would turn into letters; and the zero-width space,
+            // which separates words in Thai.
             '™' | '℠' | '\u{200b}' => Some(' '),
             letter if !letter.is_ascii() && ignorable.contains(letter) => None,
             letter => Some(letter),
@@ -54,11 +57,13 @@ fn of_unicode(text: &str, words: &mut String) {
     let normaliser = ComposingNormalizerBorrowed::new_nfkc();
     let normal = normaliser.normalize(&seen);
     let folded = CaseMapper::new().fold_string(&normal);
-    // Folding can leave what is not composed.
+    // The result of folding may not be composed.
     let folded = normaliser.normalize(&folded);
     for segment in folded.split_word_bounds() {
         // A word begins with a letter or digit: a mark before it is one on something else.
-        let parts = segment.split(|letter| !is_part(letter)).map(|part| part.trim_start_matches(|c: char| !c.is_alphanumeric()));
+        let parts = segment
+            .split(|letter| !is_part(letter))
+            .map(|part| part.trim_start_matches(|c: char| !c.is_alphanumeric()));
         for word in parts.filter(|word| !word.is_empty()) {
             words.push_str(word);
             words.push(' ');
@@ -68,7 +73,9 @@ fn of_unicode(text: &str, words: &mut String) {
 
 /// Whether a character is part of a word: a letter, a digit or a mark on one.
 fn is_part(letter: char) -> bool {
-    letter.is_alphanumeric() || GeneralCategoryGroup::Mark.contains(CodePointMapData::<GeneralCategory>::new().get(letter))
+    letter.is_alphanumeric()
+        || GeneralCategoryGroup::Mark
+            .contains(CodePointMapData::<GeneralCategory>::new().get(letter))
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ def stages(store):
     found = {}
     for path in (store / "outcomes").rglob("*.json"):
         outcome = json.loads(path.read_text())
-        kind = next(iter(outcome["result"]))
+        kind = outcome["kind"]
         took = found.setdefault(kind, {"jobs": 0, "all": 0.0})
         took["jobs"] += 1
         took["all"] += outcome["execution"]["seconds"]
@@ -143,7 +143,7 @@ def main():
     what = torch.cuda.get_device_name() if device != "cpu" else "CPU"
     print(f"{what}; a product of large matrices: " + ", ".join(f"{rate:.0f} TFLOP/s in {name}" for name, rate in peaks.items()))
     print(f"{len(rows)} concepts, {RETAIN_PAIRS} retain pairs, {RETAIN_TEXTS} retain texts, {VALIDATION} validation images.\n")
-    print("| model | parameters, M | precision | statistics s | a concept ms | concepts a minute | share of the peak | doses s | whole run s |")
+    print("| model | parameters, M | precision | statistics s | a concept ms | concepts a minute | share of the peak | coefficients s | whole run s |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
 
     for size in arguments.sizes.split(","):

@@ -53,7 +53,7 @@ def main():
     few, retain = rows[:8], ["retain-00000.tar"]
     names = (folder / "classes.txt").read_text().splitlines()
     validation = samples(folder / "validation.tar")
-    print("| what grows | | statistics s | survey s per concept | direction s per concept | doses s | total s |\n|---|---|---|---|---|---|---|")
+    print("| what grows | | statistics s | survey s per concept | direction s per concept | coefficients s | total s |\n|---|---|---|---|---|---|---|")
 
     def point(what, size, concepts, **settings):
         name = f"{what}-{size}".replace(" ", "-").replace(",", "")

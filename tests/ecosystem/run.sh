@@ -11,8 +11,7 @@ say() { printf 'ecosystem: %s\n' "$*"; }
 tests/ecosystem/peers.sh
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cargo build --release --locked
-cargo build --release --locked -p lethe-tests --bin lethe-embed
+cargo build --release --locked --workspace
 say "removing eight concepts …"
 target/release/lethe run jobs/emoji/small.toml --store "$work/store" --json > "$work/report.json"
 release=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/report.json")

@@ -1,4 +1,4 @@
-//! The models that other software computed reference values of, and how near is near enough.
+//! Models with reference values of other software, and the tolerances.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,12 +26,22 @@ impl Golden {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
         let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
         let config_file = if name == "openclip" { "open_clip_config.json" } else { "config.json" };
-        let config = ClipConfig::from_json(config_file, &serde_json::from_slice(&read(config_file)).unwrap()).unwrap();
+        let config = ClipConfig::from_json(
+            config_file,
+            &serde_json::from_slice(&read(config_file)).unwrap(),
+        )
+        .unwrap();
         let clip = Clip::new(config);
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let parameters = Parameters::read(clip.architecture(), &checkpoint, Device::Cpu).unwrap();
         let numbers = serde_json::from_slice(&read("expected.json")).unwrap();
-        Self { clip, parameters, batches: read("batches.safetensors"), expected: read("expected.safetensors"), numbers }
+        Self {
+            clip,
+            parameters,
+            batches: read("batches.safetensors"),
+            expected: read("expected.safetensors"),
+            numbers,
+        }
     }
 
     pub(crate) fn expected(&self, name: &str) -> Tensor {
@@ -42,14 +52,23 @@ impl Golden {
     }
 
     pub(crate) fn number(&self, path: &[&str]) -> f64 {
-        path.iter().fold(&self.numbers, |value, key| &value[*key]).as_f64().unwrap_or_else(|| panic!("{path:?}"))
+        path.iter()
+            .fold(&self.numbers, |value, key| &value[*key])
+            .as_f64()
+            .unwrap_or_else(|| panic!("{path:?}"))
     }
 
     pub(crate) fn names(&self, set: &str, tower: &str) -> Vec<String> {
-        self.numbers[set][tower].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+        self.numbers[set][tower]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect()
     }
 
-    /// Pixels and texts of one batch. Ids go through the same door as everywhere, without their padding.
+    /// Returns pixels and texts of one batch. Token ids take the same path as in production,
+    /// without padding.
     pub(crate) fn batch(&self, set: &str, number: usize) -> (Tensor, TokenBatch) {
         let file = SafeTensors::deserialize(&self.batches).unwrap();
         let pixels = file.tensor(&format!("{set}.{number}.pixel_values")).unwrap();
@@ -57,7 +76,11 @@ impl Golden {
         let pixels = tensor_from_bytes(pixels.data(), pixels.dtype(), &shape).unwrap();
         let ids = file.tensor(&format!("{set}.{number}.input_ids")).unwrap();
         let tokens = ids.shape()[1];
-        let ids: Vec<u32> = ids.data().chunks_exact(8).map(|word| i64::from_le_bytes(word.try_into().unwrap()) as u32).collect();
+        let ids: Vec<u32> = ids
+            .data()
+            .chunks_exact(8)
+            .map(|word| i64::from_le_bytes(word.try_into().unwrap()) as u32)
+            .collect();
         let texts: Vec<Vec<u32>> = ids.chunks_exact(tokens).map(<[u32]>::to_vec).collect();
         (pixels, self.clip.token_batch(&texts, Device::Cpu).unwrap())
     }
@@ -66,7 +89,12 @@ impl Golden {
         self.numbers["loss"][set].as_array().unwrap().len()
     }
 
-    pub(crate) fn gradient(&self, kind: Loss, set: &str, micro_batch: MicroBatch) -> (GradientSum, BTreeMap<String, Tensor>) {
+    pub(crate) fn gradient(
+        &self,
+        kind: Loss,
+        set: &str,
+        micro_batch: MicroBatch,
+    ) -> (GradientSum, BTreeMap<String, Tensor>) {
         let weights = self.parameters.weights();
         let all: Vec<ParameterId> = self.clip.architecture().ids().collect();
         let mut sum = GradientSum::new(all, micro_batch);
@@ -75,11 +103,15 @@ impl Golden {
             sum.add(kind, &self.clip, &weights, Images::Pixels(&pixels), &texts).unwrap();
         }
         let mean = sum.mean(&weights).unwrap();
-        let by_name = mean.into_iter().map(|(id, t)| (self.clip.architecture().spec(id).name.clone(), t)).collect();
+        let by_name = mean
+            .into_iter()
+            .map(|(id, t)| (self.clip.architecture().spec(id).name.clone(), t))
+            .collect();
         (sum, by_name)
     }
 
-    /// The rule of the reference values: no bias, no `logit_scale`, no position or other embedding by name; gains are in.
+    /// Returns whether the reference values treat a parameter as a candidate: no bias, no
+    /// `logit_scale`, no position or other embedding by name; gains are candidates.
     pub(crate) fn is_candidate(&self, id: ParameterId) -> bool {
         let spec = self.clip.architecture().spec(id);
         let named_embedding = spec.name.contains("position") || spec.name.contains("embedding");
@@ -98,10 +130,14 @@ pub(crate) fn close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) 
 }
 
 pub(crate) fn relatively_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f64) {
-    let (difference, size) = ((ours - theirs).norm().double_value(&[]), theirs.norm().double_value(&[]));
+    let (difference, size) =
+        ((ours - theirs).norm().double_value(&[]), theirs.norm().double_value(&[]));
     assert!(difference <= tolerance * size, "{what}: ‖a−b‖/‖b‖ = {:e}", difference / size);
 }
 
 pub(crate) fn near(what: &str, ours: f64, theirs: f64, tolerance: f64) {
-    assert!((ours - theirs).abs() <= tolerance * theirs.abs().max(1.0), "{what}: {ours}, expected {theirs}");
+    assert!(
+        (ours - theirs).abs() <= tolerance * theirs.abs().max(1.0),
+        "{what}: {ours}, expected {theirs}"
+    );
 }

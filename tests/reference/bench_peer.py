@@ -27,7 +27,7 @@ def measure(arguments, method, rows):
 def validation_pass(store):
     """Seconds of one pass over validation images and class texts: the evaluation of the unedited model did it."""
     outcomes = (json.loads(path.read_text()) for path in (store / "outcomes").rglob("*.json"))
-    looks = (outcome["execution"]["stages"] for outcome in outcomes if "validation" in outcome["result"].get("evaluate", {}).get("items", {}))
+    looks = (outcome["execution"]["stages"] for outcome in outcomes if "validation" in outcome["output"].get("items", {}))
     return max(stages["images"] + stages["classes"] for stages in looks)
 
 

@@ -209,8 +209,8 @@ def price(job, concept, evaluations):
 def retain_gradient(store):
     """The file of the retain gradient in a store that a run has filled."""
     for path in Path(store).glob("outcomes/*/*.json"):
-        result = json.loads(path.read_text())["result"]
-        if "retain-reduce" in result:
-            digest = result["retain-reduce"]["gradient"]["digest"]
+        outcome = json.loads(path.read_text())
+        if outcome["kind"] == "retain-reduce":
+            digest = outcome["output"]["gradient"]["digest"]
             return Path(store) / "artifacts" / digest[:2] / digest
     raise SystemExit(f"{store} holds no retain gradient")

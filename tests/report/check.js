@@ -1,12 +1,18 @@
-// Runs inside a report in headless Chromium, put there by check.py: does what a reader would and writes what it saw into the page.
-"use strict";
-addEventListener("load", () => setTimeout(async () => {
+// Runs inside a loaded report in headless Chromium, put there by check.py: does what a reader would and comes to what it saw.
+(async () => {
+  "use strict";
   const failures = window.failures;
+  // Where the checks are, should they not come to an end.
+  const at = (stage) => { window.stage = stage; };
   const check = (holds, what) => holds || failures.push(what);
   const all = (selector) => [...document.querySelectorAll(selector)];
   const one = (selector) => document.querySelector(selector);
-  const rest = () => new Promise((resolve) => setTimeout(resolve, 50));
+  // Browsers tell what is near the window, and charts are drawn, frame by frame: so the wait for them is counted in frames, and
+  // lasts longer on a slow machine. 600 are ten seconds where nothing slows them down.
+  const frame = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+  const until = async (holds) => { for (let frames = 0; frames < 600 && !holds(); frames++) await frame(); };
   try {
+    at("table");
     const rows = () => all(".concepts tbody tr[data-concept]");
     const shown = () => rows().filter((row) => row.getClientRects().length > 0);
     const enter = (element, value) => { element.value = value; element.dispatchEvent(new Event("input", { bubbles: true })); };
@@ -54,12 +60,10 @@ addEventListener("load", () => setTimeout(async () => {
     // A row opens to two charts, and closes.
     const title = one(".concepts button.title");
     title.click();
-    await rest();
     check(all("tr.detail canvas").length === 2, "a row does not open to two charts");
     check(all("tr.detail dt").length > 5, "a row does not open to its numbers");
 
-    // Every chart that comes near the window is drawn: its canvases have more than one colour. Where nobody looks, the browser need not
-    // tell what is near; those of the row that was opened are drawn anyway.
+    // Every chart that comes near the window is drawn: its canvases have more than a few colours.
     const pixels = (canvas) => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     const colours = (data) => {
       const found = new Set();
@@ -67,11 +71,11 @@ addEventListener("load", () => setTimeout(async () => {
       return found.size;
     };
     for (const box of all(".chart")) {
+      at(`chart ${box.dataset.chart}`);
       box.scrollIntoView();
-      for (let tries = 0; tries < 20 && !box.querySelector("canvas"); tries++) await rest();
       const most = () => Math.max(0, ...[...box.querySelectorAll("canvas")].map((canvas) => colours(pixels(canvas))));
-      for (let tries = 0; tries < 20 && box.querySelector("canvas") && most() <= 5; tries++) await rest();
-      if (box.closest(".detail") || box.querySelector("canvas")) check(most() > 5, `chart ${box.dataset.chart} is not drawn (${most()} colours)`);
+      await until(() => most() > 5);
+      check(most() > 5, `chart ${box.dataset.chart} is not drawn (${most()} colours)`);
     }
     // On paper every chart is a picture on white, whatever the reader's colours, and nothing of it is to be seen on screen.
     dispatchEvent(new Event("beforeprint"));
@@ -81,7 +85,8 @@ addEventListener("load", () => setTimeout(async () => {
       const alone = image?.matches("img.paper") && !image.nextElementSibling?.matches("img.paper");
       check(alone, `chart ${box.dataset.chart} has not one picture for paper`);
       if (!alone) continue;
-      for (let tries = 0; tries < 20 && !image.complete; tries++) await rest();
+      at(`chart ${box.dataset.chart} on paper`);
+      await image.decode();
       const canvas = Object.assign(document.createElement("canvas"), { width: image.naturalWidth, height: image.naturalHeight });
       canvas.getContext("2d").drawImage(image, 0, 0);
       const data = pixels(canvas);
@@ -99,9 +104,12 @@ addEventListener("load", () => setTimeout(async () => {
     check(all(".concepts img").every((image) => image.src.startsWith("data:image/jpeg")), "pictures are not in the page");
     if (window.expectPictures) check(all(".concepts img").length === total, "concepts lack pictures");
     const first = one(".concepts img");
+    // Pictures are loaded when they come near the window.
+    at("pictures");
+    first?.scrollIntoView();
     if (first) { await first.decode(); check(first.naturalHeight === 64, "a picture is not 64 high"); }
   } catch (error) {
-    failures.push(String(error.stack || error));
+    failures.push(`${window.stage}: ${error.stack || error}`);
   }
-  document.body.replaceChildren(Object.assign(document.createElement("pre"), { id: "verdict", textContent: failures.length ? failures.join("\n") : "all well" }));
-}, 0));
+  return failures.length ? failures.join("\n") : "all well";
+})();

@@ -1,4 +1,4 @@
-//! A real Azure Blob server (Azurite) of a test's own.
+//! A real Azure Blob server (Azurite) for one test.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,17 +7,18 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use data_encoding::BASE64;
-use lethe_shared::store::Store;
+use lethe_store::Store;
 use object_store::azure::MicrosoftAzureBuilder;
 
 use crate::ports::{free_port, wait_for_port};
 use crate::repository;
 
-/// The account that every Azurite has, and its key: both are published, and protect nothing.
+/// The account of every Azurite, and its key: both are published, and not secret.
 const ACCOUNT: &str = "devstoreaccount1";
-const KEY: &str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+const KEY: &str =
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
 
-/// A server on loopback that keeps everything in memory; it goes when the test does.
+/// A server on loopback that stores everything in memory and ends with the test.
 #[derive(Debug)]
 pub struct AzureServer {
     process: Child,
@@ -25,15 +26,25 @@ pub struct AzureServer {
 }
 
 impl AzureServer {
-    /// Starts one and waits until it answers.
+    /// Starts a server and waits until it answers.
     pub fn start() -> Self {
-        let program = repository().join(".tools/azurite/node_modules/azurite/dist/src/blob/main.js");
-        assert!(program.is_file(), "{} is missing: run tests/setup.sh first, as `make test` does", program.display());
+        let program =
+            repository().join(".tools/azurite/node_modules/azurite/dist/src/blob/main.js");
+        assert!(
+            program.is_file(),
+            "{} is missing: run tests/setup.sh first, as `make test` does",
+            program.display()
+        );
         let port = free_port();
         let process = Command::new("node")
             .arg(program)
             .args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string()])
-            .args(["--inMemoryPersistence", "--silent", "--disableTelemetry", "--skipApiVersionCheck"])
+            .args([
+                "--inMemoryPersistence",
+                "--silent",
+                "--disableTelemetry",
+                "--skipApiVersionCheck",
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -48,7 +59,7 @@ impl AzureServer {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Creates a container, signed with the account's key as Azure's "Authorize with Shared Key" says.
+    /// Creates a container, with a request signed as in Azure's "Authorize with Shared Key".
     fn make_container(&self, name: &str) {
         let headers = "x-ms-date:Mon, 01 Jan 2024 00:00:00 GMT\nx-ms-version:2023-11-03\n";
         let resource = format!("/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container");
@@ -67,24 +78,30 @@ impl AzureServer {
         assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     }
 
-    /// A new container.
+    /// Creates a container and returns its store.
     pub fn container(&self, name: &str) -> Store {
         self.make_container(name);
         let url = format!("{}/{ACCOUNT}", self.endpoint());
-        let builder = MicrosoftAzureBuilder::new().with_container_name(name).with_account(ACCOUNT).with_access_key(KEY);
-        let built = builder.with_endpoint(url).with_allow_http(true).build().expect("a client for Azurite");
+        let builder = MicrosoftAzureBuilder::new()
+            .with_container_name(name)
+            .with_account(ACCOUNT)
+            .with_access_key(KEY);
+        let built =
+            builder.with_endpoint(url).with_allow_http(true).build().expect("a client for Azurite");
         Store::over(Arc::new(built), &format!("az://{name}"))
     }
 
-    /// Lets a process use the server.
+    /// Sets the variables by which a process can use the server.
     pub fn environment(&self, command: &mut Command) {
-        command.env("AZURE_STORAGE_USE_EMULATOR", "true").env("AZURITE_BLOB_STORAGE_URL", self.endpoint());
+        command
+            .env("AZURE_STORAGE_USE_EMULATOR", "true")
+            .env("AZURITE_BLOB_STORAGE_URL", self.endpoint());
     }
 }
 
 impl Drop for AzureServer {
     fn drop(&mut self) {
-        // Gone is as good as killed.
+        // A process that has already ended is not an error.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,6 +1,8 @@
-//! What the tests share: the real binaries, and small jobs cut from the demo.
+//! Shared code of the tests: the real binaries, and small jobs taken from the demo.
 
 pub mod azure;
+pub mod broken;
+pub mod faulty_s3;
 pub mod http;
 pub mod mortal;
 pub mod nats;
@@ -16,26 +18,34 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// The repository.
+/// Returns the repository's folder.
 pub fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ stands in the repository").to_owned()
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ stands in the repository")
+        .to_owned()
 }
 
-/// The demo's folder.
+/// Returns the demo's folder.
 pub fn demo() -> PathBuf {
     repository().join("jobs/emoji")
 }
 
-/// A binary built by `cargo build --release`, which `make test` does first.
+/// Returns a binary built by `cargo build --release`, which `make test` runs first.
 pub fn binary(name: &str) -> PathBuf {
     // Tests are in target/<profile>/deps.
     let here = std::env::current_exe().expect("a test has a path");
     let path = here.ancestors().nth(2).expect("target/<profile>").join(name);
-    assert!(path.is_file(), "{} is missing: run `cargo build --release` first, as `make test` does", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo build --release` first, as `make test` does",
+        path.display()
+    );
     path
 }
 
-/// A small job: a few concepts, sixty classes, some of the demo's drawings; seconds of work.
+/// A small job with a few concepts, sixty classes and some of the demo's drawings, which takes
+/// seconds.
 #[derive(Debug)]
 pub struct SmallJob {
     folder: tempfile::TempDir,
@@ -50,10 +60,16 @@ impl SmallJob {
         Self::of(&CONCEPTS.map(str::to_owned))
     }
 
-    /// The same with this many of the demo's hundred concepts.
+    /// Writes the job with this many of the demo's hundred concepts.
     pub fn with_concepts(count: usize) -> Self {
-        let table = std::fs::read_to_string(demo().join("concepts-100.csv")).expect("concepts-100.csv");
-        let ids: Vec<String> = table.lines().skip(1).filter_map(|row| Some(row.split(',').next()?.to_owned())).take(count).collect();
+        let table =
+            std::fs::read_to_string(demo().join("concepts-100.csv")).expect("concepts-100.csv");
+        let ids: Vec<String> = table
+            .lines()
+            .skip(1)
+            .filter_map(|row| Some(row.split(',').next()?.to_owned()))
+            .take(count)
+            .collect();
         assert_eq!(ids.len(), count);
         Self::of(&ids)
     }
@@ -61,11 +77,18 @@ impl SmallJob {
     fn of(ids: &[String]) -> Self {
         let job = Self { folder: tempfile::tempdir().expect("a temporary folder") };
         let classes = std::fs::read_to_string(demo().join("classes.txt")).expect("classes.txt");
-        let read = |table: &str| std::fs::read_to_string(demo().join(table)).expect("a table of concepts");
+        let read =
+            |table: &str| std::fs::read_to_string(demo().join(table)).expect("a table of concepts");
         let table = read("concepts-8.csv") + &read("concepts-100.csv");
         let removed: Vec<String> = ids.iter().map(|id| class_of(&table, id)).collect();
         let mut names: Vec<&str> = classes.lines().step_by(19).collect();
-        names.extend(removed.iter().map(String::as_str).filter(|name| !names.contains(name)).collect::<Vec<_>>());
+        names.extend(
+            removed
+                .iter()
+                .map(String::as_str)
+                .filter(|name| !names.contains(name))
+                .collect::<Vec<_>>(),
+        );
         job.write("classes.txt", names.join("\n").as_bytes());
         for name in ["validation.tar", "test.tar"] {
             let shard = cut(&demo().join(name), usize::MAX, |caption| names.contains(&caption));
@@ -75,7 +98,8 @@ impl SmallJob {
         job.write("retain-1.tar", &cut(&demo().join("retain-00001.tar"), 70, |_| true));
         let mut rows = "id,name,class,forget,strength,group\n".to_owned();
         for (id, class) in ids.iter().zip(&removed) {
-            std::fs::copy(demo().join(format!("forget/{id}.tar")), job.path(&format!("{id}.tar"))).expect("copy a forget shard");
+            std::fs::copy(demo().join(format!("forget/{id}.tar")), job.path(&format!("{id}.tar")))
+                .expect("copy a forget shard");
             rows += &format!("{id},{class},{class},{id}.tar,1,test\n");
         }
         job.write("concepts.csv", rows.as_bytes());
@@ -83,11 +107,23 @@ impl SmallJob {
         job
     }
 
-    /// The same job by SLUG's full procedure, its edits added up.
+    /// Writes the job with SLUG's full procedure, which sums edits.
     pub fn summed() -> Self {
         let job = Self::new();
         job.replace("job.toml", "[execution]", "[composition]\nmethod = \"sum\"\n\n[execution]");
         job
+    }
+
+    /// Makes the job complete and promoted whatever its measurements, for tests of other
+    /// properties.
+    #[must_use]
+    pub fn lenient(self) -> Self {
+        self.replace(
+            "job.toml",
+            "[execution]",
+            "[policy]\nrequired = []\n\n[gates]\nutility_kept = 0.0\n\n[execution]",
+        );
+        self
     }
 
     /// Writes the manifest with these lines under `[execution]`.
@@ -101,7 +137,7 @@ impl SmallJob {
         self.write("job.toml", text.as_bytes());
     }
 
-    /// A path in the job's folder.
+    /// Returns a path in the job's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -118,16 +154,20 @@ impl SmallJob {
         self.write(name, text.replace(from, to).as_bytes());
     }
 
-    /// `lethe COMMAND job.toml --json …`
+    /// Returns the command `lethe COMMAND job.toml --json …`.
     pub fn command(&self, command: &str, more: &[&str]) -> Command {
         let mut lethe = Command::new(binary("lethe"));
-        // What a person has set must not decide a test.
-        lethe.env_remove("LETHE_LOG").env_remove("LETHE_SIGN_KEY").env("LETHE_CACHE", self.path("cache"));
+        // Settings of the user must not affect a test.
+        lethe
+            .env_remove("LETHE_LOG")
+            .env_remove("LETHE_SIGN_KEY")
+            .env("LETHE_CACHE", self.path("cache"));
         lethe.arg(command).arg(self.path("job.toml")).arg("--json").args(more);
         lethe
     }
 
-    /// Runs the job with a store of this name in its folder; it must succeed.
+    /// Runs the job, which must succeed, with a store of this name in its folder. Returns the last
+    /// line.
     pub fn run(&self, store: &str) -> Value {
         let output = self.output(store);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -137,7 +177,9 @@ impl SmallJob {
     /// Runs the job with a store of this name in its folder.
     pub fn output(&self, store: &str) -> Output {
         let store = self.path(store);
-        self.command("run", &["--store", store.to_str().expect("UTF-8")]).output().expect("lethe starts")
+        self.command("run", &["--store", store.to_str().expect("UTF-8")])
+            .output()
+            .expect("lethe starts")
     }
 }
 
@@ -147,32 +189,46 @@ impl Default for SmallJob {
     }
 }
 
-/// Releases in a store that have a number.
+/// Returns the number of releases in a store that have a number.
 pub fn releases(store: &Path) -> usize {
     let Ok(names) = std::fs::read_dir(store.join("releases")) else { return 0 };
-    let entries = names.flat_map(|name| std::fs::read_dir(name.expect("a folder").path()).expect("a folder"));
-    entries.filter(|entry| entry.as_ref().expect("an entry").path().extension().is_some_and(|end| end == "json")).count()
+    let entries =
+        names.flat_map(|name| std::fs::read_dir(name.expect("a folder").path()).expect("a folder"));
+    entries
+        .filter(|entry| {
+            entry.as_ref().expect("an entry").path().extension().is_some_and(|end| end == "json")
+        })
+        .count()
 }
 
-/// Outcomes in a store; files that are still being written have other names.
+/// Returns the number of outcomes in a store, without files that are still being written.
 pub fn outcomes(store: &Path) -> usize {
     let Ok(folders) = std::fs::read_dir(store.join("outcomes")) else { return 0 };
-    let files = folders.flat_map(|folder| std::fs::read_dir(folder.expect("a folder").path()).expect("a folder"));
-    files.filter(|file| file.as_ref().expect("a file").path().extension().is_some_and(|end| end == "json")).count()
+    let files = folders
+        .flat_map(|folder| std::fs::read_dir(folder.expect("a folder").path()).expect("a folder"));
+    files
+        .filter(|file| {
+            file.as_ref().expect("a file").path().extension().is_some_and(|end| end == "json")
+        })
+        .count()
 }
 
 fn class_of(table: &str, id: &str) -> String {
-    let row = table.lines().find(|line| line.starts_with(&format!("{id},"))).expect("the concept is in the table");
+    let row = table
+        .lines()
+        .find(|line| line.starts_with(&format!("{id},")))
+        .expect("the concept is in the table");
     row.split(',').nth(2).expect("a class").to_owned()
 }
 
-/// The JSON object on stdout's last line.
+/// Returns the JSON object on stdout's last line.
 pub fn last_line(output: &Output) -> Value {
     let text = String::from_utf8_lossy(&output.stdout);
-    serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}: {text}"))
+    serde_json::from_str(text.lines().last().unwrap_or_default())
+        .unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// What a person reads on stderr.
+/// Returns the text on stderr.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -180,7 +236,7 @@ pub fn stderr(output: &Output) -> String {
 /// A file in a shard: name and bytes.
 pub type Member = (String, Vec<u8>);
 
-/// The first `count` samples of a shard whose caption is wanted, as a shard.
+/// Returns a shard with the first `count` samples of a shard whose caption is wanted.
 pub fn cut(shard: &Path, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<u8> {
     let mut archive = tar::Archive::new(std::fs::File::open(shard).expect("a shard of the demo"));
     let mut samples: Vec<(String, Vec<Member>)> = Vec::new();
@@ -199,11 +255,15 @@ pub fn cut(shard: &Path, count: usize, wanted: impl Fn(&str) -> bool) -> Vec<u8>
         let file = files.iter().find(|(name, _)| name.ends_with(".txt"));
         String::from_utf8_lossy(&file.expect("a caption").1).trim().to_owned()
     };
-    let kept = samples.into_iter().filter(|(_, files)| wanted(&caption(files))).take(count).flat_map(|(_, files)| files);
+    let kept = samples
+        .into_iter()
+        .filter(|(_, files)| wanted(&caption(files)))
+        .take(count)
+        .flat_map(|(_, files)| files);
     shard_of(kept)
 }
 
-/// A shard with these members.
+/// Returns a shard with these members.
 pub fn shard_of(members: impl IntoIterator<Item = Member>) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, bytes) in members {

@@ -1,4 +1,4 @@
-//! A store whose process dies.
+//! A store whose process crashes.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,29 +7,29 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path as Key;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-/// A store whose process dies after a number of writes: nothing works from then on.
+/// A store whose process crashes after a number of writes and deletions: every later request fails.
 #[derive(Debug)]
 pub struct Mortal {
     inner: Arc<dyn ObjectStore>,
-    left: AtomicUsize,
+    left: Arc<AtomicUsize>,
 }
 
 impl Mortal {
-    /// Over another one, with this many writes to live.
+    /// Wraps a store, with this many writes and deletions before the crash.
     pub fn over(inner: Arc<dyn ObjectStore>, writes: usize) -> Self {
-        Self { inner, left: AtomicUsize::new(writes) }
+        Self { inner, left: Arc::new(AtomicUsize::new(writes)) }
     }
 
     fn write(&self) -> Result<()> {
-        let alive = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        alive.map(drop).map_err(|_| dead())
+        spend(&self.left)
     }
 
     fn read(&self) -> Result<()> {
@@ -37,7 +37,12 @@ impl Mortal {
     }
 }
 
-/// An error that nobody tries again after.
+fn spend(left: &AtomicUsize) -> Result<()> {
+    let alive = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    alive.map(drop).map_err(|_| dead())
+}
+
+/// Returns an error that is not retried.
 fn dead() -> Error {
     Error::PermissionDenied { path: "anything".into(), source: "the process was killed".into() }
 }
@@ -50,12 +55,21 @@ impl fmt::Display for Mortal {
 
 #[async_trait]
 impl ObjectStore for Mortal {
-    async fn put_opts(&self, location: &Key, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        location: &Key,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         self.write()?;
         self.inner.put_opts(location, payload, options).await
     }
 
-    async fn put_multipart_opts(&self, location: &Key, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        location: &Key,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         self.write()?;
         self.inner.put_multipart_opts(location, options).await
     }
@@ -70,8 +84,15 @@ impl ObjectStore for Mortal {
         self.inner.get_ranges(location, ranges).await
     }
 
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Key>>) -> BoxStream<'static, Result<Key>> {
-        self.inner.delete_stream(locations)
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Key>>,
+    ) -> BoxStream<'static, Result<Key>> {
+        let left = Arc::clone(&self.left);
+        let alive = move |location: Result<Key>| {
+            location.and_then(|location| spend(&left).map(|()| location))
+        };
+        self.inner.delete_stream(locations.map(alive).boxed())
     }
 
     fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, Result<ObjectMeta>> {

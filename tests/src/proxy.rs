@@ -1,28 +1,29 @@
-//! A bad line between a client and an HTTP server: the first attempts at everything fail, each in its own way.
+//! Proxies between a client and an HTTP server: one on which the first attempts at every request
+//! fail, each in another way, and one with an S3 server's access control.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Attempts at each request that fail before one succeeds.
+/// Number of failing attempts at each request before one succeeds.
 const FAILURES: usize = 3;
 
-/// What went wrong, by kind.
+/// Numbers of faults, by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// 503.
+    /// The response was 503.
     pub refused: usize,
-    /// The connection ended while the request was sent: a torn upload.
+    /// The connection ended while the request was sent.
     pub torn: usize,
-    /// The connection ended half-way through the answer.
+    /// The connection ended in the middle of the response.
     pub cut: usize,
-    /// The answer came in drops.
+    /// The response came slowly, in small parts.
     pub slow: usize,
 }
 
-/// Listens on loopback for as long as the process lives.
+/// An unreliable proxy on loopback, which runs as long as the process lives.
 #[derive(Debug)]
 pub struct BadLine {
     port: u16,
@@ -30,7 +31,7 @@ pub struct BadLine {
 }
 
 impl BadLine {
-    /// A bad line to a server on loopback.
+    /// Starts an unreliable proxy in front of a server on loopback.
     pub fn to(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
         let port = listener.local_addr().expect("a bound listener has an address").port();
@@ -40,26 +41,28 @@ impl BadLine {
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let (faults, attempts) = (Arc::clone(&counted), Arc::clone(&attempts));
-                // A client that goes away ends its own thread only.
+                // An error of one client ends only its own thread.
                 std::thread::spawn(move || pass(client, server, &attempts, &faults).ok());
             }
         });
         Self { port, faults }
     }
 
-    /// Where to connect.
+    /// Returns the proxy's address.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// What has gone wrong so far.
+    /// Returns the faults so far.
     pub fn faults(&self) -> Faults {
         *self.faults.lock().expect("no one panics with it")
     }
 }
 
-/// A head with its first line, and the body that its length says.
-fn message(from: &mut BufReader<TcpStream>) -> std::io::Result<(String, Vec<u8>, Vec<u8>)> {
+/// Returns a message's head, with its first line, and the body of the length in the head.
+pub(crate) fn message(
+    from: &mut BufReader<TcpStream>,
+) -> std::io::Result<(String, Vec<u8>, Vec<u8>)> {
     let (mut first, mut head, mut length) = (String::new(), Vec::new(), None);
     loop {
         let mut line = String::new();
@@ -76,7 +79,7 @@ fn message(from: &mut BufReader<TcpStream>) -> std::io::Result<(String, Vec<u8>,
         if line == "\r\n" {
             break;
         }
-        // One request a connection: what belongs to which attempt stays plain.
+        // One request per connection, so that each belongs to a known attempt.
         if !lower.starts_with("connection:") && !lower.starts_with("expect:") {
             head.extend_from_slice(line.as_bytes());
         }
@@ -96,22 +99,105 @@ fn message(from: &mut BufReader<TcpStream>) -> std::io::Result<(String, Vec<u8>,
     Ok((first, head, body))
 }
 
-fn pass(client: TcpStream, server: u16, attempts: &Mutex<HashMap<String, usize>>, faults: &Mutex<Faults>) -> std::io::Result<()> {
+/// A proxy in front of an S3 server without access control, which answers 403 to requests signed
+/// with a revoked access key. It listens on loopback as long as the process lives.
+#[derive(Debug)]
+pub struct AccessControl {
+    port: u16,
+    revoked: Arc<Mutex<HashSet<String>>>,
+}
+
+impl AccessControl {
+    /// Starts the proxy for a server on loopback, without revoked keys.
+    pub fn of(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port on loopback");
+        let port = listener.local_addr().expect("a bound listener has an address").port();
+        let revoked: Arc<Mutex<HashSet<String>>> = Arc::default();
+        let asked = Arc::clone(&revoked);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let revoked = Arc::clone(&asked);
+                // An error of one client ends only its own thread.
+                std::thread::spawn(move || admit(client, server, &revoked).ok());
+            }
+        });
+        Self { port, revoked }
+    }
+
+    /// Returns the proxy's address.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Revokes an access key: its requests are answered with 403.
+    pub fn revoke(&self, key: &str) {
+        self.revoked.lock().expect("no one panics with it").insert(key.to_owned());
+    }
+
+    /// Restores an access key.
+    pub fn restore(&self, key: &str) {
+        self.revoked.lock().expect("no one panics with it").remove(key);
+    }
+}
+
+/// S3's response to credentials without the required permission.
+const DENIED: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+
+fn admit(client: TcpStream, server: u16, revoked: &Mutex<HashSet<String>>) -> std::io::Result<()> {
+    let mut reader = BufReader::new(client.try_clone()?);
+    let mut client = client;
+    let (request, head, body) = message(&mut reader)?;
+    // Authorization: AWS4-HMAC-SHA256 Credential=KEY/20260101/us-east-1/s3/aws4_request, …
+    let text = String::from_utf8_lossy(&head);
+    let key = text
+        .split("Credential=")
+        .nth(1)
+        .and_then(|rest| rest.split('/').next())
+        .unwrap_or_default();
+    if revoked.lock().expect("no one panics with it").contains(key) {
+        let head = format!(
+            "HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            DENIED.len()
+        );
+        client.write_all(head.as_bytes())?;
+        return if request.starts_with("HEAD") {
+            Ok(())
+        } else {
+            client.write_all(DENIED.as_bytes())
+        };
+    }
+    let mut upstream = TcpStream::connect(("127.0.0.1", server))?;
+    upstream.write_all(&head)?;
+    upstream.write_all(&body)?;
+    // The server closes the connection after its response.
+    std::io::copy(&mut upstream, &mut client).map(drop)
+}
+
+fn pass(
+    client: TcpStream,
+    server: u16,
+    attempts: &Mutex<HashMap<String, usize>>,
+    faults: &Mutex<Faults>,
+) -> std::io::Result<()> {
     let mut reader = BufReader::new(client.try_clone()?);
     let mut client = client;
     let (request, head, body) = message(&mut reader)?;
     let attempt = {
         let mut attempts = attempts.lock().expect("no one panics with it");
-        // An upload that begins again has another id, and is the same request for all that.
+        // A restarted upload has a new id and counts as the same request.
         let known = request.split("uploadId=").next().unwrap_or_default().to_owned();
         let count = attempts.entry(known).or_default();
         *count += 1;
         *count
     };
-    let count = |fault: fn(&mut Faults) -> &mut usize| *fault(&mut faults.lock().expect("no one panics with it")) += 1;
+    let count = |fault: fn(&mut Faults) -> &mut usize| {
+        *fault(&mut faults.lock().expect("no one panics with it")) += 1
+    };
     if attempt == 1 {
         count(|faults| &mut faults.refused);
-        return client.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        return client.write_all(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
     }
     let mut upstream = TcpStream::connect(("127.0.0.1", server))?;
     upstream.write_all(&head)?;

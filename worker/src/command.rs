@@ -6,32 +6,35 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use lethe_operations::http::{ListenOn, Router, Server};
+use lethe_operations::log::{self, say};
+use lethe_operations::process::process_name;
+use lethe_operations::{Health, doctor as shared_doctor};
+use lethe_queue as queue;
+use lethe_queue::nats::{self, JetStreamQueue, Role};
 use lethe_shared::address::Address;
-use lethe_shared::doctor as shared_doctor;
 use lethe_shared::exit;
-use lethe_shared::queue;
-use lethe_shared::queue::nats::{self, JetStreamQueue, Role};
-use lethe_shared::store::{self, Store};
-use lethe_shared::telemetry::Health;
-use lethe_shared::telemetry::http::{ListenOn, Router, Server};
-use lethe_shared::telemetry::log::{self, say};
+use lethe_store as store;
+use lethe_store::Store;
 use tch::Device;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::engine::Options;
-use crate::service::Service;
+use crate::service::{self, Service};
 use crate::{device, doctor};
 
-/// The part of Lethe that computes: takes jobs from a queue, writes their outcomes into a store.
+/// Takes jobs from a queue, executes them, and writes their outcomes to a store.
 ///
-/// SIGTERM: takes no more jobs, finishes what it has in hand within the grace time or hands it back, and exits with 0.
-/// A lost connection is made anew; what was computed meanwhile counts.
+/// On SIGTERM the worker takes no more jobs, finishes or releases its current ones within the grace
+/// period, and exits with 0. It reconnects when it loses a connection and keeps the work done in
+/// the meantime. When the worker cannot work (missing mount, credentials, disk space or device), it
+/// releases its job, pauses, and resumes when its self-check passes.
 #[derive(Debug, Parser)]
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Exit codes: 0 stopped as asked · 2 bad arguments, credentials or device · 5 queue or store cannot be used, or `check` finds something that does not work."
+    after_help = "Exit codes: 0 stopped on request · 2 bad arguments, credentials or device · 5 queue or store unusable, device lost, or `check` found a problem."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -42,49 +45,51 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// See whether this machine can work: libtorch, device, memory, disk, store and queue, each with what to do if it is not as it should be.
+    /// Check whether this machine can work: libtorch, device, memory, disk, store and queue.
+    /// Suggests a fix for every problem.
     Check(Box<Check>),
 }
 
 #[derive(Debug, Args)]
 struct Work {
-    /// NATS servers: nats://host:4222, tls://…, several separated by commas.
-    #[arg(long, value_name = "URL", env = "LETHE_NATS")]
+    /// NATS servers: nats://host:4222 or tls://…; separate several by commas.
+    #[arg(long, value_name = "URL", env = "LETHE_NATS", hide_env_values = true)]
     nats: Option<String>,
-    /// The store, the same as the coordinator's: a path, file://, s3://, gs:// or az://.
+    /// The store, which must be the coordinator's: a path, file://, s3://, gs:// or az://.
     #[arg(long, value_name = "ADDRESS", env = "LETHE_STORE")]
     store: Option<String>,
-    /// Where to compute: auto (a GPU where there is one), cpu, cuda or cuda:N.
+    /// Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Jobs done at one time; 0: one per core, or four on a GPU.
+    /// Number of concurrent jobs; 0: one per core, or four on a GPU.
     #[arg(long, value_name = "N", default_value_t = 0)]
     workers: usize,
     /// Folder for files downloaded from remote addresses.
     #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
     cache: Option<PathBuf>,
-    /// Seconds that a job in hand may still take after SIGTERM.
+    /// Seconds that running jobs may take to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", env = "LETHE_GRACE", default_value_t = 25)]
     grace: u64,
     #[command(flatten)]
     connection: nats::Options,
-    /// Where metrics and probes are: a port on loopback, or ADDRESS:PORT. Port 0 takes a free one.
+    /// Address of metrics and health probes: a port on loopback, or ADDRESS:PORT. Port 0 selects a
+    /// free port.
     #[arg(long, value_name = "ADDRESS", env = "LETHE_HTTP")]
     http: Option<ListenOn>,
-    /// How logs look on stderr: human or json.
+    /// Format of the log on stderr: human or json.
     #[arg(long, value_name = "FORMAT", env = "LETHE_LOG_FORMAT", default_value_t)]
     log_format: log::Format,
 }
 
 #[derive(Debug, Args)]
 struct Check {
-    /// Where to compute: auto (a GPU where there is one), cpu, cuda or cuda:N.
+    /// Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// The store that it will use: a path, file://, s3://, gs:// or az://.
+    /// The store to check: a path, file://, s3://, gs:// or az://.
     #[arg(long, value_name = "ADDRESS", env = "LETHE_STORE")]
     store: Option<String>,
-    /// NATS servers that it will ask for jobs: nats://host:4222, tls://…, several separated by commas.
+    /// NATS servers to check: nats://host:4222 or tls://…; separate several by commas.
     #[arg(long, value_name = "URL", env = "LETHE_NATS", hide_env_values = true)]
     nats: Option<String>,
     /// Folder for files downloaded from remote addresses.
@@ -92,28 +97,30 @@ struct Check {
     cache: Option<PathBuf>,
     #[command(flatten)]
     connection: nats::Options,
-    /// Print one JSON object on stdout as the last line.
+    /// Print the result as one JSON object, on the last line of stdout.
     #[arg(long)]
     json: bool,
 }
 
-/// Exit code and sentence of what went wrong.
+/// An exit code and an error message.
 type Problem = (u8, String);
 
-/// The command line, for what documents it.
+/// Returns the definition of the command line, for generated documentation.
 pub fn command_line() -> clap::Command {
     Cli::command()
 }
 
-/// Parses the arguments, does what they say, gives the documented exit code.
+/// Parses the arguments, runs the command, and returns the documented exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match (&cli.command, &cli.work.nats, &cli.work.store) {
+    let result = match (&cli.command, &cli.work.nats, &cli.work.store) {
         (Some(Command::Check(options)), ..) => check(options),
         (None, Some(url), Some(store)) => work(&cli.work, url, store).map(|()| exit::DONE),
-        (None, ..) => Err(bad("--nats and --store are needed; see lethe-worker --help".to_owned())),
+        (None, ..) => {
+            Err(bad("--nats and --store are required; see lethe-worker --help".to_owned()))
+        }
     };
-    let problem = match done {
+    let problem = match result {
         Ok(code) => return ExitCode::from(code),
         Err(problem) => problem,
     };
@@ -125,17 +132,18 @@ fn bad(problem: String) -> Problem {
     (exit::BAD_INPUT, problem)
 }
 
-/// An address that may be relative to the working folder.
-fn here(text: &str) -> Result<Address, Problem> {
-    let here = std::env::current_dir().map_err(|error| bad(format!("working folder: {error}")))?;
-    Address::resolve(text, Some(&here)).map_err(|error| bad(error.to_string()))
+/// Parses an address that may be relative to the working folder.
+fn resolve(text: &str) -> Result<Address, Problem> {
+    let folder = std::env::current_dir()
+        .map_err(|error| bad(format!("cannot determine the working folder: {error}")))?;
+    Address::resolve(text, Some(&folder)).map_err(|error| bad(error.to_string()))
 }
 
 fn open_store(text: &str) -> Result<Store, Problem> {
-    Store::open(&here(text)?).map_err(store_problem)
+    Store::open(&resolve(text)?).map_err(store_problem)
 }
 
-/// Where downloads go.
+/// Returns the folder for downloads.
 fn cache(given: Option<&PathBuf>) -> PathBuf {
     given.cloned().unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"))
 }
@@ -159,33 +167,45 @@ fn work(options: &Work, url: &str, store: &str) -> Result<(), Problem> {
     let device = device::open(&options.device).map_err(bad)?;
     let threads = device::workers(options.workers, device);
     let store = open_store(store)?;
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| bad(format!("cannot start: {error}")))?;
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| bad(format!("cannot start the asynchronous runtime: {error}")))?;
     let cancel = CancellationToken::new();
-    let done = runtime.block_on(serve(options, url, device, threads, store, cancel.clone()));
+    let result = runtime.block_on(serve(options, url, device, threads, store, cancel.clone()));
     runtime.shutdown_background();
-    if done.is_ok() && cancel.is_cancelled() {
-        // A thread may still compute. libtorch's destructors must not run beside it.
-        // SAFETY: ends the process; nothing is buffered that would be lost.
+    if result.is_ok() && cancel.is_cancelled() {
+        // An engine thread may still be computing, and libtorch's destructors must not run at the
+        // same time. SAFETY: ends the process; no buffered data is lost.
         unsafe { libc::_exit(i32::from(exit::DONE)) }
     }
-    done
+    result
 }
 
-async fn serve(options: &Work, url: &str, device: Device, threads: usize, store: Store, cancel: CancellationToken) -> Result<(), Problem> {
+async fn serve(
+    options: &Work,
+    url: &str,
+    device: Device,
+    threads: usize,
+    store: Store,
+    cancel: CancellationToken,
+) -> Result<(), Problem> {
     let drain = CancellationToken::new();
     tokio::spawn(stop_on_signal(drain.clone(), cancel.clone(), Duration::from_secs(options.grace)));
-    let name = name_of_this_process();
-    let health = Health::waiting_for(&["queue", "store"]);
+    let name = process_name();
+    let health = Health::waiting_for(&["queue", "store", service::SELF_CHECK]);
     if let Some(on) = options.http {
-        let server = Server::bind(on, health.clone(), Router::new()).await.map_err(|error| bad(format!("--http {on}: {error}")))?;
+        let server = Server::bind(on, health.clone(), Router::new())
+            .await
+            .map_err(|error| bad(format!("--http {on}: {error}")))?;
         say("info", &format!("http://{}: metrics and probes", server.address()));
-        // It answers as long as the process lives, while it stops too.
+        // Answers until the process ends, also while it is stopping.
         tokio::spawn(server.run(CancellationToken::new()));
     }
     let started = async {
         store.probe().await.map_err(store_problem)?;
         health.met("store");
-        JetStreamQueue::connect(url, Role::Worker, &name, &options.connection).await.map_err(queue_problem)
+        JetStreamQueue::connect(url, Role::Worker, &name, &options.connection)
+            .await
+            .map_err(queue_problem)
     };
     let queue = tokio::select! {
         queue = started => queue?,
@@ -194,40 +214,44 @@ async fn serve(options: &Work, url: &str, device: Device, threads: usize, store:
     health.met("queue");
     info!(worker = %name, threads, ?device, server = %nats::without_secrets(url), store = store.name(), "ready");
     let cache = cache(options.cache.as_ref());
-    let service = Service::new(Options::new(name, device, cache), threads, Arc::new(queue.clone()), store);
+    let options = Options::new(name, device, cache);
+    let service =
+        Service::new(options, threads, Arc::new(queue.clone()), store).reporting_to(health.clone());
     let watch = tokio::spawn(watch_queue(queue.clone(), health));
     let served = service.run(drain, cancel).await;
     watch.abort();
     queue.close().await;
-    served.map_err(|error| (exit::INFRASTRUCTURE, format!("a thread cannot be started: {error}")))
+    served.map_err(|error| (exit::INFRASTRUCTURE, format!("this worker cannot continue: {error}")))
 }
 
-/// Ready is who can take jobs: looks now and then whether the queue answers.
+/// Reports in the worker's health whether the queue is reachable, without which the worker cannot
+/// take jobs.
 async fn watch_queue(queue: JetStreamQueue, health: Health) {
     loop {
         health.set("queue", queue.reached().map_err(|error| error.problem()));
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(QUEUE_CHECK_INTERVAL).await;
     }
 }
 
-/// How often the queue is looked at.
-const LOOK: Duration = Duration::from_secs(10);
+/// Interval between checks of the queue.
+const QUEUE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The first SIGTERM or Ctrl-C drains, and ends the grace time later; the second one ends it at once.
+/// Drains the worker on the first SIGTERM or Ctrl-C, and cancels its jobs after the grace period or
+/// on the second signal.
 async fn stop_on_signal(drain: CancellationToken, cancel: CancellationToken, grace: Duration) {
     if !interrupted().await {
         return;
     }
-    info!(grace = grace.as_secs(), "stopping: no more jobs are taken");
+    info!(grace = grace.as_secs(), "stopping: taking no more jobs");
     drain.cancel();
     tokio::select! {
-        () = tokio::time::sleep(grace) => warn!("grace time is over: jobs in hand are handed back"),
-        _ = interrupted() => warn!("asked again: jobs in hand are handed back"),
+        () = tokio::time::sleep(grace) => warn!("the grace period is over: releasing unfinished jobs"),
+        _ = interrupted() => warn!("second signal: releasing unfinished jobs"),
     }
     cancel.cancel();
 }
 
-/// Waits for a signal to stop; `false` when signals cannot be heard.
+/// Waits for a signal to stop; `false` when signals cannot be received.
 async fn interrupted() -> bool {
     #[cfg(unix)]
     {
@@ -235,7 +259,7 @@ async fn interrupted() -> bool {
         match signal(SignalKind::terminate()) {
             Ok(mut terminate) => tokio::select! {
                 result = tokio::signal::ctrl_c() => result.is_ok(),
-                heard = terminate.recv() => heard.is_some(),
+                signal = terminate.recv() => signal.is_some(),
             },
             Err(_) => tokio::signal::ctrl_c().await.is_ok(),
         }
@@ -246,31 +270,29 @@ async fn interrupted() -> bool {
     }
 }
 
-/// What a worker signs with: machine and process.
-fn name_of_this_process() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    format!("{}-{}", if host.is_empty() { "worker" } else { host }, std::process::id())
-}
-
 fn check(options: &Check) -> Result<u8, Problem> {
     log::start(log::Format::default(), "error");
     let mut findings = doctor::examine(&options.device);
     findings.push(shared_doctor::memory());
     findings.extend(shared_doctor::cache(&cache(options.cache.as_ref())));
     findings.extend(shared_doctor::files(&options.connection.secrets()));
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| bad(format!("cannot start: {error}")))?;
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| bad(format!("cannot start the asynchronous runtime: {error}")))?;
     runtime.block_on(async {
         if let Some(text) = &options.store {
-            findings.extend(shared_doctor::store(&here(text)?).await);
+            findings.extend(lethe_store::doctor::examine(&resolve(text)?).await);
         }
         if let Some(url) = &options.nats {
             findings.extend(nats::examine(url, Role::Worker, &options.connection).await);
         }
         Ok::<_, Problem>(())
     })?;
-    let report = shared_doctor::Report::of(findings);
-    let text = if options.json { serde_json::to_string(&report).map_err(|error| bad(error.to_string()))? } else { report.lines() };
+    let report = lethe_shared::finding::Report::of(findings);
+    let text = if options.json {
+        serde_json::to_string(&report).map_err(|error| bad(error.to_string()))?
+    } else {
+        report.lines()
+    };
     println!("{text}");
     Ok(report.exit_code())
 }
@@ -280,9 +302,11 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     #[test]
-    fn check_needs_no_queue() {
+    fn check_does_not_require_a_queue() {
         assert!(super::Cli::try_parse_from(["lethe-worker", "check", "--device", "cpu"]).is_ok());
-        let cli = super::Cli::try_parse_from(["lethe-worker", "--nats", "nats://h", "--store", "/s"]).unwrap();
+        let cli =
+            super::Cli::try_parse_from(["lethe-worker", "--nats", "nats://h", "--store", "/s"])
+                .unwrap();
         assert!(cli.command.is_none() && cli.work.nats.is_some() && cli.work.store.is_some());
     }
 

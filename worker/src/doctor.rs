@@ -1,44 +1,54 @@
-//! Whether libtorch and a device are fit for work.
+//! Self-checks of libtorch and of the device.
 
 use std::time::Instant;
 
-use lethe_shared::doctor::Finding;
+use lethe_shared::finding::Finding;
 use tch::{Device, Kind, Tensor};
 
 use crate::device;
 
-/// The version that the bindings are made for; another one may load, and then do something else.
-const NEEDED: [u8; 3] = [2, 11, 0];
+/// The version of libtorch for which the bindings were written. Other versions may load and then
+/// misbehave.
+const REQUIRED: [u8; 3] = [2, 11, 0];
 
-/// Looks at libtorch, opens the device that `wanted` names, and computes on it. On a thread that may be blocked.
+/// Checks libtorch, opens the device that `wanted` names, and computes on it. Blocks the calling
+/// thread.
 pub fn examine(wanted: &str) -> Vec<Finding> {
     vec![libtorch(), device(wanted)]
 }
 
 fn libtorch() -> Finding {
     const NAME: &str = "libtorch";
-    let place = loaded("libtorch_cpu.so").unwrap_or_else(|| "in this program".to_owned());
-    let [major, minor, patch] = NEEDED;
-    let needed = format!("{major}.{minor}.{patch} is needed: `make setup`, or LETHE_LIBTORCH=FOLDER make setup");
+    let place = loaded_library("libtorch_cpu.so").unwrap_or_else(|| "linked statically".to_owned());
+    let [major, minor, patch] = REQUIRED;
+    let required = format!(
+        "{major}.{minor}.{patch} is required: run `make setup`, or LETHE_LIBTORCH=FOLDER make setup"
+    );
     match version() {
-        Some(found) if found == NEEDED => Finding::ok(NAME, format!("{major}.{minor}.{patch}, {place}")),
-        Some([major, minor, patch]) => Finding::failed(NAME, format!("{major}.{minor}.{patch}, {place}"), needed),
-        None => Finding::warning(NAME, format!("{place} does not tell its version"), needed),
+        Some(found) if found == REQUIRED => {
+            Finding::ok(NAME, format!("{major}.{minor}.{patch}, {place}"))
+        }
+        Some([major, minor, patch]) => {
+            Finding::failed(NAME, format!("{major}.{minor}.{patch}, {place}"), required)
+        }
+        None => Finding::warning(NAME, format!("{place} does not report its version"), required),
     }
 }
 
-/// The version that libtorch says it has: the three highest bytes of its C interface's.
+/// Returns the version that libtorch reports: the three highest bytes of the version of its C
+/// interface.
 fn version() -> Option<[u8; 3]> {
     #[cfg(unix)]
     {
-        // SAFETY: the name is a valid C string; looking it up changes nothing.
+        // SAFETY: the name is a valid C string, and looking it up has no side effects.
         let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"aoti_torch_abi_version".as_ptr()) };
         if symbol.is_null() {
             return None;
         }
-        // SAFETY: libtorch declares `uint64_t aoti_torch_abi_version()`, in the C interface that it keeps stable.
-        let told = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> u64>(symbol)() };
-        told.to_be_bytes().first_chunk::<3>().copied()
+        // SAFETY: libtorch declares `uint64_t aoti_torch_abi_version()` in its stable C interface.
+        let version =
+            unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> u64>(symbol)() };
+        version.to_be_bytes().first_chunk::<3>().copied()
     }
     #[cfg(not(unix))]
     {
@@ -46,8 +56,8 @@ fn version() -> Option<[u8; 3]> {
     }
 }
 
-/// Where a library is that this process has loaded.
-fn loaded(library: &str) -> Option<String> {
+/// Returns the path of a library that this process has loaded.
+fn loaded_library(library: &str) -> Option<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with(library))?;
     Some(line[line.find('/')?..].to_owned())
@@ -62,8 +72,14 @@ fn device(wanted: &str) -> Finding {
     match multiply(device) {
         Ok(speed) => {
             let shown = format!("{device:?}").to_lowercase();
-            let why = if wanted == "auto" && device == Device::Cpu { " (no GPU can be used)" } else { "" };
-            Finding::ok(NAME, format!("{shown}{why}: {speed:.0} GFLOP/s in float32 on one thread, gradients are right"))
+            let why =
+                if wanted == "auto" && device == Device::Cpu { " (no usable GPU)" } else { "" };
+            Finding::ok(
+                NAME,
+                format!(
+                    "{shown}{why}: {speed:.0} GFLOP/s in float32 on one thread, gradients are correct"
+                ),
+            )
         }
         Err(error) => Finding::failed(
             NAME,
@@ -73,7 +89,16 @@ fn device(wanted: &str) -> Finding {
     }
 }
 
-/// Multiplies matrices for a moment, and checks a gradient that is known: of ‖x‖²/2 it is x.
+/// Checks that a device computes: a matrix product, and a gradient whose value is known.
+///
+/// # Errors
+/// The error of libtorch, or the wrong result.
+pub fn compute(device: Device) -> Result<(), tch::TchError> {
+    multiply(device).map(drop)
+}
+
+/// Checks a gradient whose value is known (that of ‖x‖²/2 is x), and measures matrix products.
+/// Returns GFLOP/s.
 fn multiply(device: Device) -> Result<f64, tch::TchError> {
     const SIDE: i64 = 1024;
     const TIMES: u32 = 8;
@@ -83,7 +108,9 @@ fn multiply(device: Device) -> Result<f64, tch::TchError> {
     let gradient = Tensor::f_run_backward(&[&loss], &[&x], false, false)?;
     let off = gradient[0].f_sub(&x)?.f_abs()?.f_max()?.f_double_value(&[])?;
     if off > 1e-6 {
-        return Err(tch::TchError::Torch(format!("a gradient is off by {off}")));
+        return Err(tch::TchError::Torch(format!(
+            "a gradient differs from its known value by {off}"
+        )));
     }
     let _guard = tch::no_grad_guard();
     let product = |a: &Tensor| a.f_matmul(&x);
@@ -97,13 +124,13 @@ fn multiply(device: Device) -> Result<f64, tch::TchError> {
     if sum.is_finite() {
         Ok(f64::from(TIMES) * 2.0 * (SIDE as f64).powi(3) / seconds / 1e9)
     } else {
-        Err(tch::TchError::Torch("a product is not finite".into()))
+        Err(tch::TchError::Torch("a matrix product is not finite".into()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use lethe_shared::doctor::State;
+    use lethe_shared::finding::State;
 
     use super::*;
 
@@ -111,7 +138,7 @@ mod tests {
     fn this_machine_can_compute() {
         let findings = examine("cpu");
         assert!(findings.iter().all(|finding| finding.state == State::Ok), "{findings:?}");
-        assert_eq!(version(), Some(NEEDED));
+        assert_eq!(version(), Some(REQUIRED));
         assert_eq!(device("tpu").state, State::Failed);
     }
 }

@@ -1,4 +1,4 @@
-//! `lethe-worker`: the part of Lethe that computes.
+//! `lethe-worker`: takes jobs from a queue and executes them.
 
 use std::process::ExitCode;
 

@@ -1,86 +1,99 @@
-//! How many items go through a tower in one pass.
+//! The number of items that pass through a tower at a time.
 //!
-//! A *batch* belongs to the method: a loss is over so many pairs, and another batch is another result. A *micro-batch* is
-//! what a device holds at one time. What a batch gives does not depend on how it is cut, but for the last bits of sums.
+//! A *batch* is part of the method: the loss is defined over a batch, so its size affects results.
+//! A *micro-batch* is the part of a batch that a device processes at a time. Its size affects
+//! results only by rounding, as sums run in a different order.
 //!
-//! A GPU says when its memory is exhausted, and the engine halves its passes. Linux does not: it kills the process. So on a CPU
-//! passes are bounded beforehand, by what they take by estimate ([`Clip::pass_bytes`](crate::model::Clip::pass_bytes)), and by the
-//! same bound on every machine, so that results are the same.
+//! A GPU reports when its memory is exhausted, and the engine then halves the size of passes. Linux
+//! kills the process instead. On a CPU, passes are therefore limited in advance by an estimate of
+//! their memory ([`Clip::pass_bytes`](crate::model::Clip::pass_bytes)). The limit is the same on
+//! every machine, so that results are too.
 
 use super::model::Error;
 
-/// The most items of one pass.
+/// Limits on the size of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MicroBatch {
-    most: i64,
-    fits: i64,
-    bytes: u64,
+    max_items: i64,
+    /// Passes above this size fail, for tests.
+    fails_above: i64,
+    max_bytes: u64,
 }
 
 impl MicroBatch {
-    /// Batches as the method has them.
-    pub const WHOLE: Self = Self { most: i64::MAX, fits: i64::MAX, bytes: u64::MAX };
+    /// No limit: every batch is one pass.
+    pub const UNLIMITED: Self =
+        Self { max_items: i64::MAX, fails_above: i64::MAX, max_bytes: u64::MAX };
 
-    /// At most this many items a pass; 0 counts as 1.
-    pub fn of(most: i64) -> Self {
-        Self { most: most.max(1), ..Self::WHOLE }
+    /// Limits passes to this many items; 0 counts as 1.
+    pub fn limited_to(items: i64) -> Self {
+        Self { max_items: items.max(1), ..Self::UNLIMITED }
     }
 
-    /// The same with no more than this many items a pass.
+    /// Additionally limits passes to this many items.
     #[must_use]
-    pub fn and_at_most(self, most: i64) -> Self {
-        Self { most: self.most.min(most), ..self }
+    pub fn and_limited_to(self, items: i64) -> Self {
+        Self { max_items: self.max_items.min(items), ..self }
     }
 
-    /// The same with passes that take no more than this by estimate, one item at least.
+    /// Limits the estimated memory of passes. A single item is always allowed.
     #[must_use]
-    pub fn within(self, bytes: u64) -> Self {
-        Self { bytes, ..self }
+    pub fn within_bytes(self, bytes: u64) -> Self {
+        Self { max_bytes: bytes, ..self }
     }
 
-    /// The same for items that take this many bytes each.
+    /// Applies the limit on memory to items that take this many bytes each.
     #[must_use]
-    pub fn for_items_of(self, bytes: u64) -> Self {
-        self.and_at_most(i64::try_from(self.bytes / bytes.max(1)).unwrap_or(i64::MAX).max(1))
+    pub fn for_item_bytes(self, bytes: u64) -> Self {
+        self.and_limited_to(i64::try_from(self.max_bytes / bytes.max(1)).unwrap_or(i64::MAX).max(1))
     }
 
-    /// For tests: a pass over more than `fits` items fails as on a device without memory.
+    /// Makes passes over more than `items` items fail like on a device without enough memory, for
+    /// tests.
     #[must_use]
-    pub fn failing_above(self, fits: i64) -> Self {
-        Self { fits, ..self }
+    pub fn failing_above(self, items: i64) -> Self {
+        Self { fails_above: items, ..self }
     }
 
-    /// `items`, or the most that a pass may have.
-    pub fn at_most(self, items: i64) -> i64 {
-        self.most.min(items)
+    /// Returns `items`, or the most items of a pass if that is less.
+    pub fn clamp(self, items: i64) -> i64 {
+        self.max_items.min(items)
     }
 
-    /// Start and length of each pass over this many items.
-    pub fn cut(self, items: i64) -> impl Iterator<Item = (i64, i64)> {
-        let step = self.at_most(items).max(1);
+    /// Divides items into passes. Returns the start and length of each.
+    pub fn passes(self, items: i64) -> impl Iterator<Item = (i64, i64)> {
+        let step = self.clamp(items).max(1);
         (0..items).step_by(step as usize).map(move |start| (start, step.min(items - start)))
     }
 
-    /// Does a pass over this many items.
+    /// Runs a pass over this many items.
     ///
     /// # Errors
-    /// [`Error::Memory`] when the device's memory does not hold it; otherwise what `act` gives.
-    pub fn pass<T>(self, items: i64, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-        if items > self.fits {
-            return Err(Error::Memory { items, problem: format!("out of memory, as asked for above {} items", self.fits) });
+    /// [`Error::Memory`] when the device's memory is too small for it; otherwise the error of
+    /// `act`.
+    pub fn run<T>(self, items: i64, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        if items > self.fails_above {
+            return Err(Error::Memory {
+                items,
+                problem: format!("out of memory (simulated above {} items)", self.fails_above),
+            });
         }
         act().map_err(|error| match error {
-            Error::Torch(error) if is_out_of_memory(&error) => Error::Memory { items, problem: error.to_string() },
+            Error::Torch(error) if is_out_of_memory(&error) => {
+                Error::Memory { items, problem: error.to_string() }
+            }
             other => other,
         })
     }
 }
 
-/// Whether a device's memory was exhausted. libtorch has no code for it; these are the words of its CUDA and CPU
-/// allocators, and of CUDA's own libraries.
+/// Returns whether an error means that a device's memory is exhausted. libtorch has no error code
+/// for it, so this looks for the messages of its CUDA and CPU allocators, and of CUDA's libraries.
 pub fn is_out_of_memory(error: &tch::TchError) -> bool {
     let text = error.to_string();
-    ["out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED"].iter().any(|words| text.contains(words))
+    ["out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED"]
+        .iter()
+        .any(|words| text.contains(words))
 }
 
 #[cfg(test)]
@@ -90,39 +103,55 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_item_is_in_one_pass() {
-        let cut = |most: i64, items| MicroBatch::of(most).cut(items).collect::<Vec<_>>();
+    fn every_item_is_in_exactly_one_pass() {
+        let cut =
+            |limit: i64, items| MicroBatch::limited_to(limit).passes(items).collect::<Vec<_>>();
         assert_eq!(cut(4, 10), [(0, 4), (4, 4), (8, 2)]);
         assert_eq!(cut(0, 2), [(0, 1), (1, 1)]);
         assert_eq!(cut(4, 0), []);
-        assert_eq!(MicroBatch::WHOLE.cut(7).collect::<Vec<_>>(), [(0, 7)]);
+        assert_eq!(MicroBatch::UNLIMITED.passes(7).collect::<Vec<_>>(), [(0, 7)]);
     }
 
     #[test]
-    fn passes_stay_within_their_memory() {
-        let cut = |bytes, item| MicroBatch::of(100).within(bytes).for_items_of(item).cut(10).map(|(_, count)| count).collect::<Vec<_>>();
+    fn passes_respect_the_memory_limit() {
+        let cut = |bytes, item| {
+            MicroBatch::limited_to(100)
+                .within_bytes(bytes)
+                .for_item_bytes(item)
+                .passes(10)
+                .map(|(_, count)| count)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(cut(4 << 30, 1 << 30), [4, 4, 2]);
         assert_eq!(cut(1, 1 << 30), [1; 10]);
         assert_eq!(cut(u64::MAX, 1), [10]);
-        assert_eq!(MicroBatch::of(3).within(100).for_items_of(0).at_most(10), 3);
+        assert_eq!(MicroBatch::limited_to(3).within_bytes(100).for_item_bytes(0).clamp(10), 3);
     }
 
     #[test]
-    fn what_libtorch_says_without_memory_is_understood() {
-        // More than any address space has: the allocator refuses, whatever the machine.
+    fn errors_of_exhausted_memory_are_recognized() {
+        // Larger than any address space, so that the allocation fails on every machine.
         let pass = || Ok(Tensor::f_zeros([1 << 55], (Kind::Float, Device::Cpu))?);
-        assert!(matches!(MicroBatch::WHOLE.pass(12, pass), Err(Error::Memory { items: 12, .. })));
-        let cuda = TchError::Torch("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB".into());
+        assert!(matches!(
+            MicroBatch::UNLIMITED.run(12, pass),
+            Err(Error::Memory { items: 12, .. })
+        ));
+        let cuda = TchError::Torch(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB"
+                .into(),
+        );
         assert!(is_out_of_memory(&cuda));
-        let shapes =
-            || Ok(Tensor::f_zeros([2, 3], (Kind::Float, Device::Cpu))?.f_matmul(&Tensor::f_zeros([2, 3], (Kind::Float, Device::Cpu))?)?);
-        assert!(matches!(MicroBatch::WHOLE.pass(12, shapes), Err(Error::Torch(_))));
+        let shapes = || {
+            Ok(Tensor::f_zeros([2, 3], (Kind::Float, Device::Cpu))?
+                .f_matmul(&Tensor::f_zeros([2, 3], (Kind::Float, Device::Cpu))?)?)
+        };
+        assert!(matches!(MicroBatch::UNLIMITED.run(12, shapes), Err(Error::Torch(_))));
     }
 
     #[test]
-    fn a_pass_fails_where_a_test_wants_it() {
-        let scarce = MicroBatch::WHOLE.failing_above(3);
-        assert!(matches!(scarce.pass(4, || Ok(())), Err(Error::Memory { items: 4, .. })));
-        assert!(scarce.pass(3, || Ok(())).is_ok());
+    fn a_pass_fails_above_the_simulated_limit() {
+        let scarce = MicroBatch::UNLIMITED.failing_above(3);
+        assert!(matches!(scarce.run(4, || Ok(())), Err(Error::Memory { items: 4, .. })));
+        assert!(scarce.run(3, || Ok(())).is_ok());
     }
 }

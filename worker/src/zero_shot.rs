@@ -1,70 +1,108 @@
-//! Zero-shot classification: where the true class ranks among all class texts.
+//! Zero-shot classification: the rank of an image's true class among all class texts.
 
 use std::collections::BTreeMap;
 
-use lethe_shared::outcome::{Accuracy, Answers, Hits};
+use lethe_shared::measurement::{Accuracy, Answers, Hits};
 use tch::{Kind, Tensor};
 
-use crate::model::Error;
-use crate::multiplying::exactly;
+use crate::matmul_precision::in_full_precision;
+use crate::model::{Error, NotFinite};
 
-/// Cosines of unit embeddings `[n, d]` and `[c, d]`: `[n, c]`, in float32 whatever the device may round to.
+/// Computes the cosines `[n, c]` of unit embeddings `[n, d]` and `[c, d]`, in full float32
+/// precision even where jobs use TF32.
 ///
 /// # Errors
-/// When shapes do not fit.
+/// When shapes do not match.
 pub fn scores(images: &Tensor, classes: &Tensor) -> Result<Tensor, Error> {
-    Ok(exactly(|| images.f_matmul(&classes.f_transpose(0, 1)?))?)
+    Ok(in_full_precision(|| images.f_matmul(&classes.f_transpose(0, 1)?))?)
 }
 
-/// For each image, how many classes score higher than its own: 0 means top-1.
+fn not_finite() -> NotFinite {
+    NotFinite::new("zero-shot scores")
+}
+
+/// Returns, for each image, the rank of its own class: the number of classes that score higher.
+/// Rank 0 is a top-1 hit.
 ///
-/// `images` `[n, d]` and `classes` `[c, d]` are unit embeddings, `labels` `[n]` int64 the true classes. Classes that
-/// score exactly as high count when they come earlier in the list, as a stable arg-sort would have it.
+/// `images` `[n, d]` and `classes` `[c, d]` are unit embeddings, `labels` `[n]`, int64, the true
+/// classes. Of classes with equal scores the one that comes first in the list ranks higher, as in a
+/// stable sort.
 ///
 /// # Errors
-/// When shapes do not fit, or an embedding is not finite.
+/// [`Error::NotFinite`] when a score is not finite: no rank follows from such scores, and so no
+/// claim that a class was forgotten. Otherwise when shapes do not match.
 pub fn ranks(images: &Tensor, classes: &Tensor, labels: &Tensor) -> Result<Vec<i64>, Error> {
     let scores = scores(images, classes)?;
     if !scores.f_isfinite()?.f_all()?.f_double_value(&[])?.eq(&1.0) {
-        return Err(Error::Tensor { tensor: "embeddings".into(), problem: "are not finite".into() });
+        return Err(not_finite().into());
     }
     let column = labels.f_unsqueeze(1)?;
     let own = scores.f_gather(1, &column, false)?;
-    let positions = Tensor::f_arange(classes.size()[0], (Kind::Int64, classes.device()))?.f_unsqueeze(0)?;
+    let positions =
+        Tensor::f_arange(classes.size()[0], (Kind::Int64, classes.device()))?.f_unsqueeze(0)?;
     let earlier = scores.f_eq_tensor(&own)?.f_logical_and(&positions.f_lt_tensor(&column)?)?;
-    let above = scores.f_gt_tensor(&own)?.f_logical_or(&earlier)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
+    let above = scores.f_gt_tensor(&own)?.f_logical_or(&earlier)?.f_sum_dim_intlist(
+        [1].as_slice(),
+        false,
+        Kind::Int64,
+    )?;
     Ok(Vec::<i64>::try_from(above.f_to_device(tch::Device::Cpu)?)?)
 }
 
-/// The same for one class at a time, when its text alone is embedded anew, in several ways: for each way and each image, how many classes
-/// score higher.
+/// The ranks of images of one class under a variant of its embedding, or the reason why there are
+/// none.
+pub type VariantRanks = Result<Vec<i64>, NotFinite>;
+
+/// Returns the ranks of images of one class for several variants of that class's embedding, while
+/// the other classes keep theirs.
 ///
-/// `scores` `[n, c]` are the cosines of all classes, of which those of `class` are not looked at; `own` `[ways, d]` its embeddings. One
-/// that is not finite counts as the first of all: nothing was forgotten.
+/// `scores` `[n, c]` are the cosines of images and classes; the column of `class` is ignored. `own`
+/// `[variants, d]` holds the variants. A variant whose scores are not finite has no ranks, but
+/// [`NotFinite`] in their place.
 ///
 /// # Errors
-/// When shapes do not fit.
-pub fn ranks_of(images: &Tensor, scores: &Tensor, own: &Tensor, class: u32) -> Result<Vec<Vec<i64>>, Error> {
-    let (class, classes, ways) = (i64::from(class), scores.size()[1], own.size()[0]);
+/// When shapes do not match.
+pub fn ranks_with_class_variants(
+    images: &Tensor,
+    scores: &Tensor,
+    own: &Tensor,
+    class: u32,
+) -> Result<Vec<VariantRanks>, Error> {
+    /// Marks an image whose own score is not finite.
+    const NO_RANK: i64 = -1;
+    let (class, classes, variants) = (i64::from(class), scores.size()[1], own.size()[0]);
     let own = self::scores(images, own)?.f_transpose(0, 1)?.f_unsqueeze(2)?;
     let others = scores.f_unsqueeze(0)?;
     let positions = Tensor::f_arange(classes, (Kind::Int64, scores.device()))?;
-    let above = others.f_gt_tensor(&own)?.f_logical_or(&others.f_eq_tensor(&own)?.f_logical_and(&positions.f_lt(class)?)?)?;
-    let above = above.f_logical_and(&positions.f_ne(class)?)?.f_sum_dim_intlist([2].as_slice(), false, Kind::Int64)?;
+    let above = others
+        .f_gt_tensor(&own)?
+        .f_logical_or(&others.f_eq_tensor(&own)?.f_logical_and(&positions.f_lt(class)?)?)?;
+    let above = above.f_logical_and(&positions.f_ne(class)?)?.f_sum_dim_intlist(
+        [2].as_slice(),
+        false,
+        Kind::Int64,
+    )?;
+    let above =
+        above.f_masked_fill(&own.f_squeeze_dim(2)?.f_isfinite()?.f_logical_not()?, NO_RANK)?;
     let above = Vec::<i64>::try_from(above.f_reshape([-1])?.f_to_device(tch::Device::Cpu)?)?;
-    Ok(above.chunks((above.len() / ways.max(1) as usize).max(1)).map(<[i64]>::to_vec).collect())
+    let ranks_of = |ranks: &[i64]| {
+        if ranks.contains(&NO_RANK) { Err(not_finite()) } else { Ok(ranks.to_vec()) }
+    };
+    Ok(above.chunks((above.len() / variants.max(1) as usize).max(1)).map(ranks_of).collect())
 }
 
-/// What a model says of images `[n, d]` of one class, n > 0: the classes that rank first on most of them, and how near they are to
-/// their own. Of classes that score alike, the earlier ranks first.
+/// Returns the top predictions for images `[n, d]` of one class, n > 0: the classes that rank first
+/// on most images, and the mean cosine of the images and their own class. Of classes with equal
+/// scores the one that comes first in the list ranks higher.
 ///
 /// # Errors
-/// When shapes do not fit, or an embedding is not finite.
-pub fn answers(images: &Tensor, classes: &Tensor, class: u32) -> Result<Answers, Error> {
+/// [`Error::NotFinite`] when a score of the own class is not finite; otherwise when shapes do not
+/// match.
+pub fn top_predictions(images: &Tensor, classes: &Tensor, class: u32) -> Result<Answers, Error> {
     let scores = scores(images, classes)?;
     let own = scores.f_select(1, i64::from(class))?.f_mean(Kind::Double)?.f_double_value(&[])?;
     if !own.is_finite() {
-        return Err(Error::Tensor { tensor: "embeddings".into(), problem: "are not finite".into() });
+        return Err(not_finite().into());
     }
     let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
     for first in Vec::<i64>::try_from(scores.f_argmax(1, false)?.f_to_device(tch::Device::Cpu)?)? {
@@ -73,17 +111,18 @@ pub fn answers(images: &Tensor, classes: &Tensor, class: u32) -> Result<Answers,
     let mut first: Vec<(u32, u32)> = counts.into_iter().collect();
     first.sort_by_key(|&(class, images)| (std::cmp::Reverse(images), class));
     first.truncate(Answers::MOST);
-    // Rounded: how passes are cut may change the last bits of embeddings.
+    // Rounded because the sizes of passes may affect the last bits of embeddings.
     Ok(Answers { similarity: (own * 1e6).round() / 1e6, first })
 }
 
-/// Top-1 and top-5 accuracy from [`ranks`], 0 to 1.
+/// Computes top-1 and top-5 accuracy, 0 to 1, from [`ranks`].
 pub fn accuracy(ranks: &[i64]) -> Accuracy {
-    let share = |k: i64| ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len().max(1) as f64;
+    let share =
+        |k: i64| ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len().max(1) as f64;
     Accuracy { fa1: share(1), fa5: share(5) }
 }
 
-/// Top-1 and top-5 hits per class from [`ranks`] and the classes they belong to.
+/// Counts top-1 and top-5 hits per class from [`ranks`] and the true classes.
 pub fn hits(ranks: &[i64], labels: &[u32]) -> Hits {
     let mut hits = Hits::default();
     for (&rank, &label) in ranks.iter().zip(labels) {
@@ -117,37 +156,48 @@ mod tests {
     }
 
     #[test]
-    fn ranks_of_one_class_are_those_among_all() {
+    fn ranks_with_class_variants_equal_ranks_among_all_classes() {
         let classes = rows(&[1., 0., 0., 1., 0.6, 0.8, 1., 0.], 2);
         let images = rows(&[1., 0., 0., 1., 0.6, 0.8], 2);
         let scores = scores(&images, &classes).unwrap();
-        let ways = rows(&[0.6, 0.8, 1., 0., f32::NAN, 0.], 2);
+        let variants = rows(&[0.6, 0.8, 1., 0., f32::NAN, 0.], 2);
         for class in 0..4 {
-            let found = ranks_of(&images, &scores, &ways, class).unwrap();
-            for (way, found) in found.iter().enumerate().take(2) {
+            let found = ranks_with_class_variants(&images, &scores, &variants, class).unwrap();
+            for (variant, found) in found.iter().enumerate().take(2) {
                 let row = Tensor::from_slice(&[i64::from(class)]);
-                let changed = classes.index_copy(0, &row, &ways.narrow(0, way as i64, 1));
-                assert_eq!(*found, ranks(&images, &changed, &row.repeat([3])).unwrap(), "class {class}, way {way}");
+                let changed = classes.index_copy(0, &row, &variants.narrow(0, variant as i64, 1));
+                let expected = ranks(&images, &changed, &row.repeat([3])).unwrap();
+                assert_eq!(found.as_ref(), Ok(&expected), "class {class}, variant {variant}");
             }
-            assert_eq!(found[2], [0, 0, 0]);
+            assert_eq!(found[2], Err(not_finite()));
         }
     }
 
     #[test]
     fn a_collapsed_model_is_an_error_not_an_accuracy() {
-        let classes = rows(&[1., f32::NAN], 2);
-        assert!(ranks(&classes, &classes, &Tensor::from_slice(&[0i64])).is_err());
+        let sound = rows(&[1., 0., 0., 1.], 2);
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        for broken in [rows(&[1., f32::NAN, 0., 1.], 2), rows(&[f32::INFINITY, 0., 0., 1.], 2)] {
+            for (images, classes) in [(&sound, &broken), (&broken, &sound)] {
+                let error = ranks(images, classes, &labels).unwrap_err();
+                assert!(
+                    matches!(error, Error::NotFinite(_))
+                        && error.to_string().contains("zero-shot scores are not finite"),
+                    "{error}"
+                );
+            }
+        }
     }
 
     #[test]
-    fn answers_name_what_ranks_first_most_often() {
+    fn top_predictions_are_the_classes_that_rank_first_most_often() {
         let classes = rows(&[1., 0., 0., 1., 0.6, 0.8, -1., 0.], 2);
         let images = rows(&[1., 0., 0., 1., 0., 1., 0.6, 0.8, -1., 0.], 2);
-        let found = answers(&images, &classes, 2).unwrap();
+        let found = top_predictions(&images, &classes, 2).unwrap();
         // Classes 0, 2 and 3 rank first once each: the last is not listed.
         assert_eq!(found.first, [(1, 2), (0, 1), (2, 1)]);
         assert_eq!(found.similarity, 0.52);
-        assert!(answers(&images, &rows(&[1., f32::NAN], 2), 0).is_err());
+        assert!(top_predictions(&images, &rows(&[1., f32::NAN], 2), 0).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Keys as openssl makes them: elliptic curves P-256, P-384 and P-521, in PEM files.
+//! Keys as openssl makes them: PEM files with a key on the elliptic curve P-256, P-384 or P-521.
 
 use std::fmt;
 use std::path::Path;
@@ -7,8 +7,9 @@ use std::sync::Arc;
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1, ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1,
-    ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, EcdsaVerificationAlgorithm, KeyPair, ParsedPublicKey,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1,
+    ECDSA_P384_SHA384_ASN1_SIGNING, ECDSA_P521_SHA512_ASN1, ECDSA_P521_SHA512_ASN1_SIGNING,
+    EcdsaKeyPair, EcdsaSigningAlgorithm, EcdsaVerificationAlgorithm, KeyPair, ParsedPublicKey,
 };
 use data_encoding::BASE64;
 use lethe_shared::digest::Digest;
@@ -19,16 +20,20 @@ use crate::failure::Failure;
 
 /// Largest key file, bytes.
 const MAX_FILE: u64 = 64 << 10;
-/// Each curve with the hash that belongs to it.
-const SIGNING: [&EcdsaSigningAlgorithm; 3] =
-    [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING, &ECDSA_P521_SHA512_ASN1_SIGNING];
-/// The same, to verify by.
-const VERIFYING: [&EcdsaVerificationAlgorithm; 3] = [&ECDSA_P256_SHA256_ASN1, &ECDSA_P384_SHA384_ASN1, &ECDSA_P521_SHA512_ASN1];
-/// What to do when a file is something else.
+/// The signing algorithms: each curve with the hash that belongs to it.
+const SIGNING: [&EcdsaSigningAlgorithm; 3] = [
+    &ECDSA_P256_SHA256_ASN1_SIGNING,
+    &ECDSA_P384_SHA384_ASN1_SIGNING,
+    &ECDSA_P521_SHA512_ASN1_SIGNING,
+];
+/// The verification algorithms, in the order of [`SIGNING`].
+const VERIFYING: [&EcdsaVerificationAlgorithm; 3] =
+    [&ECDSA_P256_SHA256_ASN1, &ECDSA_P384_SHA384_ASN1, &ECDSA_P521_SHA512_ASN1];
+/// Advice in the error message for a file that is not a private key.
 const MAKE_ONE: &str = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` and \
                         `openssl ec -in key.pem -pubout -out key.pub`";
 
-/// A private key; clones are the same one.
+/// A private key. Clones share it.
 #[derive(Clone)]
 pub struct SigningKey {
     pair: Arc<EcdsaKeyPair>,
@@ -46,36 +51,49 @@ impl SigningKey {
     /// Reads a private key: PEM, `EC PRIVATE KEY` or `PRIVATE KEY`.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when the file is none.
+    /// [`Failure::BadInput`] when the file does not hold a private key.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let wrong = |problem: &str| Failure::input(format!("{}: {problem}", path.display()));
         let text = read(path)?;
         if find(&text, b"ENCRYPTED") {
-            return Err(wrong("is encrypted; `openssl pkey -in FILE -out key.pem` takes the password off"));
+            return Err(wrong(
+                "is encrypted; `openssl pkey -in FILE -out key.pem` takes the password off",
+            ));
         }
         let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
             PemError::NoItemsFound => wrong(&format!("holds no private key in PEM; {MAKE_ONE}")),
             other => wrong(&other.to_string()),
         })?;
-        let pair = SIGNING.iter().find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, key.secret_der()).ok());
-        let pair = pair.ok_or_else(|| wrong(&format!("is no key on P-256, P-384 or P-521; {MAKE_ONE}")))?;
-        let der: PublicKeyX509Der<'_> = pair.public_key().as_der().map_err(|_| wrong("has no public half"))?;
-        let public = PublicKey::from_der(der.as_ref()).ok_or_else(|| wrong("has no public half"))?;
+        let pair = SIGNING
+            .iter()
+            .find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, key.secret_der()).ok());
+        let pair =
+            pair.ok_or_else(|| wrong(&format!("is no key on P-256, P-384 or P-521; {MAKE_ONE}")))?;
+        let der: PublicKeyX509Der<'_> =
+            pair.public_key().as_der().map_err(|_| wrong("has no public half"))?;
+        let public =
+            PublicKey::from_der(der.as_ref()).ok_or_else(|| wrong("has no public half"))?;
         Ok(Self { pair: Arc::new(pair), public })
     }
 
-    /// Its public half.
+    /// Returns the public half of the key.
     pub fn public(&self) -> &PublicKey {
         &self.public
     }
 
-    /// Signs a message: ECDSA with the hash of the curve's size, ASN.1.
+    /// Signs a message and returns the signature: ECDSA with the hash of the curve's size, in
+    /// ASN.1.
     ///
     /// # Errors
-    /// When the system has no randomness to give.
+    /// [`Failure::Infrastructure`] when the system's random number generator fails.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Failure> {
         let signature = self.pair.sign(&SystemRandom::new(), message);
-        Ok(signature.map_err(|_| Failure::Infrastructure("the system gives no randomness to sign with".to_owned()))?.as_ref().to_vec())
+        Ok(signature
+            .map_err(|_| {
+                Failure::Infrastructure("the system gives no randomness to sign with".to_owned())
+            })?
+            .as_ref()
+            .to_vec())
     }
 }
 
@@ -83,31 +101,34 @@ impl PublicKey {
     /// Reads a public key: PEM, `PUBLIC KEY`.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when the file is none.
+    /// [`Failure::BadInput`] when the file does not hold a public key.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let wrong = |problem: &str| Failure::input(format!("{}: {problem}", path.display()));
         let der = SubjectPublicKeyInfoDer::from_pem_slice(&read(path)?).map_err(|error| match error {
             PemError::NoItemsFound => wrong("holds no public key in PEM; `openssl ec -in key.pem -pubout -out key.pub` writes it"),
             other => wrong(&other.to_string()),
         })?;
-        Self::from_der(&der).ok_or_else(|| wrong(&format!("is no key on P-256, P-384 or P-521; {MAKE_ONE}")))
+        Self::from_der(&der)
+            .ok_or_else(|| wrong(&format!("is no key on P-256, P-384 or P-521; {MAKE_ONE}")))
     }
 
     fn from_der(der: &[u8]) -> Option<Self> {
         let key = VERIFYING.iter().find_map(|curve| ParsedPublicKey::new(*curve, der).ok())?;
-        // What `model_signing` hashes: the PEM text of the key, of the form that openssl writes.
+        // `model_signing` hashes the PEM text of the key, in the form that openssl writes.
         let body = BASE64.encode(der);
-        let lines: Vec<&str> = body.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
+        let lines: Vec<&str> =
+            body.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+        let pem =
+            format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
         Some(Self { key: Arc::new(key), hint: Digest::of(pem.as_bytes()) })
     }
 
-    /// What signatures call it: SHA-256 of its PEM text.
+    /// Returns the key's name in signatures: the SHA-256 of its PEM text.
     pub fn hint(&self) -> Digest {
         self.hint
     }
 
-    /// Whether it is this key's signature of this message.
+    /// Returns whether `signature` is this key's signature of `message`.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         self.key.verify_sig(message, signature).is_ok()
     }
@@ -137,7 +158,8 @@ fn find(text: &[u8], word: &[u8]) -> bool {
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let wrong = |problem: String| Failure::input(format!("{}: {problem}", path.display()));
-    let size = std::fs::metadata(path).map_err(|error| wrong(format!("cannot be read: {error}")))?.len();
+    let size =
+        std::fs::metadata(path).map_err(|error| wrong(format!("cannot be read: {error}")))?.len();
     if size > MAX_FILE {
         return Err(wrong(format!("has {size} bytes; no key is that large")));
     }
@@ -153,11 +175,15 @@ pub(super) mod tests {
         let document = pair.to_pkcs8v1().unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         let body = BASE64.encode(document.as_ref());
-        std::fs::write(file.path(), format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n")).unwrap();
+        std::fs::write(
+            file.path(),
+            format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"),
+        )
+        .unwrap();
         file
     }
 
-    /// A key of a test's own.
+    /// Returns a private key for tests.
     pub(in super::super) fn key() -> SigningKey {
         SigningKey::read(write(SIGNING[0]).path()).unwrap()
     }
@@ -179,13 +205,21 @@ pub(super) mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (text, says) in [
             ("", "holds no private key"),
-            ("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n", "is encrypted"),
-            ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "is no key on P-256"),
+            (
+                "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+                "is encrypted",
+            ),
+            (
+                "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+                "is no key on P-256",
+            ),
         ] {
             std::fs::write(file.path(), text).unwrap();
             let error = SigningKey::read(file.path()).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
-        assert!(PublicKey::read(file.path()).unwrap_err().to_string().contains("holds no public key"));
+        assert!(
+            PublicKey::read(file.path()).unwrap_err().to_string().contains("holds no public key")
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! `model.sig`: a signature over every file of a release in the format of OpenSSF Model Signing 1.0, so that its tool (`model_signing
-//! verify key`) checks a release without Lethe, and Lethe checks what that tool has signed.
+//! `model.sig`: a signature over every file of a release in the format of OpenSSF Model Signing
+//! 1.0. Its tool (`model_signing verify key`) checks a release without Lethe, and Lethe checks
+//! signatures that the tool has made.
 //!
-//! A sigstore bundle without certificates or log: one DSSE envelope whose in-toto statement names every file by its SHA-256.
+//! The file is a sigstore bundle without certificates or transparency log: one DSSE envelope whose
+//! in-toto statement names every file by its SHA-256.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +11,18 @@ use lethe_shared::digest::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::STATEMENT_TYPE;
 use super::dsse::Envelope;
 use super::key::{PublicKey, SigningKey};
+use super::statement::STATEMENT_TYPE;
 use crate::failure::Failure;
+use crate::layout::SIGNATURE;
 
 const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
-/// What the tool leaves out: the signature, and what git puts beside a model.
-const IGNORED: [&str; 5] = [".git", ".gitattributes", ".github", ".gitignore", super::SIGNATURE];
+/// Files that the tool leaves out: the signature, and git's files beside a model.
+const IGNORED: [&str; 5] = [".git", ".gitattributes", ".github", ".gitignore", SIGNATURE];
 
-/// A file and its digest by name.
+/// Digests of files, by name.
 pub type Files = BTreeMap<String, Digest>;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,7 +46,7 @@ struct KeyHint {
     hint: String,
 }
 
-/// What is read of the statement. Other fields of version 1.0 are to be ignored.
+/// The fields of the statement that are read. Version 1.0 requires other fields to be ignored.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Statement {
@@ -78,12 +81,15 @@ struct Resource {
     digest: Digest,
 }
 
-/// Signs files: the text of a `model.sig`. `name` is what the statement calls the model.
+/// Signs files and returns the text of a `model.sig`. `name` is the model's name in the statement.
 ///
 /// # Errors
-/// When the system has no randomness to give.
+/// [`Failure::Infrastructure`] when the system's random number generator fails.
 pub fn sign(name: &str, files: &Files, key: &SigningKey) -> Result<String, Failure> {
-    let resources: Vec<_> = files.iter().map(|(name, digest)| json!({ "name": name, "algorithm": "sha256", "digest": digest })).collect();
+    let resources: Vec<_> = files
+        .iter()
+        .map(|(name, digest)| json!({ "name": name, "algorithm": "sha256", "digest": digest }))
+        .collect();
     let statement = json!({
         "_type": STATEMENT_TYPE,
         "subject": [{ "name": name, "digest": { "sha256": root(files.values()) } }],
@@ -95,29 +101,42 @@ pub fn sign(name: &str, files: &Files, key: &SigningKey) -> Result<String, Failu
     });
     let bundle = Bundle {
         media_type: MEDIA_TYPE.to_owned(),
-        verification_material: Material { public_key: KeyHint { hint: key.public().hint().to_string() }, tlog_entries: [] },
+        verification_material: Material {
+            public_key: KeyHint { hint: key.public().hint().to_string() },
+            tlog_entries: [],
+        },
         dsse_envelope: Envelope::seal(statement.to_string().as_bytes(), key)?,
     };
     serde_json::to_string(&bundle).map_err(Failure::input)
 }
 
-/// The files that a signature by this key names.
+/// Returns the files that a signature by `key` names.
 ///
 /// # Errors
-/// What is wrong with the signature, in a sentence without its subject.
+/// The defect of the signature, as a sentence without a subject.
 pub fn open(text: &[u8], key: &PublicKey) -> Result<Files, String> {
-    let bundle: Bundle =
-        serde_json::from_slice(text).map_err(|error| format!("is no signature with a key by OpenSSF Model Signing: {error}"))?;
+    let bundle: Bundle = serde_json::from_slice(text)
+        .map_err(|error| format!("is no signature with a key by OpenSSF Model Signing: {error}"))?;
     if bundle.media_type != MEDIA_TYPE {
-        return Err(format!("is of the format `{}`, expected `{MEDIA_TYPE}`", bundle.media_type.escape_default()));
+        return Err(format!(
+            "is of the format `{}`, expected `{MEDIA_TYPE}`",
+            bundle.media_type.escape_default()
+        ));
     }
     let (hint, expected) = (&bundle.verification_material.public_key.hint, key.hint().to_string());
     if *hint != expected {
-        return Err(format!("was made with another key: SHA-256 of its PEM text is {}, not {expected}", hint.escape_default()));
+        return Err(format!(
+            "was made with another key: SHA-256 of its PEM text is {}, not {expected}",
+            hint.escape_default()
+        ));
     }
-    let statement: Statement = serde_json::from_slice(&bundle.dsse_envelope.open(key)?)
-        .map_err(|error| format!("is no statement about a model's files that this lethe reads: {error}"))?;
-    let unknown = |what: &str, found: &str| Err(format!("has the {what} `{}`, which this lethe does not read", found.escape_default()));
+    let statement: Statement =
+        serde_json::from_slice(&bundle.dsse_envelope.open(key)?).map_err(|error| {
+            format!("is no statement about a model's files that this lethe reads: {error}")
+        })?;
+    let unknown = |what: &str, found: &str| {
+        Err(format!("has the {what} `{}`, which this lethe does not read", found.escape_default()))
+    };
     if statement.kind != STATEMENT_TYPE {
         return unknown("statement type", &statement.kind);
     }
@@ -128,7 +147,9 @@ pub fn open(text: &[u8], key: &PublicKey) -> Result<Files, String> {
     if serialization.method != "files" {
         return unknown("serialisation method", &serialization.method);
     }
-    let other = [&serialization.hash_type].into_iter().chain(resources.iter().map(|resource| &resource.algorithm));
+    let other = [&serialization.hash_type]
+        .into_iter()
+        .chain(resources.iter().map(|resource| &resource.algorithm));
     if let Some(hash) = other.into_iter().find(|hash| *hash != "sha256") {
         return unknown("hash", hash);
     }
@@ -137,11 +158,12 @@ pub fn open(text: &[u8], key: &PublicKey) -> Result<Files, String> {
         return Err("contradicts itself: its subject is not the digest over its files".to_owned());
     }
     let count = resources.len();
-    let files: Files = resources.into_iter().map(|resource| (resource.name, resource.digest)).collect();
+    let files: Files =
+        resources.into_iter().map(|resource| (resource.name, resource.digest)).collect();
     if files.len() == count { Ok(files) } else { Err("names a file twice".to_owned()) }
 }
 
-/// The digest over digests in their order.
+/// Returns the digest over digests, in their order.
 fn root<'a>(digests: impl Iterator<Item = &'a Digest>) -> Digest {
     Digest::of(&digests.flat_map(Digest::as_bytes).copied().collect::<Vec<u8>>())
 }
@@ -154,7 +176,9 @@ mod tests {
     use super::*;
 
     fn files() -> Files {
-        [("a.bin", &b"a"[..]), ("b.json", b"b"), ("composition.json", b"c")].map(|(name, bytes)| (name.into(), Digest::of(bytes))).into()
+        [("a.bin", &b"a"[..]), ("b.json", b"b"), ("composition.json", b"c")]
+            .map(|(name, bytes)| (name.into(), Digest::of(bytes)))
+            .into()
     }
 
     #[test]
@@ -173,7 +197,12 @@ mod tests {
         for at in 0..text.len() {
             let mut changed = text.clone();
             changed[at] ^= 1 << (at % 8);
-            assert!(open(&changed, key.public()).is_err(), "bit {} of byte {at}: {}", at % 8, String::from_utf8_lossy(&changed));
+            assert!(
+                open(&changed, key.public()).is_err(),
+                "bit {} of byte {at}: {}",
+                at % 8,
+                String::from_utf8_lossy(&changed)
+            );
         }
         for end in 0..text.len() {
             assert!(open(&text[..end], key.public()).is_err(), "{end} bytes");
@@ -182,9 +211,14 @@ mod tests {
 
     #[test]
     fn what_the_tool_has_signed_is_read() {
-        // By `model_signing sign key` 1.1.1, of a folder with two files.
-        let key = PublicKey::read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/attest/golden/key.pub"))).unwrap();
-        let expected = [("a", &b"hi\n"[..]), ("config.json", b"{}\n")].map(|(name, bytes)| (name.to_owned(), Digest::of(bytes)));
+        // Made by `model_signing sign key` 1.1.1 over a folder with two files.
+        let key = PublicKey::read(Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/src/attest/golden/key.pub"
+        )))
+        .unwrap();
+        let expected = [("a", &b"hi\n"[..]), ("config.json", b"{}\n")]
+            .map(|(name, bytes)| (name.to_owned(), Digest::of(bytes)));
         assert_eq!(open(include_bytes!("golden/model.sig"), &key), Ok(expected.into()));
     }
 }

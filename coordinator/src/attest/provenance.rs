@@ -1,21 +1,24 @@
-//! Where a release comes from: SLSA provenance (<https://slsa.dev/spec/v1.0/provenance>) as an in-toto statement.
+//! The origin of a release: SLSA provenance (<https://slsa.dev/spec/v1.0/provenance>) as an in-toto
+//! statement.
 //!
-//! It follows from the record, so it is the same whenever and wherever the release is made; when and where is in the run's summary.
+//! The statement is a function of the record, so it does not depend on when and where the release
+//! is made. The run's summary holds times and machines.
 
-use lethe_shared::job::{ALGORITHM_VERSION, LIBTORCH_VERSION};
+use lethe_shared::job::LIBTORCH_VERSION;
 use lethe_shared::record::{Amendment, Composition, DataFile};
+use lethe_shared::task::ALGORITHM_VERSION;
 use serde_json::{Value, json};
 
-use super::{LETHE_VERSION, STATEMENT_TYPE, subjects};
+use super::statement::{LETHE_VERSION, STATEMENT_TYPE, subjects};
 
 /// The predicate's type.
 const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";
-/// How releases are made: what the parameters mean. Described in docs/proof.md.
+/// The build type, which defines the parameters. `docs/proof.md` describes it.
 const BUILD_TYPE: &str = "urn:lethe:composition:v1";
-/// Who makes them.
+/// The builder's id.
 const BUILDER: &str = "urn:lethe:coordinator";
 
-/// The statement about a release whose record names every other file.
+/// Returns the statement about a release. The record must list every other file already.
 pub fn statement(record: &Composition) -> Value {
     let parent = record.parent.as_ref().map(|parent| {
         json!({ "release": parent.release.to_string(), "changes": parent.changes.iter().map(Amendment::to_string).collect::<Vec<_>>() })
@@ -49,12 +52,15 @@ pub fn statement(record: &Composition) -> Value {
     })
 }
 
-/// Everything that went into it, by its digest.
+/// Returns the inputs of the release with their digests.
 fn dependencies(record: &Composition) -> Vec<Value> {
-    // The weights' digest is over tensors, as docs/proof.md says, and no file's.
+    // The digest covers the tensors of the weights, as docs/proof.md says, and is not a file's
+    // digest.
     let place = &record.base.address;
     let uri = if place.starts_with('/') { format!("file://{place}") } else { place.clone() };
-    let mut all = vec![json!({ "name": "base", "uri": uri, "digest": { "tensorsSha256": record.base.digest } })];
+    let mut all = vec![
+        json!({ "name": "base", "uri": uri, "digest": { "tensorsSha256": record.base.digest } }),
+    ];
     if let Some(parent) = &record.parent {
         let releases = parent.changes.iter().filter_map(|change| match change {
             Amendment::Add { from, .. } => Some(from),
@@ -64,7 +70,9 @@ fn dependencies(record: &Composition) -> Vec<Value> {
             all.push(json!({ "name": format!("release/{}", release.name), "digest": { "sha256": release.record } }));
         }
     }
-    let mut add = |name: String, file: &DataFile| all.push(json!({ "name": name, "digest": { "sha256": file.digest } }));
+    let mut add = |name: String, file: &DataFile| {
+        all.push(json!({ "name": name, "digest": { "sha256": file.digest } }))
+    };
     if let Some(origin) = &record.origin {
         let sets = [
             ("retain", &origin.retain),
@@ -75,11 +83,18 @@ fn dependencies(record: &Composition) -> Vec<Value> {
         ];
         origin.protect.iter().for_each(|file| add("data/protect".to_owned(), file));
         for (set, files) in sets {
-            files.iter().enumerate().for_each(|(number, file)| add(format!("data/{set}/{number}"), file));
+            files
+                .iter()
+                .enumerate()
+                .for_each(|(number, file)| add(format!("data/{set}/{number}"), file));
         }
     }
     for concept in &record.concepts {
-        concept.forget.iter().enumerate().for_each(|(number, file)| add(format!("data/forget/{}/{number}", concept.id), file));
+        concept
+            .forget
+            .iter()
+            .enumerate()
+            .for_each(|(number, file)| add(format!("data/forget/{}/{number}", concept.id), file));
     }
     if let Some(origin) = &record.origin {
         all.push(json!({ "name": "data/classes", "digest": { "sha256": origin.class_texts } }));

@@ -1,30 +1,58 @@
-//! Removal receipts: what was removed, where, at which dose, and the evidence; one in-toto statement a concept. Each can be handed out
-//! alone: it says nothing of any other concept.
+//! Removal receipts: one in-toto statement per concept, with the removed concept, the edited layer,
+//! the coefficient and the evidence. A receipt does not mention any other concept, so it can be
+//! handed out alone.
+//!
+//! A concept that the model still recognises, or whose edit is not applied in full, gets a
+//! statement of another type, which says that the concept is not removed. A concept that the base
+//! model did not know gets no statement, unless the record asks for receipts of such concepts.
 
+use lethe_shared::record::verdict::{ConceptStatus, Verdict};
 use lethe_shared::record::{Composition, ConceptRecord};
 use serde_json::{Value, json};
 
-use super::{LETHE_VERSION, STATEMENT_TYPE, subjects};
+use super::statement::{LETHE_VERSION, STATEMENT_TYPE, subjects};
 
-/// The predicate's type, described in docs/proof.md.
+/// The predicate type of a receipt. `docs/proof.md` describes it.
 pub const PREDICATE_TYPE: &str = "urn:lethe:removal-receipt:v1";
+/// The predicate type of a statement that a concept is not removed. The fields are the same.
+pub const NOT_REMOVED_TYPE: &str = "urn:lethe:not-removed:v1";
 
-/// The receipts of a release, one a line, in the record's order; `record` names the weights' files.
+/// Returns the receipts of a release, one per line, in the record's order. `weights` are the names
+/// of the weight files.
 pub fn lines(record: &Composition, weights: &[String]) -> String {
-    record.concepts.iter().map(|concept| receipt(record, concept, weights).to_string() + "\n").collect()
+    let receipts = record.concepts.iter().filter_map(|concept| receipt(record, concept, weights));
+    receipts.map(|receipt| receipt.to_string() + "\n").collect()
 }
 
-fn receipt(record: &Composition, concept: &ConceptRecord, weights: &[String]) -> Value {
+/// Returns the predicate type for a concept of this status, or `None` if the concept gets no
+/// statement.
+fn predicate_type(status: ConceptStatus, receipts_for_unknown: bool) -> Option<&'static str> {
+    match status {
+        // A composed release has not been measured yet; its receipt says so.
+        ConceptStatus::Removed | ConceptStatus::NotMeasured => Some(PREDICATE_TYPE),
+        ConceptStatus::UnknownBefore => receipts_for_unknown.then_some(PREDICATE_TYPE),
+        ConceptStatus::Showing | ConceptStatus::Weakened | ConceptStatus::NotApplied => {
+            Some(NOT_REMOVED_TYPE)
+        }
+    }
+}
+
+fn receipt(record: &Composition, concept: &ConceptRecord, weights: &[String]) -> Option<Value> {
+    let Verdict { status, reason } = record.verdict(concept);
+    let predicate_type = predicate_type(status, record.receipts_for_unknown)?;
+    let criterion = record.criterion(concept);
     let mut called = json!({ "id": concept.id, "name": concept.name, "class": concept.class });
     if record.origin.as_ref().is_some_and(|origin| origin.hashed_names) {
         called["hashed"] = json!("HMAC-SHA-256, 80 bits; the salt is its owner's");
     }
-    json!({
+    Some(json!({
         "_type": STATEMENT_TYPE,
         "subject": subjects(record, |name| weights.iter().any(|weights| weights == name)),
-        "predicateType": PREDICATE_TYPE,
+        "predicateType": predicate_type,
         "predicate": {
             "concept": called,
+            "status": status,
+            "reason": reason,
             "release": { "name": record.name, "run": record.run, "tensorsSha256": record.digest },
             "base": { "tensorsSha256": record.base.digest },
             "edit": {
@@ -38,6 +66,7 @@ fn receipt(record: &Composition, concept: &ConceptRecord, weights: &[String]) ->
                 "directionSha256": concept.direction.digest,
             },
             "evidence": {
+                "criterion": criterion,
                 "forgetPairs": concept.pairs,
                 "forgetData": concept.forget.iter().map(|file| json!({ "sha256": file.digest, "pairs": file.items })).collect::<Vec<_>>(),
                 "before": concept.before,
@@ -46,14 +75,92 @@ fn receipt(record: &Composition, concept: &ConceptRecord, weights: &[String]) ->
             },
             "lethe": LETHE_VERSION,
         },
-    })
+    }))
 }
 
-/// The id of the concept that a receipt is about, when it is one.
+/// Returns the id of the concept that a receipt or a not-removed statement is about, and `None` for
+/// any other statement.
 pub fn about(line: &[u8]) -> Option<String> {
     let statement: Value = serde_json::from_slice(line).ok()?;
-    if statement.get("predicateType")? != PREDICATE_TYPE {
+    let predicate_type = statement.get("predicateType")?;
+    if predicate_type != PREDICATE_TYPE && predicate_type != NOT_REMOVED_TYPE {
         return None;
     }
     Some(statement.pointer("/predicate/concept/id")?.as_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use lethe_shared::record::Measured;
+
+    use super::*;
+    use crate::compose::gate_rules::tests::{concept, record};
+
+    /// Returns the statements of a release with these concepts: id, strength, FA@5 of the base and
+    /// of the composed model.
+    fn statements(
+        concepts: &[(&str, f64, f64, Option<f64>)],
+        receipts_for_unknown: bool,
+    ) -> Vec<Value> {
+        let measured = |fa5| Measured { fa1: 0.0, fa5, held_out: None, utility: None };
+        let of = |&(id, strength, before, after): &(&str, f64, f64, Option<f64>)| ConceptRecord {
+            strength,
+            before: measured(before),
+            composed: after.map(measured),
+            ..concept(id, 0.0, 0.0)
+        };
+        let record = Composition {
+            concepts: concepts.iter().map(of).collect(),
+            receipts_for_unknown,
+            ..record()
+        };
+        let text = lines(&record, &[]);
+        let all: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(text.lines().zip(&all).all(|(line, value)| about(line.as_bytes()).as_deref()
+            == value["predicate"]["concept"]["id"].as_str()));
+        all
+    }
+
+    #[test]
+    fn only_what_is_removed_gets_a_receipt() {
+        let concepts = [
+            ("removed", 1.0, 1.0, Some(0.0)),
+            ("shows", 1.0, 1.0, Some(0.5)),
+            ("weak", 0.5, 1.0, Some(0.5)),
+            ("off", 0.0, 1.0, Some(1.0)),
+            ("unmeasured", 1.0, 1.0, None),
+            ("unknown", 1.0, 0.0, Some(0.0)),
+        ];
+        let said = |receipts_for_unknown| -> Vec<(String, String, String)> {
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            let all = statements(&concepts, receipts_for_unknown);
+            let of = |statement: &Value| {
+                let predicate = &statement["predicate"];
+                (
+                    text(&predicate["concept"]["id"]),
+                    text(&statement["predicateType"]),
+                    text(&predicate["status"]),
+                )
+            };
+            all.iter().map(of).collect()
+        };
+        let expected = [
+            ("removed", PREDICATE_TYPE, "removed"),
+            ("shows", NOT_REMOVED_TYPE, "showing"),
+            ("weak", NOT_REMOVED_TYPE, "weakened"),
+            ("off", NOT_REMOVED_TYPE, "not-applied"),
+            ("unmeasured", PREDICATE_TYPE, "not-measured"),
+            ("unknown", PREDICATE_TYPE, "unknown-before"),
+        ]
+        .map(|(id, kind, status)| (id.to_owned(), kind.to_owned(), status.to_owned()));
+        assert_eq!(said(false), expected[..5]);
+        assert_eq!(said(true), expected);
+        let statement = &statements(&concepts[1..2], false)[0]["predicate"];
+        assert_eq!(
+            statement["reason"],
+            "FA@5 is 50.0 % on its forget images in the composed model, and may be 0.0 % at most"
+        );
+        assert_eq!(statement["evidence"]["criterion"], json!({ "stop": "fa5", "tolerance": 0.0 }));
+    }
 }

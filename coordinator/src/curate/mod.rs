@@ -1,20 +1,22 @@
-//! `lethe curate`: from a table of names and shards of image-text pairs to everything that a manifest names but the model.
+//! `lethe curate`: from a table of names and shards of image-text pairs to all files that a
+//! manifest names, except the model.
 //!
-//! One pass reads every shard once, from start to end. For each pair it finds which concepts the caption mentions, and keeps the
-//! pair on this machine while it may be one of those that are taken; what is taken is known when all shards are read.
+//! One pass reads every shard once, from start to end. For each pair it finds the concepts that the
+//! caption mentions, and keeps the pair on this machine while it may still be selected. The
+//! selection is final once all shards are read.
 //!
-//! | module | what |
+//! | module | content |
 //! |---|---|
 //! | [`table`] | the table of concepts with their names |
-//! | [`names`] | all names at once in a caption |
-//! | [`pairs`] | the pairs of a shard as it streams by |
-//! | [`sample`] | which pairs are taken: pure, and independent of their order |
+//! | [`names`] | finds all names in a caption at once |
+//! | [`pairs`] | the pairs of a shard, read as a stream |
+//! | [`sample`] | selection of pairs: pure, and independent of their order |
 //! | [`tally`] | counts and overlaps |
-//! | [`work`] | what is kept between being killed and going on |
-//! | [`pass`] | all shards, several at once |
-//! | [`output`] | what is left behind |
+//! | [`work`] | state on disk, from which an interrupted command resumes |
+//! | [`pass`] | the pass over all shards, several at once |
+//! | [`output`] | the files that are written |
 //!
-//! `curation.json` is written last: a folder without it is not whole.
+//! `curation.json` is written last: an output folder without it is incomplete.
 
 pub mod names;
 pub mod output;
@@ -32,7 +34,8 @@ use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
 use lethe_shared::manifest::concepts::MAX_TABLE;
 use lethe_shared::manifest::{Classes, Error};
-use lethe_shared::store::{self, Source};
+use lethe_store as store;
+use lethe_store::Source;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -46,53 +49,53 @@ use self::tally::{PassedOver, Tally};
 use self::work::{Work, local};
 use crate::failure::Failure;
 
-/// Changes when the same input would give another output.
+/// Version of the algorithm. Increases when the same input would give another output.
 const VERSION: u32 = 1;
-/// Name of the record.
+/// Name of the record file.
 pub const RECORD: &str = "curation.json";
 /// Largest class list, bytes.
 const MAX_CLASSES: u64 = 256 << 20;
 /// Largest record read, bytes.
 const MAX_RECORD: u64 = 256 << 20;
-/// Pairs of a batch, by default: fewer retain pairs give no gradient.
+/// Default batch size in pairs: fewer retain pairs give no gradient.
 const BATCH: usize = 128;
 
-/// What to curate.
+/// Options of a curation.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The table of concepts.
+    /// Address of the table of concepts.
     pub table: Address,
-    /// Shards; wildcards in the last part.
+    /// Addresses of shards, with wildcards in the last part.
     pub pairs: Vec<Address>,
-    /// Where results go.
+    /// Output folder.
     pub into: PathBuf,
-    /// The class list.
+    /// Address of the class list.
     pub classes: Option<Address>,
-    /// How many pairs are taken at most.
+    /// Largest number of pairs in each set.
     pub limits: Limits,
-    /// Concepts with fewer pairs are pointed out.
+    /// Concepts with fewer pairs are reported.
     pub few: usize,
-    /// Decides which pairs are taken.
+    /// Seed of the selection.
     pub seed: u64,
     /// Shards read at once; 0: one per core.
     pub workers: usize,
-    /// Where small remote files are copied to.
+    /// Folder for copies of small remote files.
     pub cache: PathBuf,
 }
 
-/// Whether a concept has what a run needs.
+/// Whether a concept has enough pairs for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It has.
+    /// It has enough pairs.
     Ok,
     /// It has few pairs.
     Few,
-    /// It has none, and is not in the table that is written.
+    /// It has no pair, and is left out of the table that is written.
     None,
 }
 
-/// What was found of a concept.
+/// The pairs found for a concept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CuratedConcept {
     /// Its id.
@@ -101,74 +104,89 @@ pub struct CuratedConcept {
     pub name: String,
     /// Pairs that mention it.
     pub pairs: u64,
-    /// Of these, those that mention another concept too.
+    /// Of these, pairs that also mention another concept.
     pub shared: u64,
-    /// Pairs of its forget shard.
+    /// Pairs in its forget shard.
     pub taken: usize,
-    /// Whether they are enough.
+    /// Whether these are enough.
     pub status: Status,
 }
 
-/// The record: what was curated from what. Nothing in it depends on when, where or how often it was begun.
+/// The record: inputs, settings and results. It does not depend on time, place or the number of
+/// interruptions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Curation {
-    /// Version of what is done.
+    /// Version of the algorithm.
     pub version: u32,
     /// Digest of table, classes, limits and seed.
     pub job: Digest,
-    /// How many pairs were to be taken.
+    /// Largest number of pairs in each set.
     pub limits: Limits,
-    /// What decided which.
+    /// Seed of the selection.
     pub seed: u64,
-    /// The shards, sorted.
+    /// The shards, sorted by address.
     pub shards: Vec<Source>,
-    /// Pairs in them.
+    /// Pairs in the shards.
     pub pairs: u64,
     /// Pairs that mention a concept.
     pub mentioning: u64,
-    /// Samples that are no pairs, by reason.
+    /// Unusable samples, by reason.
     pub unusable: BTreeMap<Unusable, PassedOver>,
-    /// By id.
+    /// Concepts by id.
     pub concepts: Vec<CuratedConcept>,
-    /// Pairs of concepts that one caption mentions.
+    /// Number of concept pairs that share a caption.
     pub overlaps: usize,
-    /// Classes of concepts that the class list did not have.
+    /// Classes of concepts that the class list lacked.
     pub classes_added: Vec<String>,
-    /// Retain pairs, and their shards.
+    /// Number of retain pairs, and of their shards.
     pub retain: (usize, usize),
-    /// Validation pairs, and their shards.
+    /// Number of validation pairs, and of their shards.
     pub validation: (usize, usize),
-    /// Everything else that was written.
+    /// All other files that were written.
     pub files: Vec<Written>,
 }
 
 impl Curation {
-    /// Concepts of a status, by id.
+    /// Returns the concepts of a status, by id.
     pub fn with(&self, status: Status) -> impl Iterator<Item = &CuratedConcept> {
         self.concepts.iter().filter(move |concept| concept.status == status)
     }
 
-    /// What a person should look at.
+    /// Returns warnings for people, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let ids = |status| {
             let ids: Vec<&str> = self.with(status).map(|concept| concept.id.as_str()).collect();
-            let more = if ids.len() > 10 { format!(" and {} more", ids.len() - 10) } else { String::new() };
+            let more = if ids.len() > 10 {
+                format!(" and {} more", ids.len() - 10)
+            } else {
+                String::new()
+            };
             (ids.len(), format!("{}{more}", ids[..ids.len().min(10)].join(", ")))
         };
         let (count, some) = ids(Status::Few);
         if count > 0 {
-            warnings.push(format!("few pairs for {count} of {} concepts: {some}; counts.csv has the numbers", self.concepts.len()));
+            warnings.push(format!(
+                "few pairs for {count} of {} concepts: {some}; counts.csv has the numbers",
+                self.concepts.len()
+            ));
         }
         let (count, some) = ids(Status::None);
         if count > 0 {
             let them = "give aliases that captions use, or more shards";
-            warnings
-                .push(format!("no pair for {count} of {} concepts, which concepts.csv leaves out: {some}; {them}", self.concepts.len()));
+            warnings.push(format!(
+                "no pair for {count} of {} concepts, which concepts.csv leaves out: {some}; {them}",
+                self.concepts.len()
+            ));
         }
         for (why, passed) in &self.unusable {
             let why = serde_json::to_string(why).unwrap_or_default();
-            warnings.push(format!("{} samples passed over ({}), such as {}", passed.samples, why.trim_matches('"'), passed.example));
+            warnings.push(format!(
+                "{} samples passed over ({}), such as {}",
+                passed.samples,
+                why.trim_matches('"'),
+                passed.example
+            ));
         }
         if !self.classes_added.is_empty() {
             let some = self.classes_added[..self.classes_added.len().min(5)].join(", ");
@@ -191,18 +209,37 @@ impl Curation {
     }
 }
 
-/// Curates, or goes on where an earlier call stopped; also how many shards were read now.
+/// Curates, or resumes an interrupted curation. Returns the record and the number of shards read by
+/// this call.
 ///
 /// # Errors
-/// [`Failure::BadInput`] with everything found wrong with table, classes or shards; disk or network; that someone asked to stop.
-pub async fn curate(options: Options, cancel: CancellationToken) -> Result<(Curation, usize), Failure> {
+/// [`Failure::BadInput`] with every problem of table, classes and shards;
+/// [`Failure::Infrastructure`] for disk and network; [`Failure::Cancelled`].
+pub async fn curate(
+    options: Options,
+    cancel: CancellationToken,
+) -> Result<(Curation, usize), Failure> {
     let names = read_names(&options).await?;
     let sources = find(&options.pairs).await?;
-    let texts: Vec<_> = names.concepts.iter().map(|c| (&c.id, &c.name, &c.class, c.strength, &c.group, c.stop, c.tolerance)).collect();
-    let job = Digest::of_json(&(VERSION, texts, &names.texts, names.classes.names(), options.limits, options.few, options.seed));
+    let texts: Vec<_> = names
+        .concepts
+        .iter()
+        .map(|c| (&c.id, &c.name, &c.class, c.strength, &c.group, c.stop, c.tolerance))
+        .collect();
+    let job = Digest::of_json(&(
+        VERSION,
+        texts,
+        &names.texts,
+        names.classes.names(),
+        options.limits,
+        options.few,
+        options.seed,
+    ));
     let runtime = Handle::current();
     let work = move || of(&options, &names, &sources, job, runtime, cancel);
-    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::Infrastructure(error.to_string()))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::Infrastructure(error.to_string()))?
 }
 
 fn of(
@@ -214,7 +251,7 @@ fn of(
     cancel: CancellationToken,
 ) -> Result<(Curation, usize), Failure> {
     if let Some(done) = done_before(&options.into, job, sources)? {
-        // What a process that was killed in its last moment did not take away.
+        // A process killed between the record and the cleanup leaves its working folder behind.
         Work::sweep(&options.into)?;
         return Ok((done, 0));
     }
@@ -224,7 +261,15 @@ fn of(
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         some => some,
     };
-    let pass = Pass { names, limits: options.limits, seed: options.seed, workers, work: &work, runtime, cancel };
+    let pass = Pass {
+        names,
+        limits: options.limits,
+        seed: options.seed,
+        workers,
+        work: &work,
+        runtime,
+        cancel,
+    };
     let read = pass.run(sources)?;
     let (selected, tally) = Selected::read(&work, sources, names.concepts.len(), options.limits)?;
     let curation = write(options, names, sources, job, &work, &selected, &tally)?;
@@ -232,30 +277,47 @@ fn of(
     Ok((curation, read))
 }
 
-/// The record of a finished curation of the same input.
+/// Returns the record of a finished curation of the same input.
 fn done_before(into: &Path, job: Digest, sources: &[Source]) -> Result<Option<Curation>, Failure> {
     let path = into.join(RECORD);
     match std::fs::metadata(&path) {
         Ok(metadata) if metadata.len() <= MAX_RECORD => {}
-        Ok(_) => return Err(Failure::input(format!("{}: is no record of curating", path.display()))),
+        Ok(_) => {
+            return Err(Failure::input(format!("{}: is no record of curating", path.display())));
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Failure::input(format!("{}: {error}", path.display()))),
     }
     let bytes = std::fs::read(&path).map_err(|error| local(&path, error))?;
     let again = "remove the folder and curate again, or give a new one";
-    let record: Curation = serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::input(format!("{}: is no record of curating ({error}); {again}", path.display())))?;
+    let record: Curation = serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::input(format!("{}: is no record of curating ({error}); {again}", path.display()))
+    })?;
     if (record.job, record.shards.as_slice()) != (job, sources) {
-        let what = if record.job == job { "other shards" } else { "another table, other classes, limits or another seed" };
-        return Err(Failure::input(format!("--into {}: was curated with {what}; {again}", into.display())));
+        let what = if record.job == job {
+            "other shards"
+        } else {
+            "another table, other classes, limits or another seed"
+        };
+        return Err(Failure::input(format!(
+            "--into {}: was curated with {what}; {again}",
+            into.display()
+        )));
     }
     match output::missing(into, &record.files) {
-        Some(file) => Err(Failure::input(format!("{}: is not as it was written; {again}", file.display()))),
+        Some(file) => {
+            Err(Failure::input(format!("{}: is not as it was written; {again}", file.display())))
+        }
         None => Ok(Some(record)),
     }
 }
 
-async fn read_small(what: &str, address: &Address, most: u64, cache: &Path) -> Result<Vec<u8>, Failure> {
+async fn read_small(
+    what: &str,
+    address: &Address,
+    most: u64,
+    cache: &Path,
+) -> Result<Vec<u8>, Failure> {
     let bad = |error: store::Error| match error {
         store::Error::Unavailable { .. } => Failure::Infrastructure(format!("{what}: {error}")),
         other => Failure::input(format!("{what}: {other}")),
@@ -264,14 +326,19 @@ async fn read_small(what: &str, address: &Address, most: u64, cache: &Path) -> R
     let failed = |error: std::io::Error| Failure::input(format!("{what}: {address}: {error}"));
     let size = tokio::fs::metadata(&path).await.map_err(failed)?.len();
     if size > most {
-        return Err(Failure::input(format!("{what}: {address} has {size} bytes, at most {most} are read")));
+        return Err(Failure::input(format!(
+            "{what}: {address} has {size} bytes, at most {most} are read"
+        )));
     }
     tokio::fs::read(&path).await.map_err(failed)
 }
 
 async fn read_names(options: &Options) -> Result<Names, Failure> {
     let file = options.table.to_string();
-    let table = table::parse(&read_small("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?, &file)?;
+    let table = table::parse(
+        &read_small("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?,
+        &file,
+    )?;
     let given = match &options.classes {
         None => None,
         Some(address) => {
@@ -279,11 +346,12 @@ async fn read_names(options: &Options) -> Result<Names, Failure> {
             Some(Classes::parse(&bytes, &address.to_string())?)
         }
     };
-    let problems = |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
+    let problems =
+        |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
     Names::new(table, given.as_ref(), &file).map_err(problems)
 }
 
-/// The shards that patterns match, looked at, sorted by address, each once.
+/// Returns the shards that patterns match, inspected, sorted by address, without duplicates.
 async fn find(patterns: &[Address]) -> Result<Vec<Source>, Failure> {
     use futures::{StreamExt, TryStreamExt};
     let bad = |error: store::Error| match error {
@@ -294,7 +362,9 @@ async fn find(patterns: &[Address]) -> Result<Vec<Source>, Failure> {
     for pattern in patterns {
         addresses.extend(store::expand(pattern).await.map_err(bad)?);
     }
-    let looks = addresses.into_iter().map(|address| async move { Source::look(&address).await.map_err(bad) });
+    let looks = addresses
+        .into_iter()
+        .map(|address| async move { Source::look(&address).await.map_err(bad) });
     futures::stream::iter(looks).buffered(16).try_collect().await
 }
 
@@ -323,22 +393,42 @@ fn write(
         })
         .collect();
     let mut output = Output::new(work, into);
-    let there = || (0..).zip(&concepts).zip(&names.concepts).filter(|((_, curated), _)| curated.status != Status::None);
+    let there = || {
+        (0..)
+            .zip(&concepts)
+            .zip(&names.concepts)
+            .filter(|((_, curated), _)| curated.status != Status::None)
+    };
     for ((position, _), concept) in there() {
         output.forget(selected, &concept.id, position)?;
     }
     let retain = output.retain(selected)?;
     let validation = output.validation(selected, names)?;
     output.origins()?;
-    output.file("classes.txt", |file| names.classes.names().iter().try_for_each(|name| writeln!(file, "{name}")))?;
+    output.file("classes.txt", |file| {
+        names.classes.names().iter().try_for_each(|name| writeln!(file, "{name}"))
+    })?;
     let rows = there().map(|(_, c)| {
         let group = c.group.clone().unwrap_or_default();
         let stop = c.stop.map(|stop| stop.name().to_owned()).unwrap_or_default();
         let tolerance = c.tolerance.map(|tolerance| tolerance.to_string()).unwrap_or_default();
         let forget = format!("forget/{}.tar", c.id);
-        [c.id.clone(), c.name.clone(), c.class.clone(), forget, c.strength.to_string(), group, stop, tolerance]
+        [
+            c.id.clone(),
+            c.name.clone(),
+            c.class.clone(),
+            forget,
+            c.strength.to_string(),
+            group,
+            stop,
+            tolerance,
+        ]
     });
-    output.table("concepts.csv", ["id", "name", "class", "forget", "strength", "group", "stop", "tolerance"], rows)?;
+    output.table(
+        "concepts.csv",
+        ["id", "name", "class", "forget", "strength", "group", "stop", "tolerance"],
+        rows,
+    )?;
     let rows = concepts.iter().map(|c| {
         let status = match c.status {
             Status::Ok => "ok",
@@ -355,12 +445,20 @@ fn write(
             status.into(),
         ]
     });
-    output.table("counts.csv", ["id", "name", "pairs", "alone", "shared", "taken", "status"], rows)?;
-    let mut overlaps: Vec<(u64, u32, u32)> =
-        tally.overlaps.iter().flat_map(|(&first, row)| row.iter().map(move |(&second, &pairs)| (pairs, first, second))).collect();
+    output.table(
+        "counts.csv",
+        ["id", "name", "pairs", "alone", "shared", "taken", "status"],
+        rows,
+    )?;
+    let mut overlaps: Vec<(u64, u32, u32)> = tally
+        .overlaps
+        .iter()
+        .flat_map(|(&first, row)| row.iter().map(move |(&second, &pairs)| (pairs, first, second)))
+        .collect();
     overlaps.sort_by_key(|&(pairs, first, second)| (std::cmp::Reverse(pairs), first, second));
     let id = |concept: u32| names.concepts[concept as usize].id.clone();
-    let rows = overlaps.iter().map(|&(pairs, first, second)| [id(first), id(second), pairs.to_string()]);
+    let rows =
+        overlaps.iter().map(|&(pairs, first, second)| [id(first), id(second), pairs.to_string()]);
     output.table("overlaps.csv", ["first", "second", "pairs"], rows)?;
 
     let mut curation = Curation {
@@ -379,7 +477,7 @@ fn write(
         validation,
         files: Vec::new(),
     };
-    // The manifest is the reader's to change, so it is no file that must stay as it was written.
+    // The user may edit the manifest, so it is not in the list of files that must stay unchanged.
     let manifest = output::manifest(into, validation.0 > 0);
     let mut last = Output::new(work, into);
     curation.files = output.files();

@@ -1,4 +1,4 @@
-//! All names of all concepts and classes, ready to be found in a caption at once.
+//! Finds all names of all concepts and classes in a caption at once.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,47 +10,52 @@ use lethe_shared::words::words;
 
 use super::table::Wanted;
 
-/// What a caption speaks of.
+/// The concepts and the class that a caption mentions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mentions {
-    /// Concepts, by position, ascending.
+    /// Indices of concepts, ascending.
     pub concepts: Vec<u32>,
-    /// The class, when it names no concept and exactly one class.
+    /// The class, if the caption names no concept and exactly one class.
     pub class: Option<u32>,
 }
 
-/// Whose name it is.
+/// The concept or class that a name belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Owner {
     Concept(u32),
     Class(u32),
 }
 
-/// Concepts by id, the classes of a run about them, and all their names.
+/// Concepts by id, the classes of a run about them, and the names of both.
 #[derive(Debug)]
 pub struct Names {
     /// The concepts, sorted by id.
     pub concepts: Vec<Concept>,
-    /// The classes: those given, then those of concepts that were not among them.
+    /// The classes: the given ones, then added classes of concepts.
     pub classes: Classes,
-    /// Classes that were not among those given.
+    /// Classes of concepts that the given list lacked.
     pub added: Vec<String>,
-    /// All names that are looked for.
+    /// All names to find.
     pub texts: Vec<String>,
     phrases: Phrases,
     owners: Vec<Owner>,
 }
 
 impl Names {
-    /// Checks the table against itself and the class list, and prepares its names. `file` is for messages.
+    /// Checks the table for consistency with itself and with the class list, and prepares its
+    /// names. `file` is the table's name in messages.
     ///
     /// # Errors
-    /// Every problem found, at most twenty.
-    pub fn new(mut table: Vec<Wanted>, given: Option<&Classes>, file: &str) -> Result<Self, Vec<Error>> {
+    /// At most twenty problems.
+    pub fn new(
+        mut table: Vec<Wanted>,
+        given: Option<&Classes>,
+        file: &str,
+    ) -> Result<Self, Vec<Error>> {
         let one = |error: Error| vec![error];
         let (classes, added) = class_list(&mut table, given, file).map_err(one)?;
         let rows = table.iter().map(|wanted| (wanted.line, wanted.row.clone())).collect();
-        // Where shards will lie is not known here, and does not matter.
+        // The addresses of shards do not matter here, and are not known yet.
         let mut concepts = concepts::check(rows, file, &Address::Local("/".into()), &classes)?;
         concepts.sort_by(|a, b| a.id.cmp(&b.id));
         table.sort_by(|a, b| a.row.id.cmp(&b.row.id));
@@ -59,11 +64,16 @@ impl Names {
         let mut taken: HashMap<String, u32> = HashMap::new();
         let mut problems = Vec::new();
         for (concept, wanted) in (0u32..).zip(&table) {
-            let mut wrong = |problem: String| problems.push(Error::new(format!("{file}:{}", wanted.line), problem));
+            let mut wrong = |problem: String| {
+                problems.push(Error::new(format!("{file}:{}", wanted.line), problem))
+            };
             for name in &wanted.names {
                 let key = words(name);
                 if key == " " {
-                    wrong(format!("concept `{}`: `{name}` has neither letter nor digit to look for", wanted.row.id));
+                    wrong(format!(
+                        "concept `{}`: `{name}` has neither letter nor digit to look for",
+                        wanted.row.id
+                    ));
                     continue;
                 }
                 match taken.insert(key, concept) {
@@ -92,16 +102,27 @@ impl Names {
                 texts.push(name.clone());
             }
         }
-        let phrases = Phrases::new(&texts).map_err(|error| one(Error::new(file, error.to_string())))?;
-        // A name without words has no pattern, but keeps its place.
+        let phrases =
+            Phrases::new(&texts).map_err(|error| one(Error::new(file, error.to_string())))?;
+        // A name without words has no pattern, but keeps its index.
         Ok(Self { concepts, classes, added, texts, phrases, owners })
     }
 
-    /// What a caption mentions. A name inside a longer one, of whichever concept or class, is not meant.
+    /// Returns the concepts and the class that a caption mentions. A name inside a longer name of
+    /// any concept or class does not count.
     pub fn find(&self, caption: &str) -> Mentions {
-        let found: BTreeSet<Owner> = self.phrases.find_outermost(caption).into_iter().map(|name| self.owners[name as usize]).collect();
-        let concepts: Vec<u32> =
-            found.iter().filter_map(|owner| if let Owner::Concept(concept) = owner { Some(*concept) } else { None }).collect();
+        let found: BTreeSet<Owner> = self
+            .phrases
+            .find_outermost(caption)
+            .into_iter()
+            .map(|name| self.owners[name as usize])
+            .collect();
+        let concepts: Vec<u32> = found
+            .iter()
+            .filter_map(
+                |owner| if let Owner::Concept(concept) = owner { Some(*concept) } else { None },
+            )
+            .collect();
         let class = match (found.len(), found.first()) {
             (1, Some(Owner::Class(class))) => Some(*class),
             _ => None,
@@ -110,14 +131,22 @@ impl Names {
     }
 }
 
-/// The class list, and those that were added; rows get the list's spelling of their class.
-fn class_list(table: &mut [Wanted], given: Option<&Classes>, file: &str) -> Result<(Classes, Vec<String>), Error> {
+/// Returns the class list and the added classes. Rows get the list's spelling of their class.
+fn class_list(
+    table: &mut [Wanted],
+    given: Option<&Classes>,
+    file: &str,
+) -> Result<(Classes, Vec<String>), Error> {
     let mut list: Vec<String> = given.map(|classes| classes.names().to_vec()).unwrap_or_default();
     let mut exact: BTreeSet<String> = list.iter().cloned().collect();
-    // Lists that spell a class otherwise than the table does mean the same; lists that have both spellings do not.
+    // A class that the list spells in another way than the table is the same class; a list with
+    // both spellings has two classes.
     let mut spelled: HashMap<String, Option<String>> = HashMap::new();
     for name in &list {
-        spelled.entry(words(name)).and_modify(|same| *same = None).or_insert_with(|| Some(name.clone()));
+        spelled
+            .entry(words(name))
+            .and_modify(|same| *same = None)
+            .or_insert_with(|| Some(name.clone()));
     }
     let mut added = Vec::new();
     for wanted in table {
@@ -134,10 +163,14 @@ fn class_list(table: &mut [Wanted], given: Option<&Classes>, file: &str) -> Resu
         list.push(class.to_owned());
     }
     let shown = given.map_or_else(|| file.to_owned(), |classes| classes.file().to_owned());
-    let classes = Classes::parse(list.join("\n").as_bytes(), &shown).map_err(|error| match given {
-        None => Error::new(file, "names a single class; give the names of what must stay too, with --classes"),
-        Some(_) => error,
-    })?;
+    let classes =
+        Classes::parse(list.join("\n").as_bytes(), &shown).map_err(|error| match given {
+            None => Error::new(
+                file,
+                "names a single class; give the names of what must stay too, with --classes",
+            ),
+            Some(_) => error,
+        })?;
     Ok((classes, added))
 }
 
@@ -147,17 +180,23 @@ mod tests {
     use crate::curate::table;
 
     fn names(rows: &str, classes: Option<&str>) -> Result<Names, String> {
-        let table = table::parse(format!("id,name,aliases,class\n{rows}").as_bytes(), "t.csv").unwrap();
+        let table =
+            table::parse(format!("id,name,aliases,class\n{rows}").as_bytes(), "t.csv").unwrap();
         let given = classes.map(|text| Classes::parse(text.as_bytes(), "classes.txt").unwrap());
-        Names::new(table, given.as_ref(), "t.csv").map_err(|problems| problems.iter().map(Error::to_string).collect::<Vec<_>>().join("\n"))
+        Names::new(table, given.as_ref(), "t.csv").map_err(|problems| {
+            problems.iter().map(Error::to_string).collect::<Vec<_>>().join("\n")
+        })
     }
 
     #[test]
     fn a_caption_mentions_concepts_by_any_name_and_classes_by_theirs() {
-        let names = names("b-ny,New York,NYC|Big Apple,\na-york,York,,\n", Some("tram\nYork\ncat\n")).unwrap();
+        let names =
+            names("b-ny,New York,NYC|Big Apple,\na-york,York,,\n", Some("tram\nYork\ncat\n"))
+                .unwrap();
         let find = |caption: &str| {
             let found = names.find(caption);
-            let ids: Vec<&str> = found.concepts.iter().map(|&c| names.concepts[c as usize].id.as_str()).collect();
+            let ids: Vec<&str> =
+                found.concepts.iter().map(|&c| names.concepts[c as usize].id.as_str()).collect();
             (ids.join(" "), found.class.map(|class| names.classes.names()[class as usize].clone()))
         };
         assert_eq!(find("a tram in the big apple"), ("b-ny".into(), None));
@@ -180,19 +219,28 @@ mod tests {
     fn classes_are_found_in_the_list_however_they_are_spelled() {
         let names = names("p,pizza,,\nx,rocket,,Space Rocket\n", Some("Pizza\ncat\n")).unwrap();
         assert_eq!(names.classes.names(), ["Pizza", "cat", "Space Rocket"]);
-        assert_eq!(names.concepts.iter().map(|c| c.class.as_str()).collect::<Vec<_>>(), ["Pizza", "Space Rocket"]);
-        // The class is one of a concept's names.
+        assert_eq!(
+            names.concepts.iter().map(|c| c.class.as_str()).collect::<Vec<_>>(),
+            ["Pizza", "Space Rocket"]
+        );
+        // The class is also a name of a concept.
         assert_eq!(names.find("a space rocket").concepts, [1]);
     }
 
     #[test]
     fn names_that_belong_to_two_or_cannot_be_found_are_refused() {
         for (rows, message) in [
-            ("a,cat,,\nb,dog,CAT,", "t.csv:3: concept `b` has the name `CAT`, which concept `a` on line 2 has too"),
-            ("b,Straße,,\na,STRASSE,,", "t.csv:2: concept `b` has the name `Straße`, which concept `a` on line 3"),
+            (
+                "a,cat,,\nb,dog,CAT,",
+                "t.csv:3: concept `b` has the name `CAT`, which concept `a` on line 2 has too",
+            ),
+            (
+                "b,Straße,,\na,STRASSE,,",
+                "t.csv:2: concept `b` has the name `Straße`, which concept `a` on line 3",
+            ),
             ("a,cat,🐈,\nb,dog,,", "t.csv:2: concept `a`: `🐈` has neither letter nor digit"),
             ("../a,cat,,\nb,dog,,", "t.csv:2: id `../a`"),
-            ("a,cat,,\na,dog,,", "t.csv:3: id `a` stands on line 2 already"),
+            ("a,cat,,\na,dog,,", "t.csv:3: id `a` is already on line 2"),
             ("a,cat,,x\nb,dog,,x\nc,bird,,", "t.csv:3: concept `b` has class `x`"),
             ("a,cat,,", "t.csv: names a single class"),
         ] {

@@ -1,4 +1,5 @@
-//! What curating leaves behind, written from records and spooled pairs: the same bytes whatever order shards were read in.
+//! Output of a curation, written from records and spooled pairs. The bytes do not depend on the
+//! order in which shards were read.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use lethe_shared::digest::{Digest, Hasher};
 use lethe_shared::manifest::is_id;
-use lethe_shared::store::Source;
+use lethe_store::Source;
 use serde::{Deserialize, Serialize};
 
 use super::names::Names;
@@ -17,23 +18,24 @@ use super::tally::Tally;
 use super::work::{Pairs, Place, Work, local};
 use crate::failure::Failure;
 
-/// Pairs of a retain or validation shard at most: full batches of all usual sizes.
+/// Largest number of pairs in a retain or validation shard: full batches for all usual batch sizes.
 const SHARD_PAIRS: usize = 2048;
-/// Bytes of images in a retain or validation shard at most, unless one image has more.
+/// Largest size of the images in a retain or validation shard, bytes, unless a single image is
+/// larger.
 const SHARD_BYTES: u64 = 1 << 30;
 
 /// A file that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
-    /// Its path in the folder.
+    /// Its path in the output folder.
     pub name: String,
-    /// Its size.
+    /// Its size, bytes.
     pub bytes: u64,
     /// SHA-256.
     pub digest: Digest,
 }
 
-/// What was selected, and where it is.
+/// The selected pairs, and their locations.
 #[derive(Debug)]
 pub struct Selected<'a> {
     sources: &'a [Source],
@@ -44,20 +46,30 @@ pub struct Selected<'a> {
 /// The copies of one pair.
 #[derive(Debug, Default)]
 struct Copies {
-    /// Its bytes: which shard's, and where.
+    /// Its bytes: the index of the shard, and the place in that shard's spool.
     bytes: Option<(usize, Place)>,
-    /// The first of them, in the order of shards' addresses.
+    /// The first copy in the order of shard addresses: index of the shard, and key.
     first: Option<(usize, String)>,
 }
 
 impl<'a> Selected<'a> {
-    /// The sample of everything that was kept; and all counts. `sources` are sorted and have records.
+    /// Reads the selection and the counts from the records. `sources` are sorted and have records.
     ///
     /// # Errors
-    /// When a record is gone.
-    pub fn read(work: &Work, sources: &'a [Source], concepts: usize, limits: Limits) -> Result<(Self, Tally), Failure> {
+    /// [`Failure`] when a record is missing.
+    pub fn read(
+        work: &Work,
+        sources: &'a [Source],
+        concepts: usize,
+        limits: Limits,
+    ) -> Result<(Self, Tally), Failure> {
         let record = |source: &Source| {
-            let gone = || Failure::Infrastructure(format!("{}: its record is gone; run again", source.address));
+            let gone = || {
+                Failure::Infrastructure(format!(
+                    "{}: its record is gone; run again",
+                    source.address
+                ))
+            };
             work.record(source)?.ok_or_else(gone)
         };
         let (mut selection, mut tally) = (Selection::new(concepts, limits), Tally::default());
@@ -69,8 +81,12 @@ impl<'a> Selected<'a> {
             }
         }
         let forget = (0..concepts).flat_map(|concept| selection.forget(concept));
-        let rest = selection.retain().chain(selection.validation().into_iter().map(|(priority, _)| priority)).collect::<Vec<_>>();
-        let mut found: HashMap<Priority, Copies> = forget.chain(rest).map(|priority| (priority, Copies::default())).collect();
+        let rest = selection
+            .retain()
+            .chain(selection.validation().into_iter().map(|(priority, _)| priority))
+            .collect::<Vec<_>>();
+        let mut found: HashMap<Priority, Copies> =
+            forget.chain(rest).map(|priority| (priority, Copies::default())).collect();
         for (position, source) in sources.iter().enumerate() {
             for entry in record(source)?.entries {
                 let Some(copies) = found.get_mut(&entry.priority) else { continue };
@@ -83,50 +99,58 @@ impl<'a> Selected<'a> {
         Ok((Self { sources, selection, found }, tally))
     }
 
-    /// Pairs taken for a concept.
+    /// Returns the number of pairs selected for a concept.
     pub fn taken(&self, concept: usize) -> usize {
         self.selection.forget(concept).len()
     }
 }
 
-/// Writes files into a folder: each under another name first.
+/// Writes files into a folder, each under a temporary name first.
 #[derive(Debug)]
 pub struct Output<'a> {
     work: &'a Work,
     into: &'a Path,
     files: Vec<Written>,
-    /// Which pair of a set came from where: rows of `pairs.csv`.
+    /// Rows of `pairs.csv`: the origin of each pair of each set.
     origins: csv::Writer<Vec<u8>>,
-    /// Spools that are open: the last one used of each shard, as many as there are file handles for.
+    /// Open spools by shard, at most [`OPEN`].
     open: HashMap<usize, Pairs>,
 }
 
-/// Spools that are open at once.
+/// Largest number of open spools.
 const OPEN: usize = 128;
 
 impl<'a> Output<'a> {
-    /// Nothing yet.
+    /// Creates a writer without files.
     pub fn new(work: &'a Work, into: &'a Path) -> Self {
         let mut origins = csv::Writer::from_writer(Vec::new());
-        // Memory takes everything.
+        // Writing to memory cannot fail.
         let _ = origins.write_record(["set", "pair", "shard", "sample"]);
         Self { work, into, files: Vec::new(), origins, open: HashMap::new() }
     }
 
-    /// The files written so far.
+    /// Returns the files written so far.
     pub fn files(self) -> Vec<Written> {
         self.files
     }
 
-    /// Writes a file whole.
+    /// Writes one complete file.
     ///
     /// # Errors
-    /// When the disk refuses.
-    pub fn file(&mut self, name: &str, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    /// [`Failure::Infrastructure`] when the file cannot be written.
+    pub fn file(
+        &mut self,
+        name: &str,
+        fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), Failure> {
         let (path, staged) = (self.into.join(name), self.work.staged("output"));
         let write = || {
             path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-            let mut file = Hashed { inner: BufWriter::with_capacity(1 << 18, File::create(&staged)?), hasher: Hasher::new(), bytes: 0 };
+            let mut file = Hashed {
+                inner: BufWriter::with_capacity(1 << 18, File::create(&staged)?),
+                hasher: Hasher::new(),
+                bytes: 0,
+            };
             fill(&mut file)?;
             file.inner.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
             std::fs::rename(&staged, &path)?;
@@ -140,44 +164,76 @@ impl<'a> Output<'a> {
     /// Writes a concept's forget shard.
     ///
     /// # Errors
-    /// When the disk refuses.
-    pub fn forget(&mut self, selected: &Selected<'_>, id: &str, concept: usize) -> Result<(), Failure> {
-        let pairs: Vec<_> = selected.selection.forget(concept).map(|priority| (priority, None)).collect();
+    /// [`Failure::Infrastructure`] when the file cannot be written.
+    pub fn forget(
+        &mut self,
+        selected: &Selected<'_>,
+        id: &str,
+        concept: usize,
+    ) -> Result<(), Failure> {
+        let pairs: Vec<_> =
+            selected.selection.forget(concept).map(|priority| (priority, None)).collect();
         self.shard(selected, &format!("forget/{id}"), &pairs, u64::MAX).map(drop)
     }
 
-    /// Writes the retain shards; how many pairs in how many.
+    /// Writes the retain shards. Returns the number of pairs, and of shards.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// [`Failure::Infrastructure`] when a file cannot be written.
     pub fn retain(&mut self, selected: &Selected<'_>) -> Result<(usize, usize), Failure> {
         let pairs: Vec<_> = selected.selection.retain().map(|priority| (priority, None)).collect();
         Ok((pairs.len(), self.shards(selected, "retain", &pairs)?))
     }
 
-    /// Writes the validation shards, their captions the class names; how many pairs in how many.
+    /// Writes the validation shards with class names as captions. Returns the number of pairs, and
+    /// of shards.
     ///
     /// # Errors
-    /// When the disk refuses.
-    pub fn validation(&mut self, selected: &Selected<'_>, names: &Names) -> Result<(usize, usize), Failure> {
+    /// [`Failure::Infrastructure`] when a file cannot be written.
+    pub fn validation(
+        &mut self,
+        selected: &Selected<'_>,
+        names: &Names,
+    ) -> Result<(usize, usize), Failure> {
         let pairs: Vec<_> = selected.selection.validation();
-        let pairs: Vec<_> =
-            pairs.iter().map(|&(priority, class)| (priority, Some(names.classes.names()[class as usize].as_str()))).collect();
+        let pairs: Vec<_> = pairs
+            .iter()
+            .map(|&(priority, class)| {
+                (priority, Some(names.classes.names()[class as usize].as_str()))
+            })
+            .collect();
         Ok((pairs.len(), self.shards(selected, "validation", &pairs)?))
     }
 
-    fn shards(&mut self, selected: &Selected<'_>, set: &str, mut pairs: &[(Priority, Option<&str>)]) -> Result<usize, Failure> {
+    fn shards(
+        &mut self,
+        selected: &Selected<'_>,
+        set: &str,
+        mut pairs: &[(Priority, Option<&str>)],
+    ) -> Result<usize, Failure> {
         let mut number = 0;
         while !pairs.is_empty() {
-            let written = self.shard(selected, &format!("{set}-{number:05}"), &pairs[..pairs.len().min(SHARD_PAIRS)], SHARD_BYTES)?;
+            let written = self.shard(
+                selected,
+                &format!("{set}-{number:05}"),
+                &pairs[..pairs.len().min(SHARD_PAIRS)],
+                SHARD_BYTES,
+            )?;
             pairs = &pairs[written..];
             number += 1;
         }
         Ok(number)
     }
 
-    /// Writes pairs into a shard until it has `most` bytes; how many. A caption beside a pair stands for its own.
-    fn shard(&mut self, selected: &Selected<'_>, name: &str, pairs: &[(Priority, Option<&str>)], most: u64) -> Result<usize, Failure> {
+    /// Writes pairs into a shard until it has `most` bytes, and returns their number. A caption
+    /// given with a pair replaces the pair's own.
+    fn shard(
+        &mut self,
+        selected: &Selected<'_>,
+        name: &str,
+        pairs: &[(Priority, Option<&str>)],
+        most: u64,
+    ) -> Result<usize, Failure> {
         let staged = self.work.staged("shard");
         let begin = |error| local(&staged, error);
         let mut tar = tar::Builder::new(Hashed {
@@ -187,9 +243,12 @@ impl<'a> Output<'a> {
         });
         let mut written = 0;
         for (priority, label) in pairs {
-            let lost = || Failure::Infrastructure(format!("pair {priority}: its record is gone; run again"));
+            let lost = || {
+                Failure::Infrastructure(format!("pair {priority}: its record is gone; run again"))
+            };
             let copies = selected.found.get(priority).ok_or_else(lost)?;
-            let ((position, place), (first, key)) = copies.bytes.as_ref().zip(copies.first.as_ref()).ok_or_else(lost)?;
+            let ((position, place), (first, key)) =
+                copies.bytes.as_ref().zip(copies.first.as_ref()).ok_or_else(lost)?;
             if written > 0 && tar.get_ref().bytes + u64::from(place.image) > most {
                 break;
             }
@@ -197,8 +256,11 @@ impl<'a> Output<'a> {
             let caption = label.unwrap_or(&caption);
             add(&mut tar, &format!("{priority}.{}", place.ending), &image).map_err(begin)?;
             add(&mut tar, &format!("{priority}.txt"), caption.as_bytes()).map_err(begin)?;
-            let row = [name, &priority.to_string(), &selected.sources[*first].address.to_string(), key];
-            self.origins.write_record(row).map_err(|error| Failure::Infrastructure(error.to_string()))?;
+            let row =
+                [name, &priority.to_string(), &selected.sources[*first].address.to_string(), key];
+            self.origins
+                .write_record(row)
+                .map_err(|error| Failure::Infrastructure(error.to_string()))?;
             written += 1;
         }
         let path = self.into.join(format!("{name}.tar"));
@@ -220,25 +282,33 @@ impl<'a> Output<'a> {
         }
         match self.open.entry(position) {
             std::collections::hash_map::Entry::Occupied(open) => Ok(open.into_mut()),
-            std::collections::hash_map::Entry::Vacant(free) => Ok(free.insert(self.work.pairs(&selected.sources[position].address)?)),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                Ok(free.insert(self.work.pairs(&selected.sources[position].address)?))
+            }
         }
     }
 
-    /// Writes which pair came from where.
+    /// Writes `pairs.csv`, the origin of each pair.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// [`Failure::Infrastructure`] when the file cannot be written.
     pub fn origins(&mut self) -> Result<(), Failure> {
         let origins = std::mem::replace(&mut self.origins, csv::Writer::from_writer(Vec::new()));
-        let bytes = origins.into_inner().map_err(|error| Failure::Infrastructure(error.to_string()))?;
+        let bytes =
+            origins.into_inner().map_err(|error| Failure::Infrastructure(error.to_string()))?;
         self.file("pairs.csv", |file| file.write_all(&bytes))
     }
 
     /// Writes a table.
     ///
     /// # Errors
-    /// When the disk refuses.
-    pub fn table<const N: usize>(&mut self, name: &str, header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Result<(), Failure> {
+    /// [`Failure::Infrastructure`] when the file cannot be written.
+    pub fn table<const N: usize>(
+        &mut self,
+        name: &str,
+        header: [&str; N],
+        rows: impl Iterator<Item = [String; N]>,
+    ) -> Result<(), Failure> {
         self.file(name, |file| {
             let mut table = csv::Writer::from_writer(file);
             table.write_record(header)?;
@@ -257,7 +327,7 @@ fn add(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> io::Resu
     tar.append_data(&mut header, name, bytes)
 }
 
-/// Counts and hashes what is written.
+/// A writer that counts and hashes its bytes.
 struct Hashed<W> {
     inner: W,
     hasher: Hasher,
@@ -277,9 +347,13 @@ impl<W: Write> Write for Hashed<W> {
     }
 }
 
-/// The manifest to begin with: whole but for the model.
+/// Returns the initial manifest, complete except for the model.
 pub fn manifest(into: &Path, has_validation: bool) -> String {
-    let name = into.file_name().and_then(|name| name.to_str()).filter(|name| is_id(name)).unwrap_or("curated");
+    let name = into
+        .file_name()
+        .and_then(|name| name.to_str())
+        .filter(|name| is_id(name))
+        .unwrap_or("curated");
     let mut text = format!(
         "# Fill in the model; then `lethe plan` checks everything, and `lethe run` removes the concepts.\nversion = 1\nname = \"{name}\"\n\n\
          [model]\nuri = \"\"                           # folder of a CLIP model as transformers or open_clip writes it\n\n\
@@ -292,8 +366,10 @@ pub fn manifest(into: &Path, has_validation: bool) -> String {
     text
 }
 
-/// Whether files are there as they were written, by their sizes; the first that is not.
+/// Returns the first file that is missing or has another size than when it was written.
 pub fn missing(into: &Path, files: &[Written]) -> Option<PathBuf> {
-    let there = |file: &Written| std::fs::metadata(into.join(&file.name)).is_ok_and(|metadata| metadata.len() == file.bytes);
+    let there = |file: &Written| {
+        std::fs::metadata(into.join(&file.name)).is_ok_and(|metadata| metadata.len() == file.bytes)
+    };
     files.iter().find(|file| !there(file)).map(|file| into.join(&file.name))
 }

@@ -1,5 +1,5 @@
-//! Image-text pairs out of a shard as it comes, image and all. What is no pair is passed over and counted: a crawl of hundreds
-//! of thousands has some that are not.
+//! Reads image-text pairs from a shard as a stream. Samples that are not pairs are skipped and
+//! counted, because a crawl of hundreds of thousands contains some.
 
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -7,59 +7,60 @@ use std::ops::ControlFlow;
 use lethe_shared::shard::{MAX_CAPTION, MAX_IMAGE, Member, classify, image_ending};
 use serde::{Deserialize, Serialize};
 
-/// A pair; valid until the next one is read.
+/// A pair, valid until the next one is read.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pair<'a> {
     /// Its key in the shard.
     pub key: &'a str,
-    /// The caption, without the white space around it.
+    /// The caption, without surrounding white space.
     pub caption: &'a str,
-    /// The image as it is stored.
+    /// The image in its stored format.
     pub image: &'a [u8],
-    /// The ending that belongs to the image's format.
+    /// File extension of the image's format.
     pub ending: &'static str,
 }
 
-/// Why a sample is no pair.
+/// The reason why a sample is not a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unusable {
     /// A link or device, or a path that is not UTF-8 or leaves the shard.
     BadName,
-    /// A caption without an image.
+    /// The caption has no image.
     NoImage,
-    /// An image without a caption.
+    /// The image has no caption.
     NoCaption,
-    /// Two images or two captions under one key.
+    /// Two images or two captions have the same key.
     Twice,
     /// The image is neither PNG, JPEG nor WebP.
     BadImage,
-    /// The image has more than 64 MiB.
+    /// The image is larger than 64 MiB.
     LargeImage,
-    /// The caption is empty, not UTF-8, or has more than 64 KiB.
+    /// The caption is empty, not UTF-8, or larger than 64 KiB.
     BadCaption,
 }
 
-/// What a sample is.
+/// A sample of a shard.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
     /// A pair.
     Pair(Pair<'a>),
-    /// None, and its key.
+    /// An unusable sample: the reason and its key.
     Unusable(Unusable, &'a str),
 }
 
-/// The shard is no whole tar file, from this byte on.
+/// The shard is not a complete tar file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is damaged at byte {at}: {problem}")]
 pub struct Damaged {
-    /// Where.
+    /// Offset of the first invalid byte.
     pub at: u64,
-    /// What is wrong.
+    /// Description of the defect.
     pub problem: String,
 }
 
-/// The bytes of one file. The next one is written over them: clearing memory first would cost as much as reading does.
+/// The bytes of one file. The next file overwrites them, because clearing memory first would cost
+/// as much as reading.
 #[derive(Default)]
 struct Content {
     memory: Vec<u8>,
@@ -67,7 +68,7 @@ struct Content {
 }
 
 impl Content {
-    /// Reads so many bytes, or fewer when there are no more.
+    /// Reads `size` bytes, or fewer at the end of the reader.
     fn fill(&mut self, mut reader: impl Read, size: usize) -> io::Result<()> {
         self.size = 0;
         if self.memory.len() < size {
@@ -89,7 +90,7 @@ impl Content {
     }
 }
 
-/// What is known of the sample whose files are being read; its memory is used again for the next.
+/// The files of the current sample. Its memory is reused for the next one.
 #[derive(Default)]
 struct Sample {
     key: String,
@@ -123,17 +124,24 @@ impl Sample {
         let image = self.image.bytes();
         let Some(ending) = image_ending(image) else { return unusable(Unusable::BadImage) };
         match std::str::from_utf8(self.caption.bytes()).map(str::trim) {
-            Ok(caption) if !caption.is_empty() => Some(Found::Pair(Pair { key: &self.key, caption, image, ending })),
+            Ok(caption) if !caption.is_empty() => {
+                Some(Found::Pair(Pair { key: &self.key, caption, image, ending }))
+            }
             _ => unusable(Unusable::BadCaption),
         }
     }
 }
 
-/// Reads an archive to its end, or until `each` breaks; gives every sample in order. Holds one sample at a time.
+/// Reads an archive to its end, or until `each` breaks, and passes every sample in order. Holds one
+/// sample in memory.
 ///
 /// # Errors
-/// [`Damaged`] when the archive is; also when reading fails, which only the reader can tell apart.
-pub fn read(reader: impl Read, mut each: impl FnMut(Found<'_>) -> ControlFlow<()>) -> Result<ControlFlow<()>, Damaged> {
+/// [`Damaged`] when the archive is invalid or cannot be read; only the caller's reader can
+/// distinguish the two.
+pub fn read(
+    reader: impl Read,
+    mut each: impl FnMut(Found<'_>) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, Damaged> {
     let mut archive = tar::Archive::new(reader);
     let mut sample = Sample::default();
     let mut at = 0;
@@ -147,7 +155,12 @@ pub fn read(reader: impl Read, mut each: impl FnMut(Found<'_>) -> ControlFlow<()
             Ok(Member::Image(key)) => (key, true),
             Ok(Member::Caption(key)) => (key, false),
             Err(_) => {
-                if each(Found::Unusable(Unusable::BadName, &entry.path_bytes().escape_ascii().to_string())).is_break() {
+                if each(Found::Unusable(
+                    Unusable::BadName,
+                    &entry.path_bytes().escape_ascii().to_string(),
+                ))
+                .is_break()
+                {
                     return Ok(ControlFlow::Break(()));
                 }
                 continue;
@@ -174,7 +187,10 @@ pub fn read(reader: impl Read, mut each: impl FnMut(Found<'_>) -> ControlFlow<()
             // At most 64 MiB.
             content.fill(&mut entry, size as usize).map_err(|error| damaged(body, error))?;
             if content.size as u64 != size {
-                return Err(Damaged { at: body + content.size as u64, problem: format!("`{}` is cut off", sample.key) });
+                return Err(Damaged {
+                    at: body + content.size as u64,
+                    problem: format!("`{}` is cut off", sample.key),
+                });
             }
         }
     }
@@ -203,7 +219,13 @@ mod tests {
         let mut told = Vec::new();
         let ended = read(bytes, |found| {
             told.push(match found {
-                Found::Pair(pair) => format!("{}: {} ({}, {} bytes)", pair.key, pair.caption, pair.ending, pair.image.len()),
+                Found::Pair(pair) => format!(
+                    "{}: {} ({}, {} bytes)",
+                    pair.key,
+                    pair.caption,
+                    pair.ending,
+                    pair.image.len()
+                ),
                 Found::Unusable(why, key) => format!("{key}: {why:?}"),
             });
             ControlFlow::Continue(())
@@ -257,7 +279,7 @@ mod tests {
     #[test]
     fn damage_is_told_with_its_place() {
         let bytes = shard(&[("1.png", PNG), ("1.txt", b"cat"), ("2.png", PNG), ("2.txt", b"dog")]);
-        // Each member takes a block for its header and one for itself.
+        // Each member has one block for its header and one for its content.
         let mut broken = bytes.clone();
         broken[2048 + 3] ^= 1;
         assert_eq!(told(&broken).unwrap_err().at, 2048);

@@ -1,4 +1,4 @@
-//! The pass over all shards: several at once, each read from start to end once.
+//! The pass over all shards: several at once, each read once from start to end.
 
 use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use lethe_shared::shard::not_a_tar;
-use lethe_shared::store::Source;
+use lethe_store::Source;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,33 +18,35 @@ use super::work::{Entry, Record, Spool, Work};
 use crate::failure::Failure;
 use crate::progress::Progress;
 
-/// What all shards are read by.
+/// Settings of a pass.
 #[derive(Debug)]
 pub struct Pass<'a> {
     /// The names to find.
     pub names: &'a Names,
-    /// How many pairs are taken at most.
+    /// Largest number of pairs in each set.
     pub limits: Limits,
-    /// Decides which.
+    /// Seed of the selection.
     pub seed: u64,
     /// Shards read at once.
     pub workers: usize,
-    /// Where records go.
+    /// The working folder, which receives the records.
     pub work: &'a Work,
-    /// What fetches remote shards.
+    /// The runtime that fetches remote shards.
     pub runtime: Handle,
-    /// Asks to stop.
+    /// Stops the pass.
     pub cancel: CancellationToken,
 }
 
 impl Pass<'_> {
-    /// Reads the shards that have no record yet; returns how many these were.
+    /// Reads the shards that have no record yet, and returns their number.
     ///
-    /// What a shard's record keeps depends on that shard and on finished ones only, so that a shard that is not finished may change,
-    /// or be left out, when the same command goes on.
+    /// The record of a shard depends only on that shard and on shards finished before. An
+    /// unfinished shard may therefore change, or be left out, before the same command resumes.
     ///
     /// # Errors
-    /// Shards that are damaged, all of them; disk or network; that someone asked to stop. What was read to its end stays.
+    /// [`Failure::BadInput`] with up to twenty problems of damaged shards;
+    /// [`Failure::Infrastructure`] for disk and network; [`Failure::Cancelled`]. Finished shards
+    /// keep their records.
     pub fn run(&self, sources: &[Source]) -> Result<usize, Failure> {
         let finished = RwLock::new(Selection::new(self.names.concepts.len(), self.limits));
         let mut left = Vec::new();
@@ -67,7 +69,7 @@ impl Pass<'_> {
                         learn(&finished, &record);
                         lock(&progress).advance(1 + done.fetch_add(1, Ordering::Relaxed));
                     }
-                    // The others are read all the same: all that is wrong is told at once.
+                    // The other shards are still read, so that all problems are reported at once.
                     Err(Failure::BadInput(problems)) => lock(&ends).0.extend(problems),
                     Err(other) => {
                         lock(&ends).1.get_or_insert(other);
@@ -97,13 +99,23 @@ impl Pass<'_> {
         Ok(left.len())
     }
 
-    fn shard(&self, source: &Source, finished: &RwLock<Selection>, stop: &CancellationToken) -> Result<Record, Failure> {
+    fn shard(
+        &self,
+        source: &Source,
+        finished: &RwLock<Selection>,
+        stop: &CancellationToken,
+    ) -> Result<Record, Failure> {
         let mut stream = BufReader::with_capacity(1 << 20, source.open(&self.runtime)?);
         let damaged = |problem: String| Failure::input(format!("{}: {problem}", source.address));
         match stream.fill_buf().map(not_a_tar) {
             Ok(None) => {}
             Ok(Some(problem)) => return Err(damaged(problem.to_owned())),
-            Err(error) => return Err(stream.get_mut().failure().map_or_else(|| damaged(error.to_string()), Failure::from)),
+            Err(error) => {
+                return Err(stream
+                    .get_mut()
+                    .failure()
+                    .map_or_else(|| damaged(error.to_string()), Failure::from));
+            }
         }
         let shown = source.address.to_string();
         let mut reading = Reading {
@@ -137,11 +149,19 @@ impl Pass<'_> {
         let ended = match read {
             Err(error) => Err(error.to_string()),
             Ok(ControlFlow::Break(())) => return Err(Failure::Cancelled),
-            // The archive's end is read too: a file that is cut between two members looks whole but for it.
-            Ok(ControlFlow::Continue(())) => match std::io::copy(&mut stream, &mut std::io::sink()) {
+            // The end of the archive is read too: without its end marker, a file that was cut
+            // between two members looks complete.
+            Ok(ControlFlow::Continue(())) => match std::io::copy(&mut stream, &mut std::io::sink())
+            {
                 Err(error) => Err(error.to_string()),
-                Ok(_) if source.bytes < 1024 || stream.get_ref().tail().iter().any(|&byte| byte != 0) => {
-                    Err(format!("is cut off at byte {}: the end of the archive is missing; write it again", source.bytes))
+                Ok(_)
+                    if source.bytes < 1024
+                        || stream.get_ref().tail().iter().any(|&byte| byte != 0) =>
+                {
+                    Err(format!(
+                        "is cut off at byte {}: the end of the archive is missing; write it again",
+                        source.bytes
+                    ))
                 }
                 Ok(_) => Ok(()),
             },
@@ -149,13 +169,14 @@ impl Pass<'_> {
         if let Err(problem) = ended {
             return Err(stream.get_mut().failure().map_or_else(|| damaged(problem), Failure::from));
         }
-        let record = Record { source: source.clone(), tally: reading.tally, entries: reading.entries };
+        let record =
+            Record { source: source.clone(), tally: reading.tally, entries: reading.entries };
         self.work.finish(reading.spool, &record)?;
         Ok(record)
     }
 }
 
-/// A shard being read.
+/// A shard that is being read.
 struct Reading<'a> {
     pass: &'a Pass<'a>,
     finished: &'a RwLock<Selection>,
@@ -173,7 +194,12 @@ impl Reading<'_> {
         let (concepts, class) = (mentions.concepts, mentions.class);
         self.tally.count(&concepts);
         let priority = self.lottery.draw(pair);
-        let known = match self.finished.read().unwrap_or_else(PoisonError::into_inner).judge(priority, &concepts, class) {
+        let known = match self
+            .finished
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .judge(priority, &concepts, class)
+        {
             Verdict::Out => return Ok(()),
             verdict => verdict == Verdict::Known,
         };
@@ -185,7 +211,7 @@ impl Reading<'_> {
     }
 }
 
-/// What a finished shard keeps rules out pairs of others.
+/// Adds the pairs of a finished shard, which rule out pairs of others.
 fn learn(finished: &RwLock<Selection>, record: &Record) {
     let mut finished = finished.write().unwrap_or_else(PoisonError::into_inner);
     for entry in record.entries.iter().filter(|entry| entry.bytes.is_some()) {

@@ -1,7 +1,8 @@
-//! Which pairs are taken: a seeded sample that depends on the pairs alone, not on the order in which they come.
+//! Selection of pairs: a seeded sample that depends on the pairs alone, and not on their order.
 //!
-//! Every pair has a priority, a hash of the seed and of all its bytes; a set of at most k pairs is those k of the lowest priority
-//! (bottom-k sampling). So samples of parts join to the sample of the whole, in any order, and a pair that comes twice is one.
+//! Every pair has a priority, a hash of the seed and of all its bytes. A set of at most k pairs
+//! holds the k pairs of lowest priority (bottom-k sampling). Samples of parts therefore merge into
+//! the sample of the whole, in any order, and duplicates count once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::pairs::Pair;
 
-/// The priority of a pair, and its name in what is written: XXH3 of seed, caption and image.
+/// The priority of a pair, which is also its name in the output: XXH3 of seed, caption and image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Priority(pub u128);
 
@@ -42,17 +43,17 @@ impl<'de> Deserialize<'de> for Priority {
     }
 }
 
-/// Gives pairs their priority.
+/// Computes the priorities of pairs.
 #[allow(missing_debug_implementations)]
 pub struct Lottery(Xxh3);
 
 impl Lottery {
-    /// One of a seed.
+    /// Creates the lottery of a seed.
     pub fn new(seed: u64) -> Self {
         Self(Xxh3::with_seed(seed))
     }
 
-    /// The priority of a pair.
+    /// Returns the priority of a pair.
     pub fn draw(&mut self, pair: &Pair<'_>) -> Priority {
         self.0.reset();
         self.0.update(&(pair.caption.len() as u64).to_le_bytes());
@@ -62,32 +63,33 @@ impl Lottery {
     }
 }
 
-/// How many pairs are taken at most.
+/// Largest number of pairs in each set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// For each concept.
+    /// Forget pairs per concept.
     pub forget: usize,
-    /// For the retain set.
+    /// Pairs of the retain set.
     pub retain: usize,
-    /// For each class of the validation set.
+    /// Validation pairs per class.
     pub validation: usize,
 }
 
-/// What becomes of a pair that is offered.
+/// The state of an offered pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may be taken, and was not known before.
+    /// The pair may be selected, and is new.
     New,
-    /// The same pair is known, and may be taken.
+    /// The pair may be selected, and is a duplicate.
     Known,
-    /// It is not taken, whatever else may come.
+    /// The pair is not selected, whichever pairs follow.
     Out,
 }
 
-/// The pairs taken of those offered so far.
+/// The pairs selected from those offered so far.
 ///
-/// A pair that mentions concepts is for their forget sets, those that mention one concept alone before those that share one. A
-/// pair that mentions none is for the validation set when it has a class and its class has room, else for the retain set.
+/// A pair that mentions concepts belongs to their forget sets; pairs that mention one concept come
+/// before those that mention several. A pair that mentions none belongs to the validation set if it
+/// has a class and the class has room, and otherwise to the retain set.
 #[derive(Debug)]
 pub struct Selection {
     limits: Limits,
@@ -97,26 +99,40 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Nothing yet, of so many concepts.
+    /// Creates an empty selection for this number of concepts.
     pub fn new(concepts: usize, limits: Limits) -> Self {
-        Self { limits, forget: vec![BTreeSet::new(); concepts], validation: BTreeMap::new(), retain: BTreeSet::new() }
+        Self {
+            limits,
+            forget: vec![BTreeSet::new(); concepts],
+            validation: BTreeMap::new(),
+            retain: BTreeSet::new(),
+        }
     }
 
-    /// Offers a pair: the concepts it mentions and, when there are none, its class.
+    /// Offers a pair: the concepts that it mentions, and its class if there are none.
     pub fn offer(&mut self, priority: Priority, concepts: &[u32], class: Option<u32>) -> Verdict {
         if !concepts.is_empty() {
             let shared = concepts.len() > 1;
-            let verdicts = concepts
-                .iter()
-                .filter_map(|&concept| Some(insert(self.forget.get_mut(concept as usize)?, (shared, priority), self.limits.forget).0));
+            let verdicts = concepts.iter().filter_map(|&concept| {
+                Some(
+                    insert(
+                        self.forget.get_mut(concept as usize)?,
+                        (shared, priority),
+                        self.limits.forget,
+                    )
+                    .0,
+                )
+            });
             return verdicts.fold(Verdict::Out, better);
         }
         let mut candidate = priority;
         let mut verdict = Verdict::Out;
         if let Some(class) = class {
-            let (taken, out) = insert(self.validation.entry(class).or_default(), priority, self.limits.validation);
+            let (taken, out) =
+                insert(self.validation.entry(class).or_default(), priority, self.limits.validation);
             match out {
-                // A pair that has to go, this one or another, is still one for the retain set.
+                // The pair that leaves the validation set, this one or another, is a candidate for
+                // the retain set.
                 Some(other) => (candidate, verdict) = (other, taken),
                 None => return taken,
             }
@@ -125,12 +141,14 @@ impl Selection {
         if candidate == priority { better(verdict, taken) } else { verdict }
     }
 
-    /// What would become of a pair that is offered; nothing changes.
+    /// Returns the verdict of [`offer`](Self::offer) without changing the selection.
     pub fn judge(&self, priority: Priority, concepts: &[u32], class: Option<u32>) -> Verdict {
         if !concepts.is_empty() {
             let shared = concepts.len() > 1;
             let sets = concepts.iter().filter_map(|&concept| self.forget.get(concept as usize));
-            return sets.map(|set| look(set, &(shared, priority), self.limits.forget)).fold(Verdict::Out, better);
+            return sets
+                .map(|set| look(set, &(shared, priority), self.limits.forget))
+                .fold(Verdict::Out, better);
         }
         let validation = match class.map(|class| self.validation.get(&class)) {
             None => Verdict::Out,
@@ -138,28 +156,37 @@ impl Selection {
             Some(None) => Verdict::Out,
             Some(Some(set)) => look(set, &priority, self.limits.validation),
         };
-        if validation == Verdict::Out { look(&self.retain, &priority, self.limits.retain) } else { validation }
+        if validation == Verdict::Out {
+            look(&self.retain, &priority, self.limits.retain)
+        } else {
+            validation
+        }
     }
 
-    /// The pairs of a concept, first those that are its own, by priority.
+    /// Returns the pairs of a concept by priority, unshared pairs first.
     pub fn forget(&self, concept: usize) -> impl ExactSizeIterator<Item = Priority> {
         self.forget[concept].iter().map(|&(_, priority)| priority)
     }
 
-    /// The retain set by priority.
+    /// Returns the retain set by priority.
     pub fn retain(&self) -> impl ExactSizeIterator<Item = Priority> {
         self.retain.iter().copied()
     }
 
-    /// The validation set with classes, by priority.
+    /// Returns the validation set with classes, by priority.
     pub fn validation(&self) -> Vec<(Priority, u32)> {
-        let mut all: Vec<_> = self.validation.iter().flat_map(|(class, set)| set.iter().map(|&priority| (priority, *class))).collect();
+        let mut all: Vec<_> = self
+            .validation
+            .iter()
+            .flat_map(|(class, set)| set.iter().map(|&priority| (priority, *class)))
+            .collect();
         all.sort_unstable();
         all
     }
 }
 
-/// Puts a value into a set of at most `most`; also the value that has to go for it, which may be itself.
+/// Inserts a value into a set of at most `most` values. Also returns the value that is removed,
+/// which may be the inserted one.
 fn insert<T: Ord + Copy>(set: &mut BTreeSet<T>, value: T, most: usize) -> (Verdict, Option<T>) {
     match look(set, &value, most) {
         Verdict::New => {
@@ -182,7 +209,7 @@ fn look<T: Ord>(set: &BTreeSet<T>, value: &T, most: usize) -> Verdict {
     }
 }
 
-/// New in one set is new, whatever another says.
+/// Combines two verdicts: a pair that is new in one set is new.
 fn better(one: Verdict, other: Verdict) -> Verdict {
     match (one, other) {
         (Verdict::New, _) | (_, Verdict::New) => Verdict::New,
@@ -201,7 +228,7 @@ mod tests {
     type Offer = (Priority, Vec<u32>, Option<u32>);
 
     fn offers() -> impl Strategy<Value = Vec<Offer>> {
-        // Equal pairs have equal captions, and so mention the same.
+        // Equal pairs have equal captions, and therefore mention the same concepts.
         let one = (0u128..60).prop_map(|number| {
             let concepts = match number % 5 {
                 0 => vec![0],
@@ -226,20 +253,32 @@ mod tests {
     fn brute(offers: &[Offer]) -> Shown {
         let all: BTreeSet<&Offer> = offers.iter().collect();
         let forget = |concept: u32| {
-            let mut own: Vec<_> = all.iter().filter(|o| o.1.contains(&concept)).map(|o| (o.1.len() > 1, o.0)).collect();
+            let mut own: Vec<_> = all
+                .iter()
+                .filter(|o| o.1.contains(&concept))
+                .map(|o| (o.1.len() > 1, o.0))
+                .collect();
             own.sort();
             own.into_iter().take(LIMITS.forget).map(|(_, priority)| priority).collect::<Vec<_>>()
         };
-        let of_class = |class: u32| all.iter().filter(move |o| o.2 == Some(class)).take(LIMITS.validation).map(move |o| (o.0, class));
+        let of_class = |class: u32| {
+            all.iter()
+                .filter(move |o| o.2 == Some(class))
+                .take(LIMITS.validation)
+                .map(move |o| (o.0, class))
+        };
         let mut validation: Vec<_> = (0..2).flat_map(of_class).collect();
         validation.sort();
-        let clean = all.iter().filter(|o| o.1.is_empty() && !validation.iter().any(|v| v.0 == o.0)).map(|o| o.0);
+        let clean = all
+            .iter()
+            .filter(|o| o.1.is_empty() && !validation.iter().any(|v| v.0 == o.0))
+            .map(|o| o.0);
         (vec![forget(0), forget(1)], clean.take(LIMITS.retain).collect(), validation)
     }
 
     proptest! {
-        /// Shards are read one by one; each drops what earlier shards and what came before it in the shard rule out. What is
-        /// left over, in any order, has the whole's sample.
+        /// Shards are read one by one, and each drops the pairs that earlier shards and its own
+        /// earlier pairs rule out. The rest, in any order, has the sample of the whole.
         #[test]
         fn samples_of_what_shards_keep_are_the_sample_of_everything(shards in prop::collection::vec(offers(), 1..5), turn in 0usize..20) {
             let mut finished = Selection::new(2, LIMITS);
@@ -294,13 +333,22 @@ mod tests {
 
     #[test]
     fn a_priority_is_of_seed_caption_and_image() {
-        let draw = |seed, caption, image: &'static [u8]| Lottery::new(seed).draw(&Pair { key: "k", caption, image, ending: "png" });
+        let draw = |seed, caption, image: &'static [u8]| {
+            Lottery::new(seed).draw(&Pair { key: "k", caption, image, ending: "png" })
+        };
         let one = draw(1, "a cat", b"xyz");
         assert_eq!(one, draw(1, "a cat", b"xyz"));
-        assert!([draw(2, "a cat", b"xyz"), draw(1, "a ca", b"txyz"), draw(1, "a cat", b"xy")].iter().all(|other| *other != one));
+        assert!(
+            [draw(2, "a cat", b"xyz"), draw(1, "a ca", b"txyz"), draw(1, "a cat", b"xy")]
+                .iter()
+                .all(|other| *other != one)
+        );
         assert_eq!(one.to_string().parse(), Ok(one));
         let mut lottery = Lottery::new(1);
         lottery.draw(&Pair { key: "", caption: "x", image: b"y", ending: "png" });
-        assert_eq!(lottery.draw(&Pair { key: "", caption: "a cat", image: b"xyz", ending: "png" }), one);
+        assert_eq!(
+            lottery.draw(&Pair { key: "", caption: "a cat", image: b"xyz", ending: "png" }),
+            one
+        );
     }
 }

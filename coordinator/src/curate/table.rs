@@ -1,14 +1,16 @@
-//! The table of what to look for: a manifest's concept table with names to find instead of shards.
+//! The table of concepts to find: a manifest's concept table with names instead of shards.
 
+use lethe_shared::manifest::Error;
 use lethe_shared::manifest::concepts::Row;
-use lethe_shared::manifest::{Error, Stop};
+use lethe_shared::vocabulary::Stop;
 use serde::Deserialize;
 
-/// Columns that a table may have; `forget` is what curating writes, so what stands there is not looked at.
-const COLUMNS: [&str; 9] = ["id", "name", "aliases", "class", "forget", "strength", "group", "stop", "tolerance"];
-/// Most concepts.
+/// Permitted columns. Curation writes `forget` itself, so an existing value is ignored.
+const COLUMNS: [&str; 9] =
+    ["id", "name", "aliases", "class", "forget", "strength", "group", "stop", "tolerance"];
+/// Largest number of concepts.
 const MAX_CONCEPTS: usize = 100_000;
-/// Most names of a concept.
+/// Largest number of names per concept.
 const MAX_NAMES: usize = 1000;
 /// Longest name, characters.
 const MAX_NAME: usize = 200;
@@ -16,15 +18,15 @@ const MAX_NAME: usize = 200;
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
-    /// Its line.
+    /// Its line number.
     pub line: usize,
-    /// The row of the manifest's table that comes of it.
+    /// The resulting row of the manifest's table.
     pub row: Row,
-    /// What to look for: name, class and aliases.
+    /// Names to find: name, class and aliases.
     pub names: Vec<String>,
 }
 
-/// Names in JSON lines: as in CSV, or a list.
+/// Aliases in JSON lines: a string as in CSV, or a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Aliases {
@@ -47,7 +49,7 @@ struct Line {
     tolerance: Option<f64>,
 }
 
-/// Reads a table; `name` decides the format, `.csv` or `.jsonl`.
+/// Parses a table. The extension of `name`, `.csv` or `.jsonl`, selects the format.
 ///
 /// # Errors
 /// [`Error`] with file and line.
@@ -73,33 +75,56 @@ fn parse_csv(text: &str, file: &str) -> Result<Vec<Wanted>, Error> {
     let wrong = |error: csv::Error| {
         let line = error.position().map_or(1, csv::Position::line);
         let problem = match error.kind() {
-            csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("has {len} fields, the header has {expected_len}"),
+            csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                format!("has {len} fields, the header has {expected_len}")
+            }
             _ => error.to_string(),
         };
         Error::new(format!("{file}:{line}"), problem)
     };
     let header = reader.headers().map_err(wrong)?.clone();
-    let missing = ["id", "name"].into_iter().find(|required| !header.iter().any(|column| column == *required));
+    let missing = ["id", "name"]
+        .into_iter()
+        .find(|required| !header.iter().any(|column| column == *required));
     if let Some(column) = missing {
         return Err(Error::new(format!("{file}:1"), format!("column `{column}` is missing")));
     }
     if let Some(column) = header.iter().find(|column| !COLUMNS.contains(column)) {
-        return Err(Error::new(format!("{file}:1"), format!("unknown column `{column}`, expected {}", COLUMNS.join(", "))));
+        return Err(Error::new(
+            format!("{file}:1"),
+            format!("unknown column `{column}`, expected {}", COLUMNS.join(", ")),
+        ));
     }
     let mut rows = Vec::new();
     for record in reader.records().take(MAX_CONCEPTS + 1) {
         let record = record.map_err(wrong)?;
         let line = record.position().map_or(0, |position| position.line() as usize);
-        let field = |column: &str| header.iter().position(|known| known == column).and_then(|at| record.get(at)).filter(|f| !f.is_empty());
+        let field = |column: &str| {
+            header
+                .iter()
+                .position(|known| known == column)
+                .and_then(|at| record.get(at))
+                .filter(|f| !f.is_empty())
+        };
         let number = |column: &str| {
-            let wrong = |text: &str| Error::new(format!("{file}:{line}"), format!("{column} is `{text}`, expected a number"));
+            let wrong = |text: &str| {
+                Error::new(
+                    format!("{file}:{line}"),
+                    format!("{column} is `{text}`, expected a number"),
+                )
+            };
             field(column).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
         };
         let stop = match field("stop") {
             None => None,
             Some("fa1") => Some(Stop::Fa1),
             Some("fa5") => Some(Stop::Fa5),
-            Some(other) => return Err(Error::new(format!("{file}:{line}"), format!("stop is `{other}`, expected fa1 or fa5"))),
+            Some(other) => {
+                return Err(Error::new(
+                    format!("{file}:{line}"),
+                    format!("stop is `{other}`, expected fa1 or fa5"),
+                ));
+            }
         };
         let row = Line {
             id: field("id").unwrap_or_default().to_owned(),
@@ -118,10 +143,12 @@ fn parse_csv(text: &str, file: &str) -> Result<Vec<Wanted>, Error> {
 }
 
 fn parse_lines(text: &str, file: &str) -> Result<Vec<Wanted>, Error> {
-    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()).take(MAX_CONCEPTS + 1);
+    let lines =
+        (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()).take(MAX_CONCEPTS + 1);
     lines
         .map(|(number, line)| {
-            let row = serde_json::from_str(line).map_err(|error| Error::new(format!("{file}:{number}"), error.to_string()))?;
+            let row = serde_json::from_str(line)
+                .map_err(|error| Error::new(format!("{file}:{number}"), error.to_string()))?;
             wanted(row, number, file)
         })
         .collect()
@@ -138,16 +165,34 @@ fn wanted(row: Line, line: usize, file: &str) -> Result<Wanted, Error> {
     };
     let mut names = vec![name.clone()];
     names.extend(class.clone());
-    names.extend(aliases.iter().map(|alias| alias.trim().to_owned()).filter(|alias| !alias.is_empty()));
+    names.extend(
+        aliases.iter().map(|alias| alias.trim().to_owned()).filter(|alias| !alias.is_empty()),
+    );
     if names.len() > MAX_NAMES {
-        return wrong(format!("concept `{id}` has {} names, at most {MAX_NAMES} are looked for", names.len()));
+        return wrong(format!(
+            "concept `{id}` has {} names, at most {MAX_NAMES} are looked for",
+            names.len()
+        ));
     }
-    if let Some(bad) = names.iter().find(|name| name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control)) {
+    if let Some(bad) = names.iter().find(|name| {
+        name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control)
+    }) {
         let shown: String = bad.chars().filter(|letter| !letter.is_control()).take(40).collect();
-        return wrong(format!("concept `{id}`: `{shown}`: a name has 1 to {MAX_NAME} printable characters"));
+        return wrong(format!(
+            "concept `{id}`: `{shown}`: a name has 1 to {MAX_NAME} printable characters"
+        ));
     }
     let forget = format!("forget/{id}.tar");
-    let row = Row { id, name, class, forget, strength: row.strength, group: row.group, stop: row.stop, tolerance: row.tolerance };
+    let row = Row {
+        id,
+        name,
+        class,
+        forget,
+        strength: row.strength,
+        group: row.group,
+        stop: row.stop,
+        tolerance: row.tolerance,
+    };
     Ok(Wanted { line, row, names })
 }
 
@@ -163,13 +208,17 @@ mod tests {
             "\n\n",
             r#"{"id":"cat","name":"cat","class":"cat face","forget":"old.tar"}"#
         );
-        let (csv, lines) = (parse(csv.as_bytes(), "t.csv").unwrap(), parse(lines.as_bytes(), "t.jsonl").unwrap());
+        let (csv, lines) =
+            (parse(csv.as_bytes(), "t.csv").unwrap(), parse(lines.as_bytes(), "t.jsonl").unwrap());
         assert_eq!(csv[0].names, ["New York", "NYC", "Big Apple"]);
-        assert_eq!((csv[1].names.as_slice(), csv[1].line), (&["cat".to_owned(), "cat face".to_owned()][..], 3));
+        assert_eq!(
+            (csv[1].names.as_slice(), csv[1].line),
+            (&["cat".to_owned(), "cat face".to_owned()][..], 3)
+        );
         for (a, b) in csv.iter().zip(&lines) {
             assert_eq!((&a.row, &a.names), (&b.row, &b.names));
         }
-        // An alias that reads as a number is a text all the same.
+        // An alias that looks like a number is a string.
         assert_eq!(parse(b"id,name,aliases\na,Orwell,1984", "t.csv").unwrap()[0].names[1], "1984");
     }
 
@@ -186,7 +235,12 @@ mod tests {
             let error = parse(table.as_bytes(), "t.csv").unwrap_err().to_string();
             assert!(error.starts_with(message), "{error}\n  expected {message}");
         }
-        assert!(parse(b"\n{\"id\":\"a\"}", "t.jsonl").unwrap_err().to_string().starts_with("t.jsonl:2: missing field `name`"));
+        assert!(
+            parse(b"\n{\"id\":\"a\"}", "t.jsonl")
+                .unwrap_err()
+                .to_string()
+                .starts_with("t.jsonl:2: missing field `name`")
+        );
         assert!(parse(b"x", "t.txt").unwrap_err().to_string().contains(".csv or .jsonl"));
         assert!(parse(b"id,name\n\xff,b", "t.csv").unwrap_err().to_string().contains("not UTF-8"));
     }

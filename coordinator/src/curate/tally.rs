@@ -1,4 +1,4 @@
-//! What was counted: pairs of each concept, overlaps between concepts, and what was no pair.
+//! Counts: pairs of each concept, overlaps between concepts, and unusable samples.
 
 use std::collections::BTreeMap;
 
@@ -6,44 +6,45 @@ use serde::{Deserialize, Serialize};
 
 use super::pairs::Unusable;
 
-/// Concepts of one caption whose overlaps are counted: a caption that names more is a list, and pairs of it grow with the square.
+/// Largest number of concepts in a caption whose overlaps are counted: a caption with more is a
+/// list, and the number of concept pairs grows quadratically.
 const MOST_OVERLAPS: usize = 32;
 
-/// Pairs of a concept.
+/// Counts of a concept's pairs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// That mention it.
+    /// Pairs that mention it.
     pub pairs: u64,
-    /// Of these, those that mention another concept too.
+    /// Of these, pairs that also mention another concept.
     pub shared: u64,
 }
 
-/// Samples that are no pairs, for one reason.
+/// Samples that are unusable for one reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassedOver {
-    /// How many.
+    /// Their number.
     pub samples: u64,
-    /// One of them: shard and key.
+    /// An example: shard and key.
     pub example: String,
 }
 
-/// Counts over one shard, or over all.
+/// Counts over one shard, or over all shards.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Pairs read.
     pub pairs: u64,
     /// Pairs that mention a concept.
     pub mentioning: u64,
-    /// By concept.
+    /// Counts by concept.
     pub concepts: BTreeMap<u32, Counted>,
-    /// Pairs that mention two concepts: by the first and the second one.
+    /// Pairs that mention two concepts, by the first and the second concept.
     pub overlaps: BTreeMap<u32, BTreeMap<u32, u64>>,
-    /// What was no pair.
+    /// Unusable samples, by reason.
     pub unusable: BTreeMap<Unusable, PassedOver>,
 }
 
 impl Tally {
-    /// Counts a pair that mentions these concepts, ascending.
+    /// Counts a pair that mentions these concepts, in ascending order.
     pub fn count(&mut self, concepts: &[u32]) {
         self.pairs += 1;
         self.mentioning += u64::from(!concepts.is_empty());
@@ -60,7 +61,7 @@ impl Tally {
         }
     }
 
-    /// Counts a sample that is no pair.
+    /// Counts an unusable sample.
     pub fn pass_over(&mut self, why: Unusable, shard: &str, key: &str) {
         let passed = self.unusable.entry(why).or_default();
         if passed.samples == 0 {
@@ -70,7 +71,7 @@ impl Tally {
         passed.samples += 1;
     }
 
-    /// Adds what another one counted.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
         self.pairs += other.pairs;
         self.mentioning += other.mentioning;
@@ -84,7 +85,10 @@ impl Tally {
             others.iter().for_each(|(&second, pairs)| *row.entry(second).or_default() += pairs);
         }
         for (&why, passed) in &other.unusable {
-            let sum = self.unusable.entry(why).or_insert_with(|| PassedOver { samples: 0, example: passed.example.clone() });
+            let sum = self
+                .unusable
+                .entry(why)
+                .or_insert_with(|| PassedOver { samples: 0, example: passed.example.clone() });
             sum.samples += passed.samples;
         }
     }
@@ -101,7 +105,10 @@ mod tests {
         captions.iter().for_each(|concepts| whole.count(concepts));
         assert_eq!((whole.pairs, whole.mentioning), (6, 5));
         assert_eq!(whole.concepts[&0], Counted { pairs: 4, shared: 3 });
-        assert_eq!(whole.overlaps, BTreeMap::from([(0, BTreeMap::from([(1, 1), (2, 3)])), (1, BTreeMap::from([(2, 1)]))]));
+        assert_eq!(
+            whole.overlaps,
+            BTreeMap::from([(0, BTreeMap::from([(1, 1), (2, 3)])), (1, BTreeMap::from([(2, 1)]))])
+        );
         whole.pass_over(Unusable::NoCaption, "a.tar", "1\n");
         whole.pass_over(Unusable::NoCaption, "a.tar", "2");
 
@@ -120,7 +127,10 @@ mod tests {
     fn a_list_of_everything_does_not_grow_the_table_without_bounds() {
         let mut tally = Tally::default();
         tally.count(&(0..5000).collect::<Vec<u32>>());
-        assert_eq!(tally.overlaps.values().map(BTreeMap::len).sum::<usize>(), MOST_OVERLAPS * (MOST_OVERLAPS - 1) / 2);
+        assert_eq!(
+            tally.overlaps.values().map(BTreeMap::len).sum::<usize>(),
+            MOST_OVERLAPS * (MOST_OVERLAPS - 1) / 2
+        );
         assert_eq!(tally.concepts.len(), 5000);
     }
 }

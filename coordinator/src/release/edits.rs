@@ -1,4 +1,4 @@
-//! `edits.safetensors`: every edit's direction, one after another through memory.
+//! `edits.safetensors`: writes every edit's direction with one direction in memory at a time.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -10,36 +10,45 @@ use lethe_shared::edit::{self, Direction, Edit};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::local;
-use crate::compose::Directions;
+use crate::compose::apply::Directions;
 use crate::failure::Failure;
 
-/// Bytes copied at once.
+/// Size of a copy step, bytes.
 const PIECE: u64 = 1 << 20;
 
-/// A tensor of an edit's direction: the whole of it under the concept's id, or one of its factors, `ID.up` and `ID.down`.
+/// A tensor of an edit's direction: the full matrix under the edit's name, or one of its factors,
+/// `NAME.up` and `NAME.down`.
 struct Tensor {
     name: String,
     shape: Vec<usize>,
-    /// Where its bytes begin among those that are not yet in order.
+    /// Offset of its bytes in the unordered spool.
     start: u64,
     bytes: u64,
 }
 
-/// Writes the directions of these edits, float32, in the bytes that safetensors has for these tensors.
+/// Writes the directions of these edits in float32. The bytes equal those of the safetensors
+/// library for these tensors.
 ///
 /// # Errors
-/// When a direction cannot be read, or `path` not written.
-pub(super) async fn write(path: &Path, checkpoint: &Checkpoint, edits: &[Edit], directions: &impl Directions) -> Result<(), Failure> {
-    let failed = |error| local(path, error);
-    // The header comes first and tensors stand in the order of their names; both are known when every direction has been seen.
+/// [`Failure`] when a direction cannot be read, or `path` cannot be written.
+pub(super) async fn write(
+    path: &Path,
+    checkpoint: &Checkpoint,
+    edits: &[Edit],
+    directions: &impl Directions,
+) -> Result<(), Failure> {
+    let failed = |error| Failure::local(path, error);
+    // The header comes first, and tensors are ordered by name; both are known only after the last
+    // direction.
     let spool = tempfile::tempfile_in(path.parent().unwrap_or(Path::new("."))).map_err(failed)?;
     let mut unordered = BufWriter::new(&spool);
     let mut tensors = Vec::new();
     let mut end = 0;
     for edit in edits {
         let shape = &checkpoint.tensor(&edit.layer)?.shape;
-        for (name, shape, values) in named(&edit.concept, shape, directions.direction(edit, shape).await?) {
+        for (name, shape, values) in
+            named(&edit.name(), shape, directions.direction(edit, shape).await?)
+        {
             let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
             unordered.write_all(&bytes).map_err(failed)?;
             tensors.push(Tensor { name, shape, start: end, bytes: bytes.len() as u64 });
@@ -63,26 +72,35 @@ pub(super) async fn write(path: &Path, checkpoint: &Checkpoint, edits: &[Edit], 
     target.flush().map_err(failed)
 }
 
-/// The length of the header, then the header: JSON, padded to eight bytes with spaces.
+/// Returns the length of the header, then the header: JSON, padded with spaces to a multiple of
+/// eight bytes.
 fn header(tensors: &[Tensor]) -> Result<Vec<u8>, Failure> {
     let mut end = 0;
     let place = |tensor: &Tensor| {
         let start = end;
         end += tensor.bytes as usize;
-        (tensor.name.clone(), TensorInfo { dtype: Dtype::F32, shape: tensor.shape.clone(), data_offsets: (start, end) })
+        (
+            tensor.name.clone(),
+            TensorInfo {
+                dtype: Dtype::F32,
+                shape: tensor.shape.clone(),
+                data_offsets: (start, end),
+            },
+        )
     };
-    let metadata = Metadata::new(None, tensors.iter().map(place).collect()).map_err(Failure::input)?;
+    let metadata =
+        Metadata::new(None, tensors.iter().map(place).collect()).map_err(Failure::input)?;
     let mut json = serde_json::to_vec(&metadata).map_err(Failure::input)?;
     json.resize(json.len().next_multiple_of(8), b' ');
     Ok([&(json.len() as u64).to_le_bytes(), json.as_slice()].concat())
 }
 
-/// The tensors of one concept's direction on a layer of this shape: names, shapes, values.
-fn named(concept: &str, shape: &[usize], direction: Direction) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+/// Returns the tensors of one edit's direction on a layer of this shape: names, shapes, values.
+fn named(edit: &str, shape: &[usize], direction: Direction) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     match direction {
-        Direction::Dense(values) => vec![(concept.to_owned(), shape.to_vec(), values)],
+        Direction::Dense(values) => vec![(edit.to_owned(), shape.to_vec(), values)],
         Direction::Factored { up, down, rank } => {
-            let (up_name, down_name) = edit::factor_names(concept);
+            let (up_name, down_name) = edit::factor_names(edit);
             let (outputs, inputs) = (up.len() / rank.max(1), down.len() / rank.max(1));
             vec![(up_name, vec![outputs, rank], up), (down_name, vec![rank, inputs], down)]
         }
@@ -94,7 +112,7 @@ mod tests {
     use std::collections::HashMap;
 
     use lethe_shared::digest::Digest;
-    use lethe_shared::job::ArtifactRef;
+    use lethe_shared::reference::ArtifactRef;
     use safetensors::tensor::TensorView;
 
     use super::*;
@@ -106,7 +124,11 @@ mod tests {
             let value = edit.concept.len() as f32;
             Ok(match edit.step as usize {
                 0 => Direction::Dense(vec![value; shape.iter().product()]),
-                rank => Direction::Factored { up: vec![value; shape[0] * rank], down: vec![-value; rank * shape[1]], rank },
+                rank => Direction::Factored {
+                    up: vec![value; shape[0] * rank],
+                    down: vec![-value; rank * shape[1]],
+                    rank,
+                },
             })
         }
     }
@@ -116,13 +138,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let weights = [0u8; 4 * 6];
         let layer = TensorView::new(Dtype::F32, vec![2, 3], &weights).unwrap();
-        std::fs::write(folder.path().join("model.safetensors"), safetensors::serialize([("l", layer)], None).unwrap()).unwrap();
+        std::fs::write(
+            folder.path().join("model.safetensors"),
+            safetensors::serialize([("l", layer)], None).unwrap(),
+        )
+        .unwrap();
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        // Names whose factors stand in another order than they do, and between another's.
+        // Ids whose tensors have another order than the ids, or interleave with those of another
+        // id.
         let edits: Vec<Edit> = [("b", 2.0), ("a-b", 1.0), ("a", 3.0), ("a.n", 0.0), ("x", 0.0)]
             .map(|(concept, step)| Edit {
                 concept: concept.into(),
                 layer: "l".into(),
+                spread: false,
                 step,
                 strength: 1.0,
                 dose: 1.0,
@@ -134,11 +162,18 @@ mod tests {
 
         let mut tensors = HashMap::new();
         for edit in &edits {
-            for (name, shape, values) in named(&edit.concept, &[2, 3], Made.direction(edit, &[2, 3]).await.unwrap()) {
-                tensors.insert(name, (shape, values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()));
+            for (name, shape, values) in
+                named(&edit.name(), &[2, 3], Made.direction(edit, &[2, 3]).await.unwrap())
+            {
+                tensors.insert(
+                    name,
+                    (shape, values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()),
+                );
             }
         }
-        let views = tensors.iter().map(|(name, (shape, bytes))| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+        let views = tensors.iter().map(|(name, (shape, bytes))| {
+            (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+        });
         let expected = safetensors::serialize(views, None).unwrap();
         assert!(std::fs::read(&path).unwrap() == expected);
     }

@@ -1,21 +1,23 @@
-//! A release that is there: its record, and its files checked against it.
+//! An existing release: reads its record, and checks its files against it.
 
 use bytes::Bytes;
 use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit::{self, Direction};
-use lethe_shared::manifest::CompositionMethod;
-use lethe_shared::manifest::is_id;
+use lethe_shared::manifest::{CompositionMethod, is_id};
 use lethe_shared::record::{self, Composition, ConceptRecord, ReleaseRef};
-use lethe_shared::store::Store;
-use safetensors::SafeTensors;
+use lethe_store::Store;
+use safetensors::{Dtype, SafeTensors};
 
-use super::{CONCEPTS, EDITS, EFFECT, INTERFERENCE, RECORD, THUMBNAILS, Thumbnails};
-use crate::attest::BESIDE;
+use crate::compose::dosing::ImageRows;
+use crate::compose::recipe::{Part, Recipe};
 use crate::failure::Failure;
-use crate::recipe::{Part, Recipe};
+use crate::layout::{
+    BESIDE, CONCEPTS, EDITS, EFFECT, IMAGE_ROWS, INTERFERENCE, RECORD, THUMBNAILS,
+};
+use crate::present::report::Thumbnails;
 
-/// Largest file that is read into memory, bytes. (Weights are not.)
+/// Largest file that is read into memory, bytes. (Weights are not read into memory.)
 const MAX_FILE: u64 = 16 << 30;
 /// Largest record, bytes.
 const MAX_RECORD: u64 = 256 << 20;
@@ -23,9 +25,9 @@ const MAX_RECORD: u64 = 256 << 20;
 /// A release with its record.
 #[derive(Debug, Clone)]
 pub struct Release {
-    /// The store it is in, or for a folder that stands by itself the one around it.
+    /// The store that contains it; for a separate folder, the folder's parent.
     pub store: Store,
-    /// Where in the store.
+    /// Its folder in the store.
     pub prefix: String,
     /// Whether the store is one of Lethe's, with artifacts and other releases.
     pub stored: bool,
@@ -35,7 +37,7 @@ pub struct Release {
     pub digest: Digest,
 }
 
-/// Where a release may be.
+/// Location of a release that may exist.
 #[derive(Debug, Clone)]
 pub struct Place {
     store: Store,
@@ -44,24 +46,26 @@ pub struct Place {
 }
 
 impl Place {
-    /// A release's place in one of Lethe's stores.
+    /// Returns a release's location in one of Lethe's stores.
     pub fn stored(store: Store, prefix: String) -> Self {
         Self { store, prefix, stored: true }
     }
 
-    /// The start of the record's digest, where the folder is named after it.
+    /// Returns the start of the record's digest if the folder is named after it.
     pub fn named_after(&self) -> Option<&str> {
         self.prefix.rsplit('/').next().filter(|_| self.stored)
     }
 
-    /// The record as it is.
+    /// Returns the unparsed record.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when there is none.
+    /// [`Failure::BadInput`] when there is no record.
     pub async fn record_bytes(&self) -> Result<Bytes, Failure> {
         let key = format!("{}/{RECORD}", self.prefix);
         match self.store.size(&key).await? {
-            Some(size) if size > MAX_RECORD => Err(self.wrong(&format!("has {size} bytes; no record is that large"))),
+            Some(size) if size > MAX_RECORD => {
+                Err(self.wrong(&format!("has {size} bytes; no record is that large")))
+            }
             Some(_) => self.store.get(&key).await?.ok_or_else(|| self.absent()),
             None => Err(self.absent()),
         }
@@ -70,23 +74,30 @@ impl Place {
     /// Reads the record.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when there is none, or it is not one.
+    /// [`Failure::BadInput`] when there is no record, or it is invalid.
     pub async fn open(self) -> Result<Release, Failure> {
         let bytes = self.record_bytes().await?;
-        let record: Composition = serde_json::from_slice(&bytes)
-            .map_err(|error| self.wrong(&format!("is no record of a release that this lethe reads ({error})")))?;
+        let record: Composition = serde_json::from_slice(&bytes).map_err(|error| {
+            self.wrong(&format!("is no record of a release that this lethe reads ({error})"))
+        })?;
         if record.version != record::VERSION {
-            return Err(self.wrong(&format!("is of version {}; this lethe reads version {}", record.version, record::VERSION)));
+            return Err(self.wrong(&format!(
+                "is of version {}; this lethe reads version {}",
+                record.version,
+                record::VERSION
+            )));
         }
         let ids = record.concepts.iter().map(|concept| &concept.id);
         if let Some(name) = ids.chain([&record.name]).find(|name| !is_id(name)) {
-            return Err(self.wrong(&format!("`{}` names neither release nor concept", name.escape_default())));
+            return Err(self
+                .wrong(&format!("`{}` names neither release nor concept", name.escape_default())));
         }
-        if let Some(name) = record
-            .files
-            .keys()
-            .find(|name| name.contains(['/', '\\']) || name.starts_with('.') || *name == RECORD || BESIDE.contains(&name.as_str()))
-        {
+        if let Some(name) = record.files.keys().find(|name| {
+            name.contains(['/', '\\'])
+                || name.starts_with('.')
+                || *name == RECORD
+                || BESIDE.contains(&name.as_str())
+        }) {
             return Err(self.wrong(&format!("names `{name}`, which is no file of a release")));
         }
         if let Some(problem) = record::targets::problem(&record.targets) {
@@ -106,17 +117,19 @@ impl Place {
 }
 
 fn absent(folder: &str) -> Failure {
-    Failure::input(format!("{folder} holds no release (no {RECORD}); a release stands at STORE/releases/NAME/DIGEST"))
+    Failure::input(format!(
+        "{folder} holds no release (no {RECORD}); a release stands at STORE/releases/NAME/DIGEST"
+    ))
 }
 
 impl Release {
-    /// Where the release of a folder is: `STORE/releases/NAME/DIGEST`, or a copy of one.
+    /// Returns the location of a release's folder: `STORE/releases/NAME/DIGEST`, or a copy of one.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when there is nothing.
+    /// [`Failure::BadInput`] when the folder does not exist.
     pub fn place(address: &Address) -> Result<Place, Failure> {
         let (root, prefix, stored) = place(address)?;
-        // Opening a store makes its folder.
+        // Opening a local store would create its folder.
         if root.as_local().is_some_and(|path| !path.is_dir()) {
             return Err(absent(&address.to_string()));
         }
@@ -126,26 +139,29 @@ impl Release {
     /// Opens the release in a folder.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when there is none, or its record cannot be read.
+    /// [`Failure::BadInput`] when there is no release, or its record cannot be read.
     pub async fn open(address: &Address) -> Result<Self, Failure> {
         Self::place(address)?.open().await
     }
 
-    /// Names of what stands in its folder.
+    /// Returns the names of the files in its folder.
     ///
     /// # Errors
-    /// When the store cannot be listed.
+    /// [`Failure::Infrastructure`] when the store cannot be listed.
     pub async fn names(&self) -> Result<Vec<String>, Failure> {
         let keys = self.store.list(&self.prefix).await?;
-        Ok(keys.iter().filter_map(|key| Some(key.strip_prefix(&self.prefix)?.strip_prefix('/')?.to_owned())).collect())
+        Ok(keys
+            .iter()
+            .filter_map(|key| Some(key.strip_prefix(&self.prefix)?.strip_prefix('/')?.to_owned()))
+            .collect())
     }
 
-    /// What other records call it.
+    /// Returns the reference by which other records name it.
     pub fn reference(&self) -> ReleaseRef {
         ReleaseRef { name: self.record.name.clone(), record: self.digest }
     }
 
-    /// Its address.
+    /// Returns its address.
     pub fn address(&self) -> String {
         format!("{}/{}", self.store.name(), self.prefix)
     }
@@ -153,92 +169,154 @@ impl Release {
     /// Reads one of its files, checked against the record.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when it is missing or damaged.
+    /// [`Failure::BadInput`] when the file is missing or corrupt.
     pub async fn file(&self, name: &str) -> Result<Bytes, Failure> {
-        let wrong = |problem: String| Failure::input(format!("{}/{name}: {problem}", self.address()));
-        let expected = self.record.files.get(name).ok_or_else(|| wrong("the record names no such file".to_owned()))?;
+        let wrong =
+            |problem: String| Failure::input(format!("{}/{name}: {problem}", self.address()));
+        let expected = self
+            .record
+            .files
+            .get(name)
+            .ok_or_else(|| wrong("the record names no such file".to_owned()))?;
         if expected.bytes > MAX_FILE {
-            return Err(wrong(format!("has {} bytes by the record; no such file is that large", expected.bytes)));
+            return Err(wrong(format!(
+                "has {} bytes by the record; no such file is that large",
+                expected.bytes
+            )));
         }
         let key = format!("{}/{name}", self.prefix);
         match self.store.size(&key).await? {
             Some(size) if size == expected.bytes => {}
-            Some(size) => return Err(wrong(format!("has {size} bytes instead of {}", expected.bytes))),
+            Some(size) => {
+                return Err(wrong(format!("has {size} bytes instead of {}", expected.bytes)));
+            }
             None => return Err(wrong("is missing".to_owned())),
         }
         let bytes = self.store.get(&key).await?.ok_or_else(|| wrong("is missing".to_owned()))?;
-        if Digest::of(&bytes) == expected.digest { Ok(bytes) } else { Err(wrong("is not what was released".to_owned())) }
+        if Digest::of(&bytes) == expected.digest {
+            Ok(bytes)
+        } else {
+            Err(wrong("is not what was released".to_owned()))
+        }
     }
 
-    /// What it was composed of.
+    /// Returns its recipe.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when it lacks what doses are solved from.
+    /// [`Failure::BadInput`] when the release lacks the effect matrix from which coefficients are
+    /// solved.
     pub async fn recipe(&self) -> Result<Recipe, Failure> {
         let parts = self.record.concepts.iter().map(part).collect();
         let wrong = |problem: String| Failure::input(format!("{}: {problem}", self.address()));
         let solved = self.record.concepts.iter().any(|concept| concept.target.is_some());
         if !solved {
-            let solves =
-                [CompositionMethod::Preconditioned, CompositionMethod::NullSpace].iter().any(|method| method.name() == self.record.method);
+            let solves = [
+                CompositionMethod::Preconditioned,
+                CompositionMethod::NullSpace,
+                CompositionMethod::Margins,
+            ]
+            .iter()
+            .any(|method| method.name() == self.record.method);
             if solves && !self.record.concepts.is_empty() {
                 return Err(wrong(
-                    "its record does not say what doses were solved for: it was made by an earlier lethe; run its manifest again"
+                    "its record has no targets of the coefficients: it was made by an earlier lethe; run its manifest again"
                         .to_owned(),
                 ));
             }
             return Recipe::sum(parts).map_err(wrong);
         }
         let file = self.file(INTERFERENCE).await?;
-        let damaged = |problem: String| Failure::input(format!("{}/{INTERFERENCE}: {problem}", self.address()));
-        let (_, metadata) = SafeTensors::read_metadata(&file).map_err(|error| damaged(error.to_string()))?;
-        let ids = metadata.metadata().as_ref().and_then(|header| serde_json::from_str::<Vec<String>>(header.get(CONCEPTS)?).ok());
-        if !ids.is_some_and(|ids| ids.iter().eq(self.record.concepts.iter().map(|concept| &concept.id))) {
+        let damaged = |problem: String| {
+            Failure::input(format!("{}/{INTERFERENCE}: {problem}", self.address()))
+        };
+        let (_, metadata) =
+            SafeTensors::read_metadata(&file).map_err(|error| damaged(error.to_string()))?;
+        let ids = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|header| serde_json::from_str::<Vec<String>>(header.get(CONCEPTS)?).ok());
+        if !ids.is_some_and(|ids| {
+            ids.iter().eq(self.record.concepts.iter().map(|concept| &concept.id))
+        }) {
             return Err(damaged("is not about the concepts of the record".to_owned()));
         }
         let parsed = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
-        let view = parsed.tensor(EFFECT).map_err(|error| damaged(error.to_string()))?;
-        Recipe::solved(parts, edit::widen(EFFECT, view.data(), view.dtype())?).map_err(damaged)
+        match image_rows(&parsed).map_err(&damaged)? {
+            Some(images) => Recipe::of_images(parts, images).map_err(damaged),
+            None => {
+                Recipe::solved(parts, floats(&parsed, EFFECT).map_err(&damaged)?).map_err(damaged)
+            }
+        }
     }
 
-    /// Thumbnails of its concepts; none where it was written without.
+    /// Returns the thumbnails of its concepts; empty if it was written without.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when they are missing or damaged.
+    /// [`Failure::BadInput`] when they are missing or corrupt.
     pub async fn thumbnails(&self) -> Result<Thumbnails, Failure> {
         if !self.record.files.contains_key(THUMBNAILS) {
             return Ok(Thumbnails::new());
         }
         let file = self.file(THUMBNAILS).await?;
-        let damaged = |error: safetensors::SafeTensorError| Failure::input(format!("{}/{THUMBNAILS}: {error}", self.address()));
+        let damaged = |error: safetensors::SafeTensorError| {
+            Failure::input(format!("{}/{THUMBNAILS}: {error}", self.address()))
+        };
         let parsed = SafeTensors::deserialize(&file).map_err(damaged)?;
         let known = |id: &String| self.record.concepts.iter().any(|concept| concept.id == *id);
         let tensors = parsed.tensors().into_iter().filter(|(id, _)| known(id));
         Ok(tensors.map(|(id, view)| (id, Bytes::copy_from_slice(view.data()))).collect())
     }
 
-    /// Its edits, as a file that [`direction`] reads.
+    /// Returns its edits, in the format that [`direction`] reads.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when they are missing or damaged.
+    /// [`Failure::BadInput`] when they are missing or corrupt.
     pub async fn edits(&self) -> Result<Bytes, Failure> {
         self.file(EDITS).await
     }
 }
 
-/// A concept's direction out of a release's edits, for a layer of this shape.
+fn floats(file: &SafeTensors<'_>, name: &str) -> Result<Vec<f64>, String> {
+    let view = file.tensor(name).map_err(|error| error.to_string())?;
+    edit::widen(name, view.data(), view.dtype()).map_err(|error| error.to_string())
+}
+
+/// Reads the margin constraints of a release, if it has any.
+fn image_rows(file: &SafeTensors<'_>) -> Result<Option<ImageRows>, String> {
+    let [effect, of, weight, target, penalty] = IMAGE_ROWS;
+    let Ok(concepts) = file.tensor(of) else { return Ok(None) };
+    if concepts.dtype() != Dtype::I64 {
+        return Err(format!("`{of}` is not int64"));
+    }
+    let index = |w: &[u8]| {
+        let value = i64::from_le_bytes([w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]]);
+        usize::try_from(value).map_err(|_| format!("`{of}` holds {value}"))
+    };
+    Ok(Some(ImageRows {
+        effect: floats(file, effect)?,
+        concept: concepts.data().chunks_exact(8).map(index).collect::<Result<_, String>>()?,
+        weight: floats(file, weight)?,
+        target: floats(file, target)?,
+        penalty: floats(file, penalty)?.first().copied().unwrap_or(f64::NAN),
+    }))
+}
+
+/// Returns an edit's direction from a release's edits, by its
+/// [name](lethe_shared::edit::Edit::name), for a layer of this
+/// shape.
 ///
 /// # Errors
-/// [`Failure::BadInput`] when it is not there or does not fit.
-pub fn direction(edits: &[u8], concept: &str, shape: &[usize]) -> Result<Direction, Failure> {
-    let parsed = SafeTensors::deserialize(edits).map_err(|error| Failure::input(format!("{EDITS}: {error}")))?;
-    Ok(edit::read_direction(&parsed, concept, shape)?)
+/// [`Failure::BadInput`] when the direction is missing or has another shape.
+pub fn direction(edits: &[u8], name: &str, shape: &[usize]) -> Result<Direction, Failure> {
+    let parsed = SafeTensors::deserialize(edits)
+        .map_err(|error| Failure::input(format!("{EDITS}: {error}")))?;
+    Ok(edit::read_direction(&parsed, name, shape)?)
 }
 
 fn part(concept: &ConceptRecord) -> Part {
     Part {
         concept: concept.id.clone(),
-        layer: concept.layer.clone(),
+        layers: concept.layers().into_iter().map(str::to_owned).collect(),
         step: concept.step,
         strength: concept.strength,
         target: concept.target,
@@ -246,7 +324,7 @@ fn part(concept: &ConceptRecord) -> Part {
     }
 }
 
-/// The store a release is in, its place there, and whether it is one of Lethe's.
+/// Returns the store of a release, its folder there, and whether the store is one of Lethe's.
 fn place(address: &Address) -> Result<(Address, String, bool), Failure> {
     let text = address.to_string();
     let wrong = || Failure::input(format!("{text} is no folder of a release"));
@@ -268,8 +346,11 @@ mod tests {
 
     #[test]
     fn releases_are_found_in_stores_and_by_themselves() {
-        let of =
-            |text: &str| place(&Address::parse(text).unwrap()).map(|(root, prefix, stored)| (root.to_string(), prefix, stored)).unwrap();
+        let of = |text: &str| {
+            place(&Address::parse(text).unwrap())
+                .map(|(root, prefix, stored)| (root.to_string(), prefix, stored))
+                .unwrap()
+        };
         assert_eq!(of("/s/t/releases/n/d"), ("/s/t".into(), "releases/n/d".into(), true));
         assert_eq!(of("s3://b/releases/n/d"), ("s3://b".into(), "releases/n/d".into(), true));
         assert_eq!(of("/releases/n/d"), ("/".into(), "releases/n/d".into(), true));
@@ -289,6 +370,12 @@ mod tests {
         assert!(!folder.path().join("none").is_dir(), "looking makes nothing");
         std::fs::create_dir(folder.path().join("odd")).unwrap();
         std::fs::write(folder.path().join("odd/composition.json"), "{}").unwrap();
-        assert!(Release::open(&at("odd")).await.unwrap_err().to_string().contains("is no record of a release"));
+        assert!(
+            Release::open(&at("odd"))
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("is no record of a release")
+        );
     }
 }

@@ -1,53 +1,66 @@
-//! What became of each submitted run, in the object store: entries are created one after the other and never changed.
+//! The ledger of runs: the history of each submitted run in the object store. Entries are created
+//! one after the other and never changed. (The NATS stream `LETHE_LEDGER` is unrelated: it holds
+//! how earlier deliveries of a job ended.)
 //!
-//! | key | what |
+//! | key | content |
 //! |---|---|
 //! | `runs/<run>/submission.json` | the manifest as it was submitted |
-//! | `runs/<run>/entries/<number>.json` | what became of it; each entry says everything, the last one counts |
+//! | `runs/<run>/entries/<number>.json` | the state of the run; each entry is complete, and the last one is current |
 //!
-//! Two coordinators cannot both write entry 7: one finds it taken, reads it, and sees what the other has done.
+//! Two coordinators cannot both write entry 7: one gets a conflict, reads the entry, and learns the
+//! other's decision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lethe_shared::digest::Digest;
-use lethe_shared::store::{self, Store};
+use lethe_store as store;
+use lethe_store::Store;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::submission::Submission;
+use crate::serve::submission::Submission;
 
 /// Version of an entry's format.
 const VERSION: u32 = 1;
-/// Entries read at once.
+/// Entries that are read concurrently.
 const AT_ONCE: usize = 32;
 
-/// Where a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+/// State of a run.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It waits for its turn.
+    /// It waits to be started.
     Queued,
-    /// A coordinator has it.
+    /// A coordinator executes it.
     Running,
-    /// Someone asked to cancel it.
+    /// A cancellation was requested.
     Cancelling,
     /// Every required concept is removed.
     Complete,
-    /// Finished, but some required concepts are missing.
+    /// Finished, but a required concept has no edit or is still recognised.
     Incomplete,
-    /// It could not be finished.
+    /// It failed.
     Failed,
     /// It was cancelled.
     Cancelled,
 }
 
 impl State {
-    /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Queued, Self::Running, Self::Cancelling, Self::Complete, Self::Incomplete, Self::Failed, Self::Cancelled];
+    /// All states.
+    pub const ALL: [Self; 7] = [
+        Self::Queued,
+        Self::Running,
+        Self::Cancelling,
+        Self::Complete,
+        Self::Incomplete,
+        Self::Failed,
+        Self::Cancelled,
+    ];
 
-    /// Its name in metrics, JSON and tables.
+    /// Returns its name in metrics, JSON and tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -60,52 +73,62 @@ impl State {
         }
     }
 
-    /// Whether nothing more will happen to the run by itself.
+    /// Returns whether the state is final.
     pub fn is_end(self) -> bool {
         !matches!(self, Self::Queued | Self::Running | Self::Cancelling)
     }
 }
 
-/// What became of a run.
+/// An entry of a run's history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Version of this format: 1.
     pub version: u32,
-    /// Its place among the run's entries, from 1.
+    /// Its index among the run's entries, from 1.
     pub number: u64,
     /// When it was written, seconds since 1970.
     pub at: u64,
     /// When the run was last submitted, seconds since 1970.
     pub submitted: u64,
-    /// Where the run stands.
+    /// State of the run.
     pub state: State,
-    /// The coordinator that wrote this.
+    /// Name of the coordinator that wrote the entry.
     pub coordinator: String,
-    /// What jobs, lease and release call the run: known once it is planned.
+    /// Name of the run in jobs, lease and release; known once it is planned.
     pub plan: Option<String>,
-    /// Its release, when it has one.
+    /// Address of its release, if there is one.
     pub release: Option<String>,
-    /// SHA-256 over the released checkpoint's tensors.
+    /// SHA-256 over the released checkpoint's tensor bytes in name order.
     pub digest: Option<Digest>,
-    /// Why it failed, or which concepts are missing.
+    /// Why it failed, or which concepts have no edit or are still recognised.
     pub problem: Option<String>,
-    /// What `lethe run` would have ended with.
+    /// The exit code that `lethe run` would have had.
     pub exit_code: Option<u8>,
 }
 
 impl Entry {
-    /// The entry after this one, at another state; what an end said is forgotten unless it is said again.
+    /// Returns the next entry, in another state and without problem and exit code.
     #[must_use]
     pub fn next(&self, state: State, coordinator: &str) -> Self {
         let (problem, exit_code) = (None, None);
-        Self { number: self.number + 1, at: now(), state, coordinator: coordinator.to_owned(), problem, exit_code, ..self.clone() }
+        Self {
+            number: self.number + 1,
+            at: now(),
+            state,
+            coordinator: coordinator.to_owned(),
+            problem,
+            exit_code,
+            ..self.clone()
+        }
     }
 }
 
-/// Seconds since 1970.
+/// Returns the current time, seconds since 1970.
 pub fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }
 
 /// The runs of a store.
@@ -127,17 +150,21 @@ fn entry_key(run: &str, number: u64) -> String {
 }
 
 impl Ledger {
-    /// The runs of a store.
+    /// Returns the runs of a store.
     pub fn new(store: Store) -> Self {
         Self { store }
     }
 
-    /// Takes a submission: the first makes the run, a later one goes back to the queue when the run has ended. Returns the last entry,
-    /// and whether this call wrote it.
+    /// Records a submission: the first one creates the run, and a later one queues the run again if
+    /// it has ended. Returns the last entry, and whether this call wrote it.
     ///
     /// # Errors
-    /// When the store cannot be used.
-    pub async fn submit(&self, submission: &Submission, coordinator: &str) -> Result<(Entry, bool), Failure> {
+    /// [`Failure::Infrastructure`] when the store cannot be read or written.
+    pub async fn submit(
+        &self,
+        submission: &Submission,
+        coordinator: &str,
+    ) -> Result<(Entry, bool), Failure> {
         let run = submission.id();
         self.store.create(&submission_key(&run), submission.to_json().into()).await?;
         let first = Entry {
@@ -156,17 +183,19 @@ impl Ledger {
         let last = self.last(&run).await?;
         self.change(&run, last, |last| match last {
             None => Some(first.clone()),
-            Some(last) if last.state.is_end() => Some(Entry { submitted: now(), ..last.next(State::Queued, coordinator) }),
+            Some(last) if last.state.is_end() => {
+                Some(Entry { submitted: now(), ..last.next(State::Queued, coordinator) })
+            }
             Some(_) => None,
         })
         .await
     }
 
-    /// Writes the entry that `decide` makes of the last one; where another coordinator has written meanwhile, it decides again. Returns the
-    /// entry that counts now, and whether this call wrote it.
+    /// Writes the entry that `decide` makes of the last one. After a conflict with another
+    /// coordinator, it decides again. Returns the current entry, and whether this call wrote it.
     ///
     /// # Errors
-    /// When the store cannot be used.
+    /// [`Failure::Infrastructure`] when the store cannot be read or written.
     pub async fn change(
         &self,
         run: &str,
@@ -175,12 +204,14 @@ impl Ledger {
     ) -> Result<(Entry, bool), Failure> {
         loop {
             let Some(next) = decide(last.as_ref()) else {
-                let last = last.ok_or_else(|| Failure::Infrastructure(format!("run {run} has no entry")))?;
+                let last =
+                    last.ok_or_else(|| Failure::Infrastructure(format!("run {run} has no entry")))?;
                 return Ok((last, false));
             };
-            let bytes = serde_json::to_vec_pretty(&next).map_err(|error| Failure::Infrastructure(error.to_string()))?;
+            let bytes = serde_json::to_vec_pretty(&next)
+                .map_err(|error| Failure::Infrastructure(error.to_string()))?;
             match self.store.create(&entry_key(run, next.number), bytes.into()).await {
-                // Equal bytes are an earlier attempt of this very call, whose answer was lost.
+                // Equal bytes come from an earlier attempt of this call whose response was lost.
                 Ok(_) => return Ok((next, true)),
                 Err(store::Error::Conflict { .. }) => last = self.last(run).await?,
                 Err(error) => return Err(error.into()),
@@ -188,23 +219,28 @@ impl Ledger {
         }
     }
 
-    /// The manifest of a run.
+    /// Returns the manifest of a run.
     ///
     /// # Errors
-    /// [`Failure::BadInput`] when it is not one that this program reads.
+    /// [`Failure::BadInput`] when this program cannot read the stored submission.
     pub async fn submission(&self, run: &str) -> Result<Submission, Failure> {
         let bytes = self.store.get(&submission_key(run)).await?;
-        let bytes = bytes.ok_or_else(|| Failure::Infrastructure(format!("{}: has gone", submission_key(run))))?;
+        let bytes = bytes
+            .ok_or_else(|| Failure::Infrastructure(format!("{}: has gone", submission_key(run))))?;
         Submission::from_json(&String::from_utf8_lossy(&bytes))
     }
 
-    /// The last entry of a run.
+    /// Returns the last entry of a run.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// [`Failure`] when the store cannot be read.
     pub async fn last(&self, run: &str) -> Result<Option<Entry>, Failure> {
         let numbers = self.store.list(&entries(run)).await?;
-        let newest = numbers.iter().filter_map(|key| number_of(key).filter(|(of, _)| *of == run)).map(|(_, number)| number).max();
+        let newest = numbers
+            .iter()
+            .filter_map(|key| number_of(key).filter(|(of, _)| *of == run))
+            .map(|(_, number)| number)
+            .max();
         match newest {
             Some(number) => self.read(run, number).await.map(Some),
             None => Ok(None),
@@ -224,11 +260,15 @@ impl Ledger {
         }
     }
 
-    /// The last entry of every run.
+    /// Returns the last entry of every run whose number is larger than the one in `known`: one
+    /// listing, and a read for each change.
     ///
     /// # Errors
-    /// When the store cannot be read.
-    pub async fn all(&self) -> Result<BTreeMap<String, Entry>, Failure> {
+    /// [`Failure`] when the store cannot be read.
+    pub async fn newer(
+        &self,
+        known: &HashMap<String, u64>,
+    ) -> Result<BTreeMap<String, Entry>, Failure> {
         use futures::{StreamExt, TryStreamExt};
         let mut newest: BTreeMap<String, u64> = BTreeMap::new();
         for key in self.store.list("runs").await? {
@@ -237,6 +277,7 @@ impl Ledger {
                 *newest = number.max(*newest);
             }
         }
+        newest.retain(|run, number| known.get(run).is_none_or(|known| known < number));
         futures::stream::iter(newest)
             .map(|(run, number)| async move { Ok((run.clone(), self.read(&run, number).await?)) })
             .buffered(AT_ONCE)
@@ -245,7 +286,7 @@ impl Ledger {
     }
 }
 
-/// Run and number that a key names.
+/// Returns the run and the number in a key.
 fn number_of(key: &str) -> Option<(&str, u64)> {
     let (run, file) = key.strip_prefix("runs/")?.split_once("/entries/")?;
     Some((run, store::document_number(file)?))
@@ -262,7 +303,8 @@ mod tests {
             r#"{{"version":1,"name":"{name}","model":{{"uri":"/m"}},"data":{{"retain":["/r.tar"],"classes":"/c.txt"}},
                "concepts":{{"table":"/t.csv"}}}}"#
         );
-        Submission::new(Manifest::from_json(&text, std::path::Path::new("/m.json")).unwrap()).unwrap()
+        Submission::new(Manifest::from_json(&text, std::path::Path::new("/m.json")).unwrap())
+            .unwrap()
     }
 
     #[tokio::test]
@@ -275,19 +317,27 @@ mod tests {
         let (again, new) = ledger.submit(&submission, "two").await.unwrap();
         assert_eq!((again.number, new), (1, false));
 
-        // Both take it from the same entry: one finds out.
+        // Both take the run from the same entry, and one gets a conflict.
         let take = |name: &'static str| {
-            move |last: Option<&Entry>| last.filter(|last| last.state == State::Queued).map(|last| last.next(State::Running, name))
+            move |last: Option<&Entry>| {
+                last.filter(|last| last.state == State::Queued)
+                    .map(|last| last.next(State::Running, name))
+            }
         };
         let (one, wrote) = ledger.change(&run, Some(first.clone()), take("one")).await.unwrap();
         assert!(wrote);
         let (two, wrote) = ledger.change(&run, Some(first), take("two")).await.unwrap();
         assert_eq!((two, wrote), (one.clone(), false));
 
-        let end = |last: Option<&Entry>| last.map(|last| Entry { exit_code: Some(5), ..last.next(State::Failed, "one") });
+        let end = |last: Option<&Entry>| {
+            last.map(|last| Entry { exit_code: Some(5), ..last.next(State::Failed, "one") })
+        };
         ledger.change(&run, Some(one), end).await.unwrap();
         let (resubmitted, new) = ledger.submit(&submission, "two").await.unwrap();
-        assert_eq!((resubmitted.state, resubmitted.number, resubmitted.exit_code, new), (State::Queued, 4, None, true));
+        assert_eq!(
+            (resubmitted.state, resubmitted.number, resubmitted.exit_code, new),
+            (State::Queued, 4, None, true)
+        );
         assert_eq!(ledger.last(&run).await.unwrap(), Some(resubmitted));
         assert_eq!(ledger.submission(&run).await.unwrap().id(), run);
     }
@@ -296,13 +346,22 @@ mod tests {
     async fn all_runs_are_found_beside_what_else_lies_there() {
         let store = Store::in_memory();
         let ledger = Ledger::new(store.clone());
-        assert!(ledger.all().await.unwrap().is_empty());
+        let nothing_known = HashMap::new();
+        assert!(ledger.newer(&nothing_known).await.unwrap().is_empty());
         for name in ["a", "b"] {
             ledger.submit(&submission(name), "one").await.unwrap();
         }
         store.put("runs/c-1/summary.json", "{}".into()).await.unwrap();
-        let all = ledger.all().await.unwrap();
-        assert_eq!(all.keys().cloned().collect::<Vec<_>>(), [submission("a").id(), submission("b").id()]);
+        let all = ledger.newer(&nothing_known).await.unwrap();
+        let (a, b) = (submission("a").id(), submission("b").id());
+        assert_eq!(all.keys().cloned().collect::<Vec<_>>(), [a.clone(), b.clone()]);
+        // Only what has changed since is read.
+        let known = HashMap::from([(a.clone(), 1), (b, 1)]);
+        assert!(ledger.newer(&known).await.unwrap().is_empty());
+        let cancel = |last: Option<&Entry>| last.map(|last| last.next(State::Cancelled, "two"));
+        ledger.change(&a, Some(all[&a].clone()), cancel).await.unwrap();
+        let changed = ledger.newer(&known).await.unwrap();
+        assert_eq!(changed.keys().collect::<Vec<_>>(), [&a]);
         assert_eq!(ledger.last("a").await.unwrap(), None);
     }
 }

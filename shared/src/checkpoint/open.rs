@@ -1,20 +1,20 @@
 //! Finding and checking a checkpoint's files.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use memmap2::Mmap;
-use safetensors::SafeTensors;
 use serde::Deserialize;
 
-use super::{Checkpoint, Error, TensorInfo, WeightFile};
+use super::error::Error;
+use super::file::{TensorInfo, WeightFile};
+use super::reader::Checkpoint;
 
 /// Weight files of one piece, in order of preference.
 const SINGLE: &[&str] = &["model.safetensors", "open_clip_model.safetensors"];
 /// Indexes of weights in pieces.
-const INDEXED: &[&str] = &["model.safetensors.index.json", "open_clip_model.safetensors.index.json"];
+const INDEXED: &[&str] =
+    &["model.safetensors.index.json", "open_clip_model.safetensors.index.json"];
 /// Largest index read, bytes.
 const MAX_INDEX: u64 = 64 << 20;
 /// Most files an index may name.
@@ -25,10 +25,10 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Which file holds which tensor, by an index.
+/// Reads an index: the file of each tensor.
 ///
 /// # Errors
-/// [`Error::Malformed`] when it is none, or names files elsewhere.
+/// [`Error::Malformed`] when it is not an index, or names files in other folders.
 pub fn read_index(folder: &Path, index_name: &str) -> Result<BTreeMap<String, String>, Error> {
     let path = folder.join(index_name);
     let io = |source| Error::Io { path: path.clone(), source };
@@ -42,20 +42,24 @@ pub fn read_index(folder: &Path, index_name: &str) -> Result<BTreeMap<String, St
         return Err(malformed(&path, "names more than 10,000 files"));
     }
     if let Some(name) = names.iter().find(|name| !is_plain(name)) {
-        return Err(malformed(&path, format!("names `{name}`; weight files must stand in the same folder")));
+        return Err(malformed(
+            &path,
+            format!("names `{name}`; weight files must be in the same folder"),
+        ));
     }
     drop(names);
     Ok(index.weight_map)
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint in a folder: `model.safetensors` or `open_clip_model.safetensors`, whole or in pieces with
-    /// an index. Headers and index are checked; tensors are mapped, not read.
+    /// Opens the checkpoint in a folder: `model.safetensors` or `open_clip_model.safetensors`,
+    /// whole or in pieces with an index. Headers and index are checked; tensors are not read.
     ///
-    /// The files must not change while the checkpoint is open, as for every memory map.
+    /// When a file changes while the checkpoint is open, reads from it return [`Error::Changed`].
     ///
     /// # Errors
-    /// [`Error::NoWeights`] when there are none, or only pickles; [`Error::Malformed`] when a file is damaged.
+    /// [`Error::NoWeights`] when there are none, or only pickles; [`Error::Malformed`] when a file
+    /// is damaged.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         for name in SINGLE {
             if is_file(&folder.join(name))? {
@@ -70,21 +74,26 @@ impl Checkpoint {
         Err(Error::NoWeights { folder: folder.to_owned(), problem: describe(folder)? })
     }
 
-    /// Opens one weight file of whatever name.
+    /// Opens one weight file of any name.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_file(folder: &Path, name: &str) -> Result<Self, Error> {
-        let (file, found) = map(folder, name)?;
-        let tensors = found.into_iter().map(|(name, info)| (name, TensorInfo { file: 0, ..info })).collect();
+        let (file, found) = WeightFile::open(folder, name)?;
+        let tensors =
+            found.into_iter().map(|(name, info)| (name, TensorInfo { file: 0, ..info })).collect();
         Ok(Self { folder: folder.to_owned(), files: vec![file], index: None, tensors })
     }
 
-    /// Opens those of an index's files that hold a tensor which is wanted; the others need not be there.
+    /// Opens only the files of an index that contain a wanted tensor; the others need not exist.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_part(folder: &Path, index: &str, wanted: impl Fn(&str) -> bool) -> Result<Self, Error> {
+    pub fn open_part(
+        folder: &Path,
+        index: &str,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self, Error> {
         open_indexed(folder, index, wanted)
     }
 }
@@ -97,12 +106,14 @@ fn is_file(path: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Why there is nothing to open.
+/// Explains why there is nothing to open.
 fn describe(folder: &Path) -> Result<String, Error> {
     let io = |source| Error::Io { path: folder.to_owned(), source };
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok("there is no such folder".to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok("there is no such folder".to_owned());
+        }
         Err(error) => return Err(io(error)),
     };
     let mut pickle = None;
@@ -117,79 +128,55 @@ fn describe(folder: &Path) -> Result<String, Error> {
             "the weights are pickled ({name}), and opening a pickle runs code; convert them where you trust the source: load the \
              model in Python and save it with save_pretrained(folder, safe_serialization=True), or safetensors.torch.save_file"
         ),
-        None => format!("no weights found; expected one of {}, {}", SINGLE.join(", "), INDEXED.join(", ")),
+        None => format!(
+            "no weights found; expected one of {}, {}",
+            SINGLE.join(", "),
+            INDEXED.join(", ")
+        ),
     })
 }
 
-/// Maps one safetensors file and reads its header.
-fn map(folder: &Path, name: &str) -> Result<(WeightFile, Vec<(String, TensorInfo)>), Error> {
-    let path = folder.join(name);
-    let io = |source| Error::Io { path: path.clone(), source };
-    let file = File::open(&path).map_err(io)?;
-    if file.metadata().map_err(io)?.len() == 0 {
-        return Err(malformed(&path, "the file is empty"));
-    }
-    // SAFETY: the map is read-only; a file changed under us is the caller's breach of `open`'s contract.
-    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-        let pickled = map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02");
-        if pickled {
-            malformed(
-                &path,
-                "this is a pickled PyTorch file under the name of a safetensors file; convert it with safetensors.torch.save_file",
-            )
-        } else {
-            malformed(&path, format!("not a whole safetensors file ({error}); download it again"))
-        }
-    })?;
-    // The header is 8 bytes of length, then JSON; offsets count from its end.
-    let start = 8 + header;
-    let size = metadata.tensors().values().map(|info| info.data_offsets.1).max().unwrap_or(0);
-    if map.len() != start + size {
-        let problem = format!(
-            "the file has {} bytes, its header promises {}; it is truncated or damaged: download it again",
-            map.len(),
-            start + size
-        );
-        return Err(malformed(&path, problem));
-    }
-    let tensors = metadata
-        .tensors()
-        .into_iter()
-        .map(|(name, info)| {
-            let range = start + info.data_offsets.0..start + info.data_offsets.1;
-            (name, TensorInfo { dtype: info.dtype, shape: info.shape.clone(), file: 0, range })
-        })
-        .collect();
-    Ok((WeightFile { name: name.to_owned(), file, map }, tensors))
-}
-
-fn open_indexed(folder: &Path, index_name: &str, wanted: impl Fn(&str) -> bool) -> Result<Checkpoint, Error> {
+fn open_indexed(
+    folder: &Path,
+    index_name: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Checkpoint, Error> {
     let path = folder.join(index_name);
     let index = read_index(folder, index_name)?;
-    let names: BTreeSet<&String> = index.iter().filter(|(tensor, _)| wanted(tensor)).map(|(_, file)| file).collect();
+    let names: BTreeSet<&String> =
+        index.iter().filter(|(tensor, _)| wanted(tensor)).map(|(_, file)| file).collect();
     let mut files = Vec::new();
     let mut tensors = BTreeMap::new();
     for &name in &names {
-        let (file, found) = map(folder, name)?;
+        let (file, found) = WeightFile::open(folder, name)?;
         for (tensor, info) in found {
             if index.get(&tensor) != Some(name) {
-                return Err(malformed(&path, format!("tensor `{tensor}` is in {name}, which the index does not say")));
+                return Err(malformed(
+                    &path,
+                    format!("tensor `{tensor}` is in {name}, but the index does not say so"),
+                ));
             }
             tensors.insert(tensor, TensorInfo { file: files.len(), ..info });
         }
         files.push(file);
     }
-    if let Some((tensor, file)) = index.iter().find(|(tensor, file)| names.contains(file) && !tensors.contains_key(*tensor)) {
-        return Err(malformed(&path, format!("says that {file} holds tensor `{tensor}`, which it does not")));
+    if let Some((tensor, file)) =
+        index.iter().find(|(tensor, file)| names.contains(file) && !tensors.contains_key(*tensor))
+    {
+        return Err(malformed(
+            &path,
+            format!("says that {file} contains tensor `{tensor}`, but it does not"),
+        ));
     }
     Ok(Checkpoint { folder: folder.to_owned(), files, index: Some(index_name.to_owned()), tensors })
 }
 
-/// Whether this is the name of a safetensors file in the same folder.
+/// Returns whether this is the name of a safetensors file in the same folder.
 fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
-    matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none() && name.ends_with(".safetensors")
+    matches!(parts.next(), Some(Component::Normal(_)))
+        && parts.next().is_none()
+        && name.ends_with(".safetensors")
 }
 
 fn malformed(file: &Path, problem: impl Into<String>) -> Error {
@@ -209,20 +196,30 @@ mod tests {
     fn opens_weights_in_pieces() {
         let folder = tempfile::tempdir().unwrap();
         fixture::write(&folder.path().join("model-00001-of-00002.safetensors"), &[("b", &[1.0])]);
-        fixture::write(&folder.path().join("model-00002-of-00002.safetensors"), &[("a", &[2.0, 3.0])]);
-        let index =
-            |map: &str| std::fs::write(folder.path().join("model.safetensors.index.json"), format!(r#"{{"weight_map":{map}}}"#)).unwrap();
+        fixture::write(
+            &folder.path().join("model-00002-of-00002.safetensors"),
+            &[("a", &[2.0, 3.0])],
+        );
+        let index = |map: &str| {
+            std::fs::write(
+                folder.path().join("model.safetensors.index.json"),
+                format!(r#"{{"weight_map":{map}}}"#),
+            )
+            .unwrap()
+        };
         index(r#"{"b":"model-00001-of-00002.safetensors","a":"model-00002-of-00002.safetensors"}"#);
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         assert_eq!(checkpoint.bytes("a").unwrap().len(), 8);
         assert_eq!(checkpoint.tensor_bytes(), 12);
 
-        index(r#"{"b":"model-00001-of-00002.safetensors","a":"model-00002-of-00002.safetensors","c":"model-00002-of-00002.safetensors"}"#);
-        assert!(problem(folder.path()).contains("holds tensor `c`, which it does not"));
+        index(
+            r#"{"b":"model-00001-of-00002.safetensors","a":"model-00002-of-00002.safetensors","c":"model-00002-of-00002.safetensors"}"#,
+        );
+        assert!(problem(folder.path()).contains("contains tensor `c`, but it does not"));
         index(r#"{"b":"model-00001-of-00002.safetensors","a":"model-00001-of-00002.safetensors"}"#);
-        assert!(problem(folder.path()).contains("holds tensor `a`, which it does not"));
+        assert!(problem(folder.path()).contains("contains tensor `a`, but it does not"));
         index(r#"{"b":"../elsewhere.safetensors"}"#);
-        assert!(problem(folder.path()).contains("must stand in the same folder"));
+        assert!(problem(folder.path()).contains("must be in the same folder"));
         index("{");
         assert!(problem(folder.path()).contains("not a safetensors index"));
     }
@@ -232,7 +229,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("pytorch_model.bin"), b"PK\x03\x04").unwrap();
         assert!(problem(folder.path()).contains("safe_serialization=True"));
-        std::fs::write(folder.path().join("model.safetensors"), b"PK\x03\x04 and some more bytes").unwrap();
+        std::fs::write(folder.path().join("model.safetensors"), b"PK\x03\x04 and some more bytes")
+            .unwrap();
         assert!(problem(folder.path()).contains("pickled PyTorch file under the name"));
     }
 

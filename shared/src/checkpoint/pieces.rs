@@ -1,17 +1,16 @@
-//! Weights read in pieces, so that a checkpoint of any size passes through a few megabytes: the digests that a release needs, and what
-//! is not finite. A memory map would count towards the process's memory as far as it was read.
+//! Reading weights in pieces, so that a checkpoint of any size needs only a few megabytes of
+//! memory: digests, and the check for values that are not finite.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use safetensors::Dtype;
 
-use super::{Checkpoint, Error, TensorInfo};
+use super::error::Error;
+use super::file::TensorInfo;
+use super::reader::Checkpoint;
 use crate::digest::{Digest, Hasher};
-use crate::job::ArtifactRef;
+use crate::reference::ArtifactRef;
 
 /// Bytes read at once; a multiple of every element's size.
 const PIECE: usize = 1 << 20;
@@ -20,7 +19,8 @@ const PIECE: usize = 1 << 20;
 type Changed = BTreeMap<String, Vec<u8>>;
 
 impl Checkpoint {
-    /// SHA-256 over all tensors' bytes in name order: what `composition.json` calls `digest`.
+    /// Returns the SHA-256 over the bytes of all tensors in name order: `digest` in
+    /// `composition.json`.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read.
@@ -28,7 +28,7 @@ impl Checkpoint {
         self.digest_with(&Changed::new())
     }
 
-    /// The [digest](Self::digest) it will have with these tensors changed.
+    /// Returns the [digest](Self::digest) of the checkpoint with these tensors changed.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read.
@@ -44,7 +44,7 @@ impl Checkpoint {
         Ok(hasher.finish())
     }
 
-    /// SHA-256 and size that each weight file will have with these tensors changed, by name.
+    /// Returns SHA-256 and size of each weight file with these tensors changed, by name.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read.
@@ -59,21 +59,30 @@ impl Checkpoint {
                 hasher.update(bytes);
                 at = info.range.end;
             }
-            pieces.read(number, at..file.map.len(), |piece| hasher.update(piece))?;
-            files.insert(file.name.clone(), ArtifactRef { digest: hasher.finish(), bytes: file.map.len() as u64 });
+            pieces.read(number, at..file.bytes, |piece| hasher.update(piece))?;
+            files.insert(
+                file.name.clone(),
+                ArtifactRef { digest: hasher.finish(), bytes: file.bytes },
+            );
         }
         Ok(files)
     }
 
-    /// What is changed of one file, from its start on.
-    pub(super) fn in_file_order<'a>(&'a self, file: usize, changed: &'a Changed) -> Vec<(&'a TensorInfo, &'a [u8])> {
-        let known = changed.iter().filter_map(|(name, bytes)| Some((self.tensors.get(name)?, bytes.as_slice())));
+    /// Returns the changed tensors of one file in file order.
+    pub(super) fn in_file_order<'a>(
+        &'a self,
+        file: usize,
+        changed: &'a Changed,
+    ) -> Vec<(&'a TensorInfo, &'a [u8])> {
+        let known = changed
+            .iter()
+            .filter_map(|(name, bytes)| Some((self.tensors.get(name)?, bytes.as_slice())));
         let mut here: Vec<_> = known.filter(|(info, _)| info.file == file).collect();
         here.sort_by_key(|(info, _)| info.range.start);
         here
     }
 
-    /// Names of floating-point tensors that hold NaN or an infinity.
+    /// Returns the names of floating-point tensors that contain NaN or infinities.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read.
@@ -82,7 +91,9 @@ impl Checkpoint {
         let mut pieces = Pieces::of(self);
         for (name, info) in &self.tensors {
             let mut finite = true;
-            pieces.read(info.file, info.range.clone(), |piece| finite = finite && all_finite(piece, info.dtype))?;
+            pieces.read(info.file, info.range.clone(), |piece| {
+                finite = finite && all_finite(piece, info.dtype)
+            })?;
             if !finite {
                 names.push(name.clone());
             }
@@ -102,14 +113,20 @@ impl<'a> Pieces<'a> {
         Self { checkpoint, buffer: vec![0; PIECE] }
     }
 
-    fn read(&mut self, file: usize, range: Range<usize>, mut act: impl FnMut(&[u8])) -> Result<(), Error> {
-        let (path, file): (PathBuf, &File) = self.checkpoint.opened(file);
+    /// Reads a range of a file in pieces, and fails when the file was changed meanwhile.
+    fn read(
+        &mut self,
+        file: usize,
+        range: Range<u64>,
+        mut act: impl FnMut(&[u8]),
+    ) -> Result<(), Error> {
+        let file = &self.checkpoint.files[file];
         for start in range.clone().step_by(PIECE) {
-            let piece = &mut self.buffer[..PIECE.min(range.end - start)];
-            file.read_exact_at(piece, start as u64).map_err(|source| Error::Io { path: path.clone(), source })?;
+            let piece = &mut self.buffer[..(PIECE as u64).min(range.end - start) as usize];
+            file.read_at(piece, start)?;
             act(piece);
         }
-        Ok(())
+        file.check_unchanged()
     }
 }
 
@@ -166,14 +183,28 @@ mod tests {
     #[test]
     fn finds_what_is_not_finite() {
         let folder = tempfile::tempdir().unwrap();
-        let tensors: [(&str, &[f32]); 3] = [("good", &[1.0, -3.0e38]), ("nan", &[0.0, f32::NAN]), ("infinite", &[f32::NEG_INFINITY])];
+        let tensors: [(&str, &[f32]); 3] = [
+            ("good", &[1.0, -3.0e38]),
+            ("nan", &[0.0, f32::NAN]),
+            ("infinite", &[f32::NEG_INFINITY]),
+        ];
         fixture::write(&folder.path().join("model.safetensors"), &tensors);
-        assert_eq!(Checkpoint::open(folder.path()).unwrap().non_finite().unwrap(), ["infinite", "nan"]);
+        assert_eq!(
+            Checkpoint::open(folder.path()).unwrap().non_finite().unwrap(),
+            ["infinite", "nan"]
+        );
         let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
-        assert!(all_finite(&half(65504.0), Dtype::F16) && !all_finite(&half(f32::INFINITY), Dtype::F16));
+        assert!(
+            all_finite(&half(65504.0), Dtype::F16) && !all_finite(&half(f32::INFINITY), Dtype::F16)
+        );
         let brain = |x: f32| half::bf16::from_f32(x).to_le_bytes();
-        assert!(all_finite(&brain(3e38), Dtype::BF16) && !all_finite(&brain(f32::NAN), Dtype::BF16));
-        assert!(all_finite(&f64::MAX.to_le_bytes(), Dtype::F64) && !all_finite(&f64::NAN.to_le_bytes(), Dtype::F64));
+        assert!(
+            all_finite(&brain(3e38), Dtype::BF16) && !all_finite(&brain(f32::NAN), Dtype::BF16)
+        );
+        assert!(
+            all_finite(&f64::MAX.to_le_bytes(), Dtype::F64)
+                && !all_finite(&f64::NAN.to_le_bytes(), Dtype::F64)
+        );
         assert!(all_finite(&[0xff; 8], Dtype::I64));
     }
 }

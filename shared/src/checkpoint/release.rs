@@ -1,16 +1,17 @@
-//! Writing a checkpoint with single tensors changed.
+//! Writing a copy of a checkpoint with single tensors changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{Checkpoint, Error};
+use super::error::Error;
+use super::reader::Checkpoint;
 use crate::digest::Digest;
-use crate::job::ArtifactRef;
+use crate::reference::ArtifactRef;
 
-/// Endings of files beside the weights that belong to a model. Weights in other formats are left behind on purpose:
-/// they would carry what was removed.
+/// Endings of files beside the weights that belong to a model. Weights in other formats are not
+/// copied on purpose: they would still contain the removed concepts.
 const COMPANIONS: &[&str] = &[".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".yaml"];
 /// Largest companion file, bytes.
 const MAX_COMPANION: u64 = 256 << 20;
@@ -26,14 +27,23 @@ impl Checkpoint {
         for entry in std::fs::read_dir(&self.folder).map_err(io)? {
             let entry = entry.map_err(io)?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            let metadata = std::fs::metadata(entry.path()).map_err(|source| Error::Io { path: entry.path(), source })?;
-            let wanted = COMPANIONS.iter().any(|end| name.ends_with(end)) || name.starts_with("LICEN");
-            if !wanted || name.starts_with('.') || !metadata.is_file() || Some(&name) == self.index.as_ref() {
+            let metadata = std::fs::metadata(entry.path())
+                .map_err(|source| Error::Io { path: entry.path(), source })?;
+            let wanted =
+                COMPANIONS.iter().any(|end| name.ends_with(end)) || name.starts_with("LICEN");
+            if !wanted
+                || name.starts_with('.')
+                || !metadata.is_file()
+                || Some(&name) == self.index.as_ref()
+            {
                 continue;
             }
-            // An index of weights in another format names files that are not copied. A model that is a release itself has a record
-            // and a provenance of its own.
-            if name.ends_with(".index.json") || name == "composition.json" || name == "provenance.json" {
+            // An index of weights in another format names files that are not copied. A model that
+            // is a release itself has a record and a provenance of its own.
+            if name.ends_with(".index.json")
+                || name == "composition.json"
+                || name == "provenance.json"
+            {
                 continue;
             }
             if metadata.len() > MAX_COMPANION {
@@ -48,15 +58,20 @@ impl Checkpoint {
         Ok(names)
     }
 
-    /// Writes the weight files (and index) into `folder` with these tensors' bytes changed; everything else is the
-    /// same, byte for byte, headers included.
+    /// Writes the weight files (and index) into `folder` with these tensors' bytes changed;
+    /// everything else is the same, byte for byte, headers included.
     ///
-    /// Memory is bounded whatever the checkpoint's size, and digests are taken beside the writing: from what was read, not by reading
-    /// again what was written.
+    /// Memory use does not depend on the size of the checkpoint. Digests are computed in parallel
+    /// from the bytes that are read, not from those that were written.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when a changed tensor does not exist or has another size; [`Error::Io`] when writing fails.
-    pub fn write_changed(&self, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<Written, Error> {
+    /// [`Error::Tensor`] when a changed tensor does not exist or has another size; [`Error::Io`]
+    /// when writing fails.
+    pub fn write_changed(
+        &self,
+        changed: &BTreeMap<String, Vec<u8>>,
+        folder: &Path,
+    ) -> Result<Written, Error> {
         self.check_changed(changed)?;
         std::thread::scope(|scope| {
             let files = scope.spawn(|| self.files_with(changed));
@@ -68,22 +83,33 @@ impl Checkpoint {
             if let Some(index) = &self.index {
                 let path = folder.join(index);
                 let io = |source| Error::Io { path: path.clone(), source };
-                copy(&self.folder.join(index), &path)?.sync_all().map_err(io)?;
+                let from = self.folder.join(index);
+                let mut source =
+                    File::open(&from).map_err(|source| Error::Io { path: from, source })?;
+                copy(&mut source, &path)?.sync_all().map_err(io)?;
                 let bytes = std::fs::read(&path).map_err(io)?;
-                files.insert(index.clone(), ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 });
+                files.insert(
+                    index.clone(),
+                    ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 },
+                );
             }
             Ok(Written { files, digest })
         })
     }
 
-    /// The same of those files alone that a change is in; files and index that stay as they are are not written. Returns the names
-    /// written.
+    /// Like [`write_changed`](Self::write_changed), but writes only files with a changed tensor.
+    /// Returns the names of these files.
     ///
     /// # Errors
     /// As [`write_changed`](Self::write_changed).
-    pub fn write_touched(&self, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<Vec<String>, Error> {
+    pub fn write_touched(
+        &self,
+        changed: &BTreeMap<String, Vec<u8>>,
+        folder: &Path,
+    ) -> Result<Vec<String>, Error> {
         self.check_changed(changed)?;
-        let touched: BTreeSet<usize> = changed.keys().map(|tensor| self.tensors[tensor].file).collect();
+        let touched: BTreeSet<usize> =
+            changed.keys().map(|tensor| self.tensors[tensor].file).collect();
         touched.into_iter().map(|number| self.write_file(number, changed, folder)).collect()
     }
 
@@ -91,25 +117,32 @@ impl Checkpoint {
         for (tensor, bytes) in changed {
             let wrong = |problem: String| Error::Tensor { tensor: tensor.clone(), problem };
             let info = self.tensor(tensor)?;
-            if info.range.len() != bytes.len() {
-                return Err(wrong(format!("has {} bytes, the change has {}", info.range.len(), bytes.len())));
+            if info.bytes() != bytes.len() as u64 {
+                return Err(wrong(format!(
+                    "has {} bytes, the change has {}",
+                    info.bytes(),
+                    bytes.len()
+                )));
             }
         }
         Ok(())
     }
 
-    fn write_file(&self, number: usize, changed: &BTreeMap<String, Vec<u8>>, folder: &Path) -> Result<String, Error> {
+    fn write_file(
+        &self,
+        number: usize,
+        changed: &BTreeMap<String, Vec<u8>>,
+        folder: &Path,
+    ) -> Result<String, Error> {
         let file = &self.files[number];
         let path = folder.join(&file.name);
         let io = |source| Error::Io { path: path.clone(), source };
-        let target = copy(&self.folder.join(&file.name), &path)?;
-        let copied = target.metadata().map_err(io)?.len();
-        if copied != file.map.len() as u64 {
-            let problem = format!("has {copied} bytes, and had {} when it was opened; it must not change meanwhile", file.map.len());
-            return Err(Error::Malformed { file: self.folder.join(&file.name), problem });
-        }
+        let target = copy(&mut file.reopen()?, &path)?;
+        // The copy has the bytes that were opened and planned with: the file was not modified in
+        // between.
+        file.check_unchanged()?;
         for (info, bytes) in self.in_file_order(number, changed) {
-            target.write_all_at(bytes, info.range.start as u64).map_err(io)?;
+            target.write_all_at(bytes, info.range.start).map_err(io)?;
         }
         target.sync_all().map_err(io)?;
         Ok(file.name.clone())
@@ -125,21 +158,17 @@ pub struct Written {
     pub digest: Digest,
 }
 
-/// What a thread found; its panic goes on here.
+/// Returns the result of a thread; resumes its panic.
 fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Error>>) -> Result<T, Error> {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Copies bytes; the copy is writable whatever the original's mode.
-fn copy(from: &Path, to: &Path) -> Result<File, Error> {
-    let at = |path: &Path| {
-        let path = PathBuf::from(path);
-        move |source| Error::Io { path, source }
-    };
-    let mut source = File::open(from).map_err(at(from))?;
-    let mut target = File::create(to).map_err(at(to))?;
+fn copy(source: &mut File, to: &Path) -> Result<File, Error> {
+    let io = |source| Error::Io { path: PathBuf::from(to), source };
+    let mut target = File::create(to).map_err(io)?;
     // In the kernel, where the file system can share blocks.
-    std::io::copy(&mut source, &mut target).map_err(at(to))?;
+    std::io::copy(source, &mut target).map_err(io)?;
     Ok(target)
 }
 
@@ -151,7 +180,10 @@ mod tests {
     #[test]
     fn changes_only_what_was_changed() {
         let (base, release) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fixture::write(&base.path().join("model.safetensors"), &[("a", &[1.0, 2.0]), ("b", &[3.0])]);
+        fixture::write(
+            &base.path().join("model.safetensors"),
+            &[("a", &[1.0, 2.0]), ("b", &[3.0])],
+        );
         let checkpoint = Checkpoint::open(base.path()).unwrap();
         let changed = BTreeMap::from([("b".to_owned(), 9f32.to_le_bytes().to_vec())]);
         let said = checkpoint.write_changed(&changed, release.path()).unwrap();
@@ -166,19 +198,31 @@ mod tests {
 
     #[test]
     fn every_layout_keeps_the_bytes_of_what_is_not_changed() {
-        let index =
-            |name: &str| (name.to_owned(), br#"{"weight_map":{"b":"2.safetensors","a":"1.safetensors","c":"1.safetensors"}}"#.to_vec());
+        let index = |name: &str| {
+            (
+                name.to_owned(),
+                br#"{"weight_map":{"b":"2.safetensors","a":"1.safetensors","c":"1.safetensors"}}"#
+                    .to_vec(),
+            )
+        };
         let first: [(&str, &[f32]); 2] = [("a", &[1.0, 2.0]), ("c", &[3.0])];
         let second: [(&str, &[f32]); 1] = [("b", &[4.0, 5.0, 6.0])];
         let layouts = [
             (vec!["model.safetensors"], None),
             (vec!["open_clip_model.safetensors"], None),
             (vec!["1.safetensors", "2.safetensors"], Some(index("model.safetensors.index.json"))),
-            (vec!["1.safetensors", "2.safetensors"], Some(index("open_clip_model.safetensors.index.json"))),
+            (
+                vec!["1.safetensors", "2.safetensors"],
+                Some(index("open_clip_model.safetensors.index.json")),
+            ),
         ];
         let changed = BTreeMap::from(
-            [("a", [7f32, 8.0].as_slice()), ("b", &[9.0, 10.0, 11.0])]
-                .map(|(name, values)| (name.to_owned(), values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())),
+            [("a", [7f32, 8.0].as_slice()), ("b", &[9.0, 10.0, 11.0])].map(|(name, values)| {
+                (
+                    name.to_owned(),
+                    values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>(),
+                )
+            }),
         );
         for (names, index) in layouts {
             let (base, release) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -197,12 +241,20 @@ mod tests {
             assert_eq!(written.files.len(), names.len() + usize::from(index.is_some()));
             for (name, file) in &written.files {
                 let bytes = std::fs::read(release.path().join(name)).unwrap();
-                assert_eq!(*file, ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 }, "{name}");
-                // The base's file with each changed tensor's bytes in the place that its header gives.
+                assert_eq!(
+                    *file,
+                    ArtifactRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 },
+                    "{name}"
+                );
+                // The base's file with each changed tensor's bytes in the place that its header
+                // gives.
                 let mut expected = std::fs::read(base.path().join(name)).unwrap();
                 for (tensor, new) in changed.iter().filter(|_| name.ends_with(".safetensors")) {
-                    let (header, metadata) = safetensors::SafeTensors::read_metadata(&expected).unwrap();
-                    if let Some((start, end)) = metadata.tensors().get(tensor).map(|info| info.data_offsets) {
+                    let (header, metadata) =
+                        safetensors::SafeTensors::read_metadata(&expected).unwrap();
+                    if let Some((start, end)) =
+                        metadata.tensors().get(tensor).map(|info| info.data_offsets)
+                    {
                         expected[8 + header + start..8 + header + end].copy_from_slice(new);
                     }
                 }
@@ -218,7 +270,11 @@ mod tests {
         fixture::write(&base.path().join("model.safetensors"), &[("a", &[1.0, 2.0])]);
         let checkpoint = Checkpoint::open(base.path()).unwrap();
         for (name, bytes) in [("a", vec![0; 4]), ("x", vec![0; 8])] {
-            assert!(checkpoint.write_changed(&BTreeMap::from([(name.to_owned(), bytes)]), release.path()).is_err());
+            assert!(
+                checkpoint
+                    .write_changed(&BTreeMap::from([(name.to_owned(), bytes)]), release.path())
+                    .is_err()
+            );
             assert_eq!(std::fs::read_dir(release.path()).unwrap().count(), 0);
         }
     }
@@ -227,11 +283,20 @@ mod tests {
     fn leaves_other_weight_formats_behind() {
         let base = tempfile::tempdir().unwrap();
         fixture::write(&base.path().join("model.safetensors"), &[("a", &[1.0])]);
-        for name in
-            ["config.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "tokenizer.json", "README.md", "LICENSE", "tf_model.h5"]
-        {
+        for name in [
+            "config.json",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+            "tokenizer.json",
+            "README.md",
+            "LICENSE",
+            "tf_model.h5",
+        ] {
             std::fs::write(base.path().join(name), "{}").unwrap();
         }
-        assert_eq!(Checkpoint::open(base.path()).unwrap().companions().unwrap(), ["LICENSE", "config.json", "tokenizer.json"]);
+        assert_eq!(
+            Checkpoint::open(base.path()).unwrap().companions().unwrap(),
+            ["LICENSE", "config.json", "tokenizer.json"]
+        );
     }
 }

@@ -1,14 +1,16 @@
-//! A tower's weights by what they do, whatever a layout calls them and however it stores them: so that an edit of one checkpoint is
-//! found again in another one.
+//! The weights of a tower by their role, independent of how a layout names and stores them. So an
+//! edit of one checkpoint can be applied to another one.
 //!
-//! Towers are found by structure: by the embedding that each has one of, under whatever prefix. Two layouts are known,
-//! `transformers`' (split attention projections) and open_clip's (fused ones, projections stored `[in, out]`).
+//! Towers are found by structure, under any prefix: each has exactly one embedding. Two layouts are
+//! known, `transformers`' (split attention projections) and open_clip's (fused ones, projections
+//! stored `[in, out]`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Error, TensorInfo};
-use crate::outcome::Tower;
+use super::error::Error;
+use super::file::TensorInfo;
+use crate::vocabulary::Tower;
 
 /// Most blocks of a tower.
 const MAX_BLOCKS: usize = 1024;
@@ -66,7 +68,9 @@ impl Weight {
     /// Whether it may be edited (`docs/method.md`); gains of norms where `gains` says so.
     pub fn is_candidate(self, gains: bool) -> bool {
         match self {
-            Self::Block(_, Map::Norm1 | Map::Norm2, Part::Weight) | Self::FirstNorm(Part::Weight) | Self::LastNorm(Part::Weight) => gains,
+            Self::Block(_, Map::Norm1 | Map::Norm2, Part::Weight)
+            | Self::FirstNorm(Part::Weight)
+            | Self::LastNorm(Part::Weight) => gains,
             Self::Block(_, _, Part::Weight) | Self::Projection => true,
             _ => false,
         }
@@ -94,7 +98,8 @@ impl Place {
         }
     }
 
-    /// The weight's values as they lie in a tensor of this shape, when they lie together in the weight's own order.
+    /// The weight's values as they lie in a tensor of this shape, when they lie together in the
+    /// weight's own order.
     pub fn range(&self, tensor: &[usize]) -> Option<Range<usize>> {
         let size: usize = tensor.iter().product();
         match self.third {
@@ -114,8 +119,9 @@ impl Place {
 
     /// Adds to the weight's values in those of a tensor of this shape.
     pub fn add(&self, tensor: &[usize], values: &mut [f64], change: &[f64]) {
-        let mut add =
-            |range: Range<usize>, change: &[f64]| values[range].iter_mut().zip(change).for_each(|(value, change)| *value += change);
+        let mut add = |range: Range<usize>, change: &[f64]| {
+            values[range].iter_mut().zip(change).for_each(|(value, change)| *value += change)
+        };
         match self.range(tensor) {
             Some(range) => add(range, change),
             None => add(0..change.len(), &transpose(change, tensor[1], tensor[0])),
@@ -125,7 +131,9 @@ impl Place {
 
 /// The values of a matrix of `rows` and `columns` with both exchanged.
 fn transpose(values: &[f64], rows: usize, columns: usize) -> Vec<f64> {
-    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
+    (0..columns)
+        .flat_map(|column| (0..rows).map(move |row| values[row * columns + column]))
+        .collect()
 }
 
 /// How a layout names things below a tower's prefix.
@@ -153,8 +161,13 @@ const SPLIT: &[(Map, &str)] = &[
     (Map::Expand, "mlp.fc1"),
     (Map::Contract, "mlp.fc2"),
 ];
-const FUSED: &[(Map, &str)] =
-    &[(Map::Norm1, "ln_1"), (Map::Out, "attn.out_proj"), (Map::Norm2, "ln_2"), (Map::Expand, "mlp.c_fc"), (Map::Contract, "mlp.c_proj")];
+const FUSED: &[(Map, &str)] = &[
+    (Map::Norm1, "ln_1"),
+    (Map::Out, "attn.out_proj"),
+    (Map::Norm2, "ln_2"),
+    (Map::Expand, "mlp.c_fc"),
+    (Map::Contract, "mlp.c_proj"),
+];
 const HF_TEXT: Names = Names {
     input: "embeddings.token_embedding.weight",
     class: "",
@@ -213,7 +226,8 @@ pub fn prefixes<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> Vec
     };
     let prefix = |name: &'a str| {
         let before = name.strip_suffix(anchor)?;
-        Some(before.strip_suffix("embeddings.").unwrap_or(before)).filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+        Some(before.strip_suffix("embeddings.").unwrap_or(before))
+            .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
     };
     let mut found: Vec<String> = tensors.filter_map(prefix).map(str::to_owned).collect();
     found.sort_unstable();
@@ -259,7 +273,9 @@ impl TowerMap {
             found.pair(Weight::FirstNorm, names.first_norm);
         }
         let first = names.maps[0].1;
-        let blocks = (0..MAX_BLOCKS).take_while(|i| named(&format!("{}.{i}.{first}.weight", names.block))).count();
+        let blocks = (0..MAX_BLOCKS)
+            .take_while(|i| named(&format!("{}.{i}.{first}.weight", names.block)))
+            .count();
         if blocks == 0 {
             return Err(wrong(format!("has no block `{prefix}{}.0`", names.block)));
         }
@@ -272,7 +288,10 @@ impl TowerMap {
                 for (third, map) in [Map::Query, Map::Key, Map::Value].into_iter().enumerate() {
                     for (part, end) in [(Part::Weight, "weight"), (Part::Bias, "bias")] {
                         let tensor = format!("{prefix}{at}.{fused}{end}");
-                        found.place(Weight::Block(i, map, part), Place { tensor, third: Some(third), transposed: false });
+                        found.place(
+                            Weight::Block(i, map, part),
+                            Place { tensor, third: Some(third), transposed: false },
+                        );
                     }
                 }
             }
@@ -281,7 +300,10 @@ impl TowerMap {
         let (end, projection) = names.projection;
         let tensor = format!("{}{projection}", prefix.strip_suffix(end).unwrap_or(prefix));
         if tensors.contains_key(&tensor) {
-            found.place(Weight::Projection, Place { tensor, third: None, transposed: names.transposed });
+            found.place(
+                Weight::Projection,
+                Place { tensor, third: None, transposed: names.transposed },
+            );
         }
         match found.missing {
             Some(missing) => Err(wrong(format!("lacks `{missing}`"))),
@@ -311,7 +333,10 @@ impl TowerMap {
 
     /// The weights that a tensor holds; none when it is not of this tower.
     pub fn weights_in<'a>(&'a self, tensor: &'a str) -> impl Iterator<Item = (Weight, &'a Place)> {
-        self.places.iter().filter(move |(_, place)| place.tensor == tensor).map(|(weight, place)| (*weight, place))
+        self.places
+            .iter()
+            .filter(move |(_, place)| place.tensor == tensor)
+            .map(|(weight, place)| (*weight, place))
     }
 }
 
@@ -325,7 +350,10 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     fn must(&mut self, weight: Weight, name: String) {
-        self.place(weight, Place { tensor: format!("{}{name}", self.prefix), third: None, transposed: false });
+        self.place(
+            weight,
+            Place { tensor: format!("{}{name}", self.prefix), third: None, transposed: false },
+        );
     }
 
     fn pair(&mut self, weight: impl Fn(Part) -> Weight, name: &str) {
@@ -362,19 +390,27 @@ mod tests {
     /// A vision tower of two blocks as transformers names it.
     fn vision(prefix: &str) -> Vec<String> {
         let pairs = |name: &str| [format!("{prefix}{name}.weight"), format!("{prefix}{name}.bias")];
-        let mut names: Vec<String> = ["class_embedding", "patch_embedding.weight", "position_embedding.weight"]
-            .map(|name| format!("{prefix}embeddings.{name}"))
-            .into();
+        let mut names: Vec<String> =
+            ["class_embedding", "patch_embedding.weight", "position_embedding.weight"]
+                .map(|name| format!("{prefix}embeddings.{name}"))
+                .into();
         names.extend(["pre_layrnorm", "post_layernorm"].into_iter().flat_map(pairs));
         for i in 0..2 {
-            names.extend(SPLIT.iter().flat_map(|(_, name)| pairs(&format!("encoder.layers.{i}.{name}"))));
+            names.extend(
+                SPLIT.iter().flat_map(|(_, name)| pairs(&format!("encoder.layers.{i}.{name}"))),
+            );
         }
         names
     }
 
     #[test]
     fn a_tower_is_found_under_any_prefix() {
-        for prefix in ["vision_model.", "vision_tower.vision_model.", "model.vision_tower.vision_tower.vision_model.", ""] {
+        for prefix in [
+            "vision_model.",
+            "vision_tower.vision_model.",
+            "model.vision_tower.vision_tower.vision_model.",
+            "",
+        ] {
             let mut names = vision(prefix);
             names.push("model.layers.0.mlp.fc2.weight".into());
             let map = TowerMap::of(&tensors(&names), Tower::Vision).unwrap();
@@ -389,9 +425,14 @@ mod tests {
 
     #[test]
     fn none_several_and_broken_towers_are_said() {
-        let problem = |names: &[String]| TowerMap::of(&tensors(names), Tower::Vision).unwrap_err().to_string();
+        let problem = |names: &[String]| {
+            TowerMap::of(&tensors(names), Tower::Vision).unwrap_err().to_string()
+        };
         assert!(problem(&[]).contains("is not there"));
-        assert!(problem(&[vision("a."), vision("b.")].concat()).contains("more than once: under `a.`, `b.`"));
+        assert!(
+            problem(&[vision("a."), vision("b.")].concat())
+                .contains("more than once: under `a.`, `b.`")
+        );
         let mut names = vision("a.");
         names.retain(|name| name != "a.encoder.layers.1.self_attn.v_proj.bias");
         assert!(problem(&names).contains("lacks `a.encoder.layers.1.self_attn.v_proj.bias`"));
@@ -402,15 +443,24 @@ mod tests {
         let values: Vec<f64> = (0..6).map(f64::from).collect();
         let place = |third, transposed| Place { tensor: String::new(), third, transposed };
         let value = place(Some(2), false);
-        assert_eq!((value.shape(&[3, 2]), value.take(&[3, 2], &values)), (vec![1, 2], vec![4.0, 5.0]));
+        assert_eq!(
+            (value.shape(&[3, 2]), value.take(&[3, 2], &values)),
+            (vec![1, 2], vec![4.0, 5.0])
+        );
         let turned = place(None, true);
-        assert_eq!((turned.shape(&[3, 2]), turned.take(&[3, 2], &values)), (vec![2, 3], vec![0.0, 2.0, 4.0, 1.0, 3.0, 5.0]));
+        assert_eq!(
+            (turned.shape(&[3, 2]), turned.take(&[3, 2], &values)),
+            (vec![2, 3], vec![0.0, 2.0, 4.0, 1.0, 3.0, 5.0])
+        );
         for place in [value, turned, place(None, false)] {
             let mut sum = vec![0.0; 6];
             place.add(&[3, 2], &mut sum, &place.take(&[3, 2], &values));
             let own = place.take(&[3, 2], &values);
             assert_eq!(place.take(&[3, 2], &sum), own);
-            assert_eq!(sum.iter().filter(|value| **value != 0.0).count(), own.iter().filter(|value| **value != 0.0).count());
+            assert_eq!(
+                sum.iter().filter(|value| **value != 0.0).count(),
+                own.iter().filter(|value| **value != 0.0).count()
+            );
         }
     }
 }

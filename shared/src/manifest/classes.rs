@@ -1,13 +1,13 @@
-//! Class lists: zero-shot class names, one a line.
+//! Class lists: zero-shot class names, one per line.
 
 use std::collections::HashMap;
 
-use super::Error;
+use super::error::Error;
 
 /// Most classes.
 const MAX_CLASSES: usize = 1_000_000;
 
-/// A class list; a class is its position.
+/// A class list. A class is identified by its position in the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Classes {
     names: Vec<String>,
@@ -16,7 +16,7 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// Reads a class list; `file` is for messages.
+    /// Parses a class list; `file` appears in messages.
     ///
     /// # Errors
     /// When it is not UTF-8, has an empty or repeated line, or fewer than two classes.
@@ -29,47 +29,53 @@ impl Classes {
             let name = line.trim();
             let wrong = |problem: String| Err(Error::new(format!("{file}:{number}"), problem));
             if name.is_empty() {
-                return wrong("the line is empty; a class list has one name a line".into());
+                return wrong("the line is empty; a class list has one name per line".into());
             }
             if names.len() == MAX_CLASSES {
                 return wrong("more than a million classes".into());
             }
             if let Some(before) = index.insert(name.to_owned(), names.len() as u32) {
-                return wrong(format!("class `{name}` stands on line {} already", before + 1));
+                return wrong(format!("class `{name}` is already on line {}", before + 1));
             }
             names.push(name.to_owned());
         }
         if names.len() < 2 {
-            return Err(Error::new(file, "has fewer than two classes; zero-shot accuracy needs a choice"));
+            return Err(Error::new(
+                file,
+                "has fewer than two classes; zero-shot accuracy needs a choice",
+            ));
         }
         Ok(Self { names, index, file: file.to_owned() })
     }
 
-    /// All names in order.
+    /// Returns all names in order.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The file it was read from.
+    /// Returns the file that it was read from.
     pub fn file(&self) -> &str {
         &self.file
     }
 
-    /// The class of this name.
+    /// Returns the class of this name.
     pub fn find(&self, name: &str) -> Option<u32> {
         self.index.get(name).copied()
     }
 
-    /// The name most like this one, when one is much like it.
+    /// Returns the most similar name, when one is similar enough to be a likely typing error.
     pub fn suggest(&self, name: &str) -> Option<&str> {
         let wanted = name.to_lowercase();
         let limit = 1 + wanted.chars().count() / 4;
-        let scored = self.names.iter().filter_map(|known| Some((distance(&wanted, &known.to_lowercase(), limit)?, known)));
+        let scored = self
+            .names
+            .iter()
+            .filter_map(|known| Some((distance(&wanted, &known.to_lowercase(), limit)?, known)));
         scored.min_by_key(|(distance, _)| *distance).map(|(_, known)| known.as_str())
     }
 }
 
-/// Letters to insert, delete or replace to make one text the other; `None` above `limit`.
+/// Returns the Levenshtein distance of two texts; `None` when it is larger than `limit`.
 fn distance(a: &str, b: &str, limit: usize) -> Option<usize> {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     if a.len().abs_diff(b.len()) > limit {
@@ -98,14 +104,18 @@ mod tests {
 
     #[test]
     fn reads_one_name_a_line() {
-        let classes = Classes::parse("\u{feff}cat\r\n red heart \nêtre\n\n".as_bytes(), "classes.txt").unwrap();
+        let classes =
+            Classes::parse("\u{feff}cat\r\n red heart \nêtre\n\n".as_bytes(), "classes.txt")
+                .unwrap();
         assert_eq!(classes.names(), ["cat", "red heart", "être"]);
         assert_eq!((classes.find("red heart"), classes.find("Cat")), (Some(1), None));
     }
 
     #[test]
     fn refuses_lists_that_mislead() {
-        assert!(problem(b"cat\ndog\ncat\n").contains("classes.txt:3: class `cat` stands on line 1 already"));
+        assert!(
+            problem(b"cat\ndog\ncat\n").contains("classes.txt:3: class `cat` is already on line 1")
+        );
         assert!(problem(b"cat\n\ndog\n").contains("classes.txt:2: the line is empty"));
         assert!(problem(b"cat\n").contains("fewer than two classes"));
         assert!(problem(b"cat\n\xff\n").contains("not UTF-8"));

@@ -1,46 +1,48 @@
-//! Concepts: a CSV table, JSON lines, or a list in the manifest, all with the same fields.
+//! Concepts: a CSV table, JSON lines, or a list in the manifest, with the same fields.
 
 use std::collections::{BTreeMap, HashMap};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::read::{at_line, is_id};
-use super::{Classes, Error, Manifest, Stop};
+use super::classes::Classes;
+use super::error::{Error, at_line};
+use super::id::is_id;
 use crate::address::Address;
+use crate::vocabulary::Stop;
 
-/// Largest table, bytes.
+/// Largest table, in bytes.
 pub const MAX_TABLE: u64 = 64 << 20;
-/// Most concepts of a run.
+/// Most concepts in a run.
 const MAX_CONCEPTS: usize = 100_000;
 /// Longest name.
 const MAX_NAME: usize = 200;
 /// Largest strength.
 pub const MAX_STRENGTH: f64 = 100.0;
 
-/// A concept as it is written.
+/// A concept as it is written in a table or list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
     /// Letters, digits, `.`, `_`, `-`; unique.
     pub id: String,
-    /// What people call it.
+    /// Its display name.
     pub name: String,
     /// Its class in the class list; the name unless given.
     #[serde(default)]
     pub class: Option<String>,
     /// Its shards of image-text pairs, relative to this file; several are separated by `;`.
     pub forget: String,
-    /// How strongly it is removed: 1 as found, 0 not at all.
+    /// Strength α of its edit: 1 applies the edit as found, 0 does not apply it.
     #[serde(default)]
     pub strength: Option<f64>,
-    /// For reports, and for a strength of its own (`concepts.groups`).
+    /// Its group, for reports and for the strengths in `concepts.groups`.
     #[serde(default)]
     pub group: Option<String>,
-    /// When it counts as forgotten; `method.stop` unless given.
+    /// The measure by which it counts as forgotten; `method.stop` by default.
     #[serde(default)]
     pub stop: Option<Stop>,
-    /// Share of its forget images that may still be found; `composition.tolerance` unless given.
+    /// Share of its forget images that may still be recognised; `composition.tolerance` by default.
     #[serde(default)]
     pub tolerance: Option<f64>,
 }
@@ -50,7 +52,7 @@ pub struct Row {
 pub struct Concept {
     /// Its id.
     pub id: String,
-    /// What people call it.
+    /// Its display name.
     pub name: String,
     /// Its class name.
     pub class: String,
@@ -58,19 +60,19 @@ pub struct Concept {
     pub class_index: u32,
     /// Its shards; wildcards in the last part allowed.
     pub forget: Vec<Address>,
-    /// Strength α, its group's in it.
+    /// Strength α, multiplied by the strength of its group.
     pub strength: f64,
-    /// For reports.
+    /// Its group, for reports.
     pub group: Option<String>,
-    /// When it counts as forgotten, where not as all others.
+    /// The measure by which it counts as forgotten, where it differs from the default.
     pub stop: Option<Stop>,
-    /// Share of its forget images that may still be found, where not as of all others.
+    /// Share of its forget images that may still be recognised, where it differs from the default.
     pub tolerance: Option<f64>,
-    /// Where it stands, for messages.
+    /// File and line, for messages.
     pub place: String,
 }
 
-/// The rows of a table with their lines. `name` decides the format: `.csv` or `.jsonl`.
+/// Parses a table into rows with their line numbers. `name` decides the format: `.csv` or `.jsonl`.
 ///
 /// # Errors
 /// [`Error`] with file and line.
@@ -85,7 +87,7 @@ pub fn parse_table(bytes: &[u8], name: &str) -> Result<Vec<(usize, Row)>, Error>
         return Err(Error::new(name, "the name of a concept table ends in .csv or .jsonl"));
     };
     if rows.is_empty() {
-        return Err(Error::new(name, "names no concept"));
+        return Err(Error::new(name, "contains no concepts"));
     }
     Ok(rows)
 }
@@ -95,7 +97,9 @@ fn parse_csv(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
     let wrong = |error: csv::Error| {
         let line = error.position().map(|position| position.line() as usize);
         let problem = match error.kind() {
-            csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("has {len} fields, the header has {expected_len}"),
+            csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                format!("has {len} fields, the header has {expected_len}")
+            }
             csv::ErrorKind::Deserialize { err, .. } => err.to_string(),
             _ => error.to_string(),
         };
@@ -109,7 +113,11 @@ fn parse_csv(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
     }
     let known = ["id", "name", "class", "forget", "strength", "group", "stop", "tolerance"];
     if let Some(column) = header.iter().find(|column| !known.contains(column)) {
-        return Err(at_line(name, Some(1), &format!("unknown column `{column}`, expected {}", known.join(", "))));
+        return Err(at_line(
+            name,
+            Some(1),
+            &format!("unknown column `{column}`, expected {}", known.join(", ")),
+        ));
     }
     let mut rows = Vec::new();
     for record in reader.records() {
@@ -124,7 +132,8 @@ fn parse_csv(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
 fn parse_lines(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
     let mut rows = Vec::new();
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
-        let row = serde_json::from_str::<Row>(line).map_err(|error| at_line(name, Some(number), &error.to_string()))?;
+        let row = serde_json::from_str::<Row>(line)
+            .map_err(|error| at_line(name, Some(number), &error.to_string()))?;
         rows.push((number, row));
         bound(rows.len(), name)?;
     }
@@ -135,38 +144,46 @@ fn bound(count: usize, name: &str) -> Result<(), Error> {
     if count > MAX_CONCEPTS { Err(Error::new(name, "more than 100,000 concepts")) } else { Ok(()) }
 }
 
-/// Multiplies each concept's strength with its group's.
+/// Multiplies the strength of each concept by the strength of its group.
 ///
 /// # Errors
 /// [`Error`] when a group has no concept, or a strength is out of range.
-pub fn strengthen(concepts: &mut [Concept], groups: &BTreeMap<String, f64>, file: &str) -> Result<(), Error> {
+pub fn strengthen(
+    concepts: &mut [Concept],
+    groups: &BTreeMap<String, f64>,
+    file: &str,
+) -> Result<(), Error> {
     for (group, strength) in groups {
         let wrong = |problem: String| Error::new(format!("{file}: concepts.groups"), problem);
         if !(0.0..=MAX_STRENGTH).contains(strength) {
-            return Err(wrong(format!("strength of group `{group}` is {strength}, expected 0 to {MAX_STRENGTH}")));
+            return Err(wrong(format!(
+                "strength of group `{group}` is {strength}, expected 0 to {MAX_STRENGTH}"
+            )));
         }
-        let mut members = concepts.iter_mut().filter(|concept| concept.group.as_deref() == Some(group)).peekable();
+        let mut members = concepts
+            .iter_mut()
+            .filter(|concept| concept.group.as_deref() == Some(group))
+            .peekable();
         if members.peek().is_none() {
-            return Err(wrong(format!("no concept is of group `{group}`")));
+            return Err(wrong(format!("no concept is in group `{group}`")));
         }
-        members.for_each(|concept| concept.strength = (concept.strength * strength).min(MAX_STRENGTH));
+        members
+            .for_each(|concept| concept.strength = (concept.strength * strength).min(MAX_STRENGTH));
     }
     Ok(())
 }
 
-impl Manifest {
-    /// The concepts that stand in the manifest itself.
-    pub fn inline_concepts(&self) -> Vec<(usize, Row)> {
-        (1..).zip(self.concepts.list.iter().cloned()).collect()
-    }
-}
-
-/// Checks rows against each other and against the class list. `folder` is where relative shard addresses start, `file`
-/// is for messages.
+/// Checks rows against each other and against the class list. Relative shard addresses are resolved
+/// from `folder`; `file` appears in messages.
 ///
 /// # Errors
 /// Every problem found, at most twenty.
-pub fn check(rows: Vec<(usize, Row)>, file: &str, folder: &Address, classes: &Classes) -> Result<Vec<Concept>, Vec<Error>> {
+pub fn check(
+    rows: Vec<(usize, Row)>,
+    file: &str,
+    folder: &Address,
+    classes: &Classes,
+) -> Result<Vec<Concept>, Vec<Error>> {
     bound(rows.len(), file).map_err(|error| vec![error])?;
     let mut problems = Vec::new();
     let mut ids: HashMap<String, usize> = HashMap::new();
@@ -178,11 +195,16 @@ pub fn check(rows: Vec<(usize, Row)>, file: &str, folder: &Address, classes: &Cl
             Ok(concept) => {
                 let wrong = |problem: String| Error::new(format!("{file}:{line}"), problem);
                 if let Some(before) = ids.insert(concept.id.clone(), line) {
-                    problems.push(wrong(format!("id `{}` stands on line {before} already; ids are unique", concept.id)));
-                }
-                if let Some((other, before)) = owners.insert(concept.class_index, (concept.id.clone(), line)) {
                     problems.push(wrong(format!(
-                        "concept `{}` has class `{}`, which concept `{other}` on line {before} has already; put their pairs into one concept",
+                        "id `{}` is already on line {before}; ids must be unique",
+                        concept.id
+                    )));
+                }
+                if let Some((other, before)) =
+                    owners.insert(concept.class_index, (concept.id.clone(), line))
+                {
+                    problems.push(wrong(format!(
+                        "concept `{}` has class `{}`, which concept `{other}` on line {before} already has; merge the two into one concept",
                         concept.id, concept.class
                     )));
                 }
@@ -196,37 +218,57 @@ pub fn check(rows: Vec<(usize, Row)>, file: &str, folder: &Address, classes: &Cl
     if problems.is_empty() { Ok(concepts) } else { Err(problems) }
 }
 
-fn check_row(row: &Row, file: &str, line: usize, folder: &Address, classes: &Classes) -> Result<Concept, Error> {
+fn check_row(
+    row: &Row,
+    file: &str,
+    line: usize,
+    folder: &Address,
+    classes: &Classes,
+) -> Result<Concept, Error> {
     let wrong = |problem: String| Error::new(format!("{file}:{line}"), problem);
     let id = row.id.trim();
     if !is_id(id) {
-        return Err(wrong(format!("id `{id}`: use letters, digits, `.`, `_`, `-`, at most 100, the first a letter or digit")));
+        return Err(wrong(format!(
+            "id `{id}`: use letters, digits, `.`, `_`, `-`, at most 100, the first a letter or digit"
+        )));
     }
     let name = row.name.trim();
     if name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
-        return Err(wrong(format!("concept `{id}`: a name has 1 to {MAX_NAME} printable characters")));
+        return Err(wrong(format!(
+            "concept `{id}`: a name has 1 to {MAX_NAME} printable characters"
+        )));
     }
-    let class = row.class.as_deref().map(str::trim).filter(|class| !class.is_empty()).unwrap_or(name);
+    let class =
+        row.class.as_deref().map(str::trim).filter(|class| !class.is_empty()).unwrap_or(name);
     let class_index = classes.find(class).ok_or_else(|| {
-        let hint = classes.suggest(class).map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
+        let hint = classes
+            .suggest(class)
+            .map(|known| format!("; did you mean `{known}`?"))
+            .unwrap_or_default();
         wrong(format!("class `{class}` of concept `{id}` is not in {}{hint}", classes.file()))
     })?;
     let strength = row.strength.unwrap_or(1.0);
     if !(0.0..=MAX_STRENGTH).contains(&strength) {
-        return Err(wrong(format!("concept `{id}`: strength is {strength}, expected 0 to {MAX_STRENGTH}")));
+        return Err(wrong(format!(
+            "concept `{id}`: strength is {strength}, expected 0 to {MAX_STRENGTH}"
+        )));
     }
     if let Some(tolerance) = row.tolerance.filter(|tolerance| !(0.0..1.0).contains(tolerance)) {
-        return Err(wrong(format!("concept `{id}`: tolerance is {tolerance}, expected at least 0 and below 1")));
+        return Err(wrong(format!(
+            "concept `{id}`: tolerance is {tolerance}, expected at least 0 and below 1"
+        )));
     }
     let mut forget = Vec::new();
     for part in row.forget.split(';').map(str::trim).filter(|part| !part.is_empty()) {
-        let address = resolve(part, folder).map_err(|problem| wrong(format!("concept `{id}`: forget: {problem}")))?;
+        let address = resolve(part, folder)
+            .map_err(|problem| wrong(format!("concept `{id}`: forget: {problem}")))?;
         forget.push(address);
     }
     if forget.is_empty() {
         return Err(wrong(format!("concept `{id}` has no forget shard")));
     }
-    let group = row.group.as_deref().map(str::trim).filter(|group| !group.is_empty()).map(str::to_owned);
+    let group =
+        row.group.as_deref().map(str::trim).filter(|group| !group.is_empty()).map(str::to_owned);
     Ok(Concept {
         id: id.to_owned(),
         name: name.to_owned(),
@@ -265,7 +307,9 @@ mod tests {
 
     fn read(table: &str, name: &str) -> Result<Vec<Concept>, String> {
         let rows = parse_table(table.as_bytes(), name).map_err(|error| error.to_string())?;
-        let join = |problems: Vec<Error>| problems.iter().map(Error::to_string).collect::<Vec<_>>().join("\n");
+        let join = |problems: Vec<Error>| {
+            problems.iter().map(Error::to_string).collect::<Vec<_>>().join("\n")
+        };
         check(rows, name, &folder(), &classes()).map_err(join)
     }
 
@@ -278,10 +322,16 @@ mod tests {
             r#"{"id":"c2","name":"dog","class":"dog","forget":"/abs/c2.tar"}"#
         );
         let (csv, lines) = (read(csv, "t.csv").unwrap(), read(lines, "t.jsonl").unwrap());
-        assert_eq!(csv[0].forget, [Address::parse("/jobs/f/c1.tar").unwrap(), Address::parse("s3://b/c1.tar").unwrap()]);
+        assert_eq!(
+            csv[0].forget,
+            [Address::parse("/jobs/f/c1.tar").unwrap(), Address::parse("s3://b/c1.tar").unwrap()]
+        );
         assert_eq!((csv[0].class_index, csv[0].strength, csv[1].strength), (0, 0.5, 1.0));
         for (a, b) in csv.iter().zip(&lines) {
-            assert_eq!((&a.id, &a.class, &a.forget, &a.group), (&b.id, &b.class, &b.forget, &b.group));
+            assert_eq!(
+                (&a.id, &a.class, &a.forget, &a.group),
+                (&b.id, &b.class, &b.forget, &b.group)
+            );
         }
     }
 
@@ -291,23 +341,38 @@ mod tests {
             ("id,name\na,b", "t.csv:1: column `forget` is missing"),
             ("id,name,forget,colour\na,b,c,d", "t.csv:1: unknown column `colour`"),
             ("id,name,forget\na,cat,x.tar,extra", "t.csv:2: has 4 fields, the header has 3"),
-            ("id,name,forget\na,cat,x.tar\na,dog,y.tar", "t.csv:3: id `a` stands on line 2 already"),
-            ("id,name,forget\na,catt,x.tar", "t.csv:2: class `catt` of concept `a` is not in classes.txt; did you mean `cat`?"),
-            ("id,name,class,forget\na,x,cat,x.tar\nb,y,cat,y.tar", "t.csv:3: concept `b` has class `cat`, which concept `a`"),
+            ("id,name,forget\na,cat,x.tar\na,dog,y.tar", "t.csv:3: id `a` is already on line 2"),
+            (
+                "id,name,forget\na,catt,x.tar",
+                "t.csv:2: class `catt` of concept `a` is not in classes.txt; did you mean `cat`?",
+            ),
+            (
+                "id,name,class,forget\na,x,cat,x.tar\nb,y,cat,y.tar",
+                "t.csv:3: concept `b` has class `cat`, which concept `a`",
+            ),
             ("id,name,forget,strength\na,cat,x.tar,-1", "t.csv:2: concept `a`: strength is -1"),
             ("id,name,forget,strength\na,cat,x.tar,strong", "t.csv:2: "),
             ("id,name,forget,stop\na,cat,x.tar,fa2", "t.csv:2: "),
             ("id,name,forget,tolerance\na,cat,x.tar,1", "t.csv:2: concept `a`: tolerance is 1"),
             ("id,name,forget\n../a,cat,x.tar", "t.csv:2: id `../a`"),
             ("id,name,forget\na,cat,", "t.csv:2: concept `a` has no forget shard"),
-            ("id,name,forget\na,cat,ftp://x", "t.csv:2: concept `a`: forget: `ftp://x` is not an address"),
-            ("id,name,forget\n", "t.csv: names no concept"),
+            (
+                "id,name,forget\na,cat,ftp://x",
+                "t.csv:2: concept `a`: forget: `ftp://x` is not an address",
+            ),
+            ("id,name,forget\n", "t.csv: contains no concepts"),
         ] {
             let error = read(table, "t.csv").unwrap_err();
             assert!(error.contains(message), "{error}\n  expected {message}");
         }
-        let spaced = concat!(r#"{"id":"a","name":"cat","forget":"x"}"#, "\n", r#"{"id":" a","name":"dog","forget":"y"}"#);
-        assert!(read(spaced, "t.jsonl").unwrap_err().contains("t.jsonl:2: id `a` stands on line 1 already"));
+        let spaced = concat!(
+            r#"{"id":"a","name":"cat","forget":"x"}"#,
+            "\n",
+            r#"{"id":" a","name":"dog","forget":"y"}"#
+        );
+        assert!(
+            read(spaced, "t.jsonl").unwrap_err().contains("t.jsonl:2: id `a` is already on line 1")
+        );
         assert!(read("{\"id\": 1}", "t.jsonl").unwrap_err().starts_with("t.jsonl:1: "));
         assert!(
             read("{\"id\":\"a\",\"name\":\"cat\",\"forget\":\"x\",\"colour\":1}", "t.jsonl")
@@ -321,14 +386,26 @@ mod tests {
     fn a_group_has_a_strength_and_a_concept_an_aim_of_its_own() {
         let table = "id,name,forget,strength,group,stop,tolerance\na,cat,x.tar,0.5,pets,fa1,0.2\nb,dog,y.tar,,pets,,\nc,rocket,z.tar,,,,";
         let mut concepts = read(table, "t.csv").unwrap();
-        let aims: Vec<_> = concepts.iter().map(|concept| (concept.stop, concept.tolerance)).collect();
+        let aims: Vec<_> =
+            concepts.iter().map(|concept| (concept.stop, concept.tolerance)).collect();
         assert_eq!(aims, [(Some(Stop::Fa1), Some(0.2)), (None, None), (None, None)]);
         let groups = |name: &str, strength| BTreeMap::from([(name.to_owned(), strength)]);
         strengthen(&mut concepts, &groups("pets", 0.5), "m.toml").unwrap();
-        assert_eq!(concepts.iter().map(|concept| concept.strength).collect::<Vec<_>>(), [0.25, 0.5, 1.0]);
-        for (name, strength, says) in [("pet", 1.0, "no concept is of group `pet`"), ("pets", -1.0, "strength of group `pets` is -1")] {
-            let error = strengthen(&mut concepts, &groups(name, strength), "m.toml").unwrap_err().to_string();
-            assert!(error.starts_with("m.toml: concepts.groups: ") && error.contains(says), "{error}");
+        assert_eq!(
+            concepts.iter().map(|concept| concept.strength).collect::<Vec<_>>(),
+            [0.25, 0.5, 1.0]
+        );
+        for (name, strength, says) in [
+            ("pet", 1.0, "no concept is in group `pet`"),
+            ("pets", -1.0, "strength of group `pets` is -1"),
+        ] {
+            let error = strengthen(&mut concepts, &groups(name, strength), "m.toml")
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.starts_with("m.toml: concepts.groups: ") && error.contains(says),
+                "{error}"
+            );
         }
     }
 
@@ -341,7 +418,8 @@ mod tests {
     #[test]
     fn tables_in_a_bucket_name_shards_beside_them() {
         let rows = parse_table(b"id,name,forget\na,cat,f/a.tar", "t.csv").unwrap();
-        let concepts = check(rows, "t.csv", &Address::parse("s3://b/jobs").unwrap(), &classes()).unwrap();
+        let concepts =
+            check(rows, "t.csv", &Address::parse("s3://b/jobs").unwrap(), &classes()).unwrap();
         assert_eq!(concepts[0].forget[0].to_string(), "s3://b/jobs/f/a.tar");
     }
 }

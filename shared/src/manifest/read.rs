@@ -1,35 +1,78 @@
-//! Text to a checked manifest.
+//! Reading and checking manifests.
 
 use std::path::Path;
 
-use super::{Error, Manifest, Names, Required, targets};
+use super::error::{Error, at_line};
+use super::id::{MAX_NAME, is_id};
+use super::sections::{CompositionMethod, Manifest, Names, Required};
+use super::targets;
+use crate::vocabulary::Towers;
 
 /// Largest manifest, bytes.
 const MAX_BYTES: u64 = 8 << 20;
-/// Longest name.
-const MAX_NAME: usize = 100;
-
 impl Manifest {
-    /// Reads a manifest, TOML (`.toml`) or JSON (`.json`), and checks every value in it. Files it names are not opened.
+    /// Reads a manifest, TOML (`.toml`) or JSON (`.json`), and checks every value in it. The files
+    /// that it names are not opened.
     ///
     /// # Errors
     /// [`Error`] with file and line.
+    ///
+    /// # Example
+    /// ```
+    /// use lethe_shared::manifest::Manifest;
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let file = folder.path().join("manifest.toml");
+    /// std::fs::write(
+    ///     &file,
+    ///     r#"
+    /// version = 1
+    /// name = "two-concepts"
+    ///
+    /// [model]
+    /// uri = "model"
+    ///
+    /// [data]
+    /// retain = ["retain-*.tar"]
+    /// classes = "classes.txt"
+    ///
+    /// [concepts]
+    /// table = "concepts.csv"
+    /// "#,
+    /// )?;
+    /// assert_eq!(Manifest::read(&file)?.name, "two-concepts");
+    ///
+    /// std::fs::write(&file, "version = 1\nname = \"two\"\nnames = 2\n")?;
+    /// let error = Manifest::read(&file).unwrap_err().to_string();
+    /// assert!(error.contains("manifest.toml:3: unknown field `names`"), "{error}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read(path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
-        let io = |error: std::io::Error| Error::new(shown.clone(), format!("cannot be read: {error}"));
+        let io =
+            |error: std::io::Error| Error::new(shown.clone(), format!("cannot be read: {error}"));
         let size = std::fs::metadata(path).map_err(io)?.len();
         if size > MAX_BYTES {
-            return Err(Error::new(shown, format!("has {size} bytes; a manifest has at most 8 MiB, put concepts into a table")));
+            return Err(Error::new(
+                shown,
+                format!(
+                    "has {size} bytes; a manifest has at most 8 MiB, put concepts into a table"
+                ),
+            ));
         }
-        let text = String::from_utf8(std::fs::read(path).map_err(io)?).map_err(|_| Error::new(shown.clone(), "is not UTF-8 text"))?;
+        let text = String::from_utf8(std::fs::read(path).map_err(io)?)
+            .map_err(|_| Error::new(shown.clone(), "is not UTF-8 text"))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();
         let absolute = std::path::absolute(path).map_err(io)?;
         let mut manifest = match path.extension().and_then(|end| end.to_str()) {
             Some("toml") => toml::from_str::<Self>(&text).map_err(|error| {
-                let line = error.span().map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+                let line = error
+                    .span()
+                    .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
                 at_line(&shown, line, error.message())
             })?,
-            Some("json") => serde_json::from_str::<Self>(&text).map_err(|error| at_line(&shown, Some(error.line()), &error.to_string()))?,
+            Some("json") => serde_json::from_str::<Self>(&text)
+                .map_err(|error| at_line(&shown, Some(error.line()), &error.to_string()))?,
             _ => return Err(Error::new(shown, "the name of a manifest ends in .toml or .json")),
         };
         manifest.file = absolute;
@@ -37,16 +80,24 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads a manifest that another process has read already, from JSON, and checks every value in it. `shown` is its name in messages.
+    /// Parses the JSON form of a manifest and checks every value in it. `shown` is its file name:
+    /// messages contain it, and relative addresses are resolved from its folder.
     ///
     /// # Errors
     /// [`Error`] with line.
     pub fn from_json(text: &str, shown: &Path) -> Result<Self, Error> {
         let name = shown.display().to_string();
         if text.len() as u64 > MAX_BYTES {
-            return Err(Error::new(name, format!("has {} bytes; a manifest has at most 8 MiB, put concepts into a table", text.len())));
+            return Err(Error::new(
+                name,
+                format!(
+                    "has {} bytes; a manifest has at most 8 MiB, put concepts into a table",
+                    text.len()
+                ),
+            ));
         }
-        let mut manifest: Self = serde_json::from_str(text).map_err(|error| at_line(&name, Some(error.line()), &error.to_string()))?;
+        let mut manifest: Self = serde_json::from_str(text)
+            .map_err(|error| at_line(&name, Some(error.line()), &error.to_string()))?;
         shown.clone_into(&mut manifest.file);
         manifest.check(text)?;
         Ok(manifest)
@@ -54,66 +105,176 @@ impl Manifest {
 
     fn check(&self, text: &str) -> Result<(), Error> {
         let shown = self.file.display().to_string();
-        let wrong = |field: &str, problem: String| Err(at_line(&shown, line_of(text, field), &format!("{field} {problem}")));
+        let wrong = |field: &str, problem: String| {
+            Err(at_line(&shown, line_of(text, field), &format!("{field} {problem}")))
+        };
         if self.version != 1 {
             return wrong("version", format!("is {}; this program reads version 1", self.version));
         }
         if !is_id(&self.name) {
-            return wrong("name", format!("is `{}`; use letters, digits, `.`, `_`, `-`, at most {MAX_NAME}", self.name));
+            return wrong(
+                "name",
+                format!(
+                    "is `{}`; use letters, digits, `.`, `_`, `-`, at most {MAX_NAME}",
+                    self.name
+                ),
+            );
         }
         if self.model.uri.is_empty() {
             return wrong("model.uri", "is empty; give the model's folder".into());
         }
         if self.data.retain.is_empty() {
-            return wrong("data.retain", "names no shard; give image-text pairs that must stay".into());
+            return wrong(
+                "data.retain",
+                "names no shard; give image-text pairs that must stay".into(),
+            );
         }
-        if self.data.template.matches("{}").count() + self.data.template.matches("{name}").count() != 1 {
-            return wrong("data.template", format!("is `{}`; it must hold {{}} or {{name}} once", self.data.template));
+        if self.data.template.matches("{}").count() + self.data.template.matches("{name}").count()
+            != 1
+        {
+            return wrong(
+                "data.template",
+                format!("is `{}`; it must hold {{}} or {{name}} once", self.data.template),
+            );
         }
         if self.concepts.table.is_some() != self.concepts.list.is_empty() {
-            return wrong("concepts", "must have a table, or a list with at least one concept, not both".into());
+            return wrong(
+                "concepts",
+                "must have a table, or a list with at least one concept, not both".into(),
+            );
         }
         let method = &self.method;
         if !(2..=65_536).contains(&method.batch_size) {
-            return wrong("method.batch_size", format!("is {}, expected 2 to 65536", method.batch_size));
+            return wrong(
+                "method.batch_size",
+                format!("is {}, expected 2 to 65536", method.batch_size),
+            );
         }
         if !(1..=1000).contains(&method.search_evaluations) {
-            return wrong("method.search_evaluations", format!("is {}, expected 1 to 1000", method.search_evaluations));
+            return wrong(
+                "method.search_evaluations",
+                format!("is {}, expected 1 to 1000", method.search_evaluations),
+            );
         }
         if !(0.0..1.0).contains(&method.search_tolerance) {
-            return wrong("method.search_tolerance", format!("is {}, expected at least 0 and below 1", method.search_tolerance));
+            return wrong(
+                "method.search_tolerance",
+                format!("is {}, expected at least 0 and below 1", method.search_tolerance),
+            );
         }
         let composition = &self.composition;
         if !(1..=64).contains(&composition.layers) {
-            return wrong("composition.layers", format!("is {}, expected 1 to 64", composition.layers));
+            return wrong(
+                "composition.layers",
+                format!("is {}, expected 1 to 64", composition.layers),
+            );
+        }
+        if composition.method == CompositionMethod::Margins && composition.layers != 1 {
+            return wrong(
+                "composition.layers",
+                "has no effect on the method `margins`; composition.spread selects its layers"
+                    .into(),
+            );
+        }
+        if composition.method != CompositionMethod::Margins {
+            let given = [
+                ("composition.spread", composition.spread.is_some()),
+                ("composition.margin", composition.margin.is_some()),
+                ("composition.vision_cost", composition.vision_cost.is_some()),
+                ("composition.rank", composition.rank.is_some()),
+            ];
+            if let Some((field, _)) = given.into_iter().find(|(_, given)| *given) {
+                return wrong(
+                    field,
+                    format!(
+                        "has no effect on the method `{}`; it is a setting of `margins`",
+                        composition.method.name()
+                    ),
+                );
+            }
+        }
+        if let Some(cost) = composition.vision_cost {
+            if composition.towers != Towers::Both {
+                return wrong(
+                    "composition.vision_cost",
+                    "has an effect with composition.towers = \"both\" only".into(),
+                );
+            }
+            if !(1e-3..=1e6).contains(&cost) {
+                return wrong(
+                    "composition.vision_cost",
+                    format!("is {cost}, expected 0.001 to 1000000"),
+                );
+            }
+        }
+        if composition.margin.is_some_and(|margin| !(0.0..=1.0).contains(&margin)) {
+            return wrong(
+                "composition.margin",
+                format!("is {}, expected 0 to 1", composition.margin.unwrap_or_default()),
+            );
+        }
+        for (field, value) in [
+            ("composition.images", composition.images),
+            ("composition.rank", composition.rank.unwrap_or(1)),
+        ] {
+            if !(1..=1024).contains(&value) {
+                return wrong(field, format!("is {value}, expected 1 to 1024"));
+            }
         }
         if !(composition.ridge >= 1e-6 && composition.ridge <= 1e3) {
-            return wrong("composition.ridge", format!("is {}, expected 0.000001 to 1000", composition.ridge));
+            return wrong(
+                "composition.ridge",
+                format!("is {}, expected 0.000001 to 1000", composition.ridge),
+            );
         }
         if !(composition.output_ridge >= 1e-4 && composition.output_ridge <= 1e6) {
-            return wrong("composition.output_ridge", format!("is {}, expected 0.0001 to 1000000", composition.output_ridge));
+            return wrong(
+                "composition.output_ridge",
+                format!("is {}, expected 0.0001 to 1000000", composition.output_ridge),
+            );
         }
         if !(composition.null_energy > 0.0 && composition.null_energy < 1.0) {
-            return wrong("composition.null_energy", format!("is {}, expected above 0 and below 1", composition.null_energy));
+            return wrong(
+                "composition.null_energy",
+                format!("is {}, expected above 0 and below 1", composition.null_energy),
+            );
         }
         if !(composition.density > 0.0 && composition.density <= 1.0) {
-            return wrong("composition.density", format!("is {}, expected above 0 and at most 1", composition.density));
+            return wrong(
+                "composition.density",
+                format!("is {}, expected above 0 and at most 1", composition.density),
+            );
         }
         if !(0.0..1.0).contains(&composition.drop) {
-            return wrong("composition.drop", format!("is {}, expected at least 0 and below 1", composition.drop));
+            return wrong(
+                "composition.drop",
+                format!("is {}, expected at least 0 and below 1", composition.drop),
+            );
         }
         if !(0.0..=1e3).contains(&composition.unlabelled_weight) {
-            return wrong("composition.unlabelled_weight", format!("is {}, expected 0 to 1000", composition.unlabelled_weight));
+            return wrong(
+                "composition.unlabelled_weight",
+                format!("is {}, expected 0 to 1000", composition.unlabelled_weight),
+            );
         }
         if !(0.0..1.0).contains(&composition.tolerance) {
-            return wrong("composition.tolerance", format!("is {}, expected at least 0 and below 1", composition.tolerance));
+            return wrong(
+                "composition.tolerance",
+                format!("is {}, expected at least 0 and below 1", composition.tolerance),
+            );
         }
         if composition.rounds > 100 {
-            return wrong("composition.rounds", format!("is {}, expected 0 to 100", composition.rounds));
+            return wrong(
+                "composition.rounds",
+                format!("is {}, expected 0 to 100", composition.rounds),
+            );
         }
         match &self.policy.required {
             Required::Share(share) if !(*share > 0.0 && *share <= 1.0) => {
-                return wrong("policy.required", format!("is {share}; a share is above 0 and at most 1"));
+                return wrong(
+                    "policy.required",
+                    format!("is {share}; a share is above 0 and at most 1"),
+                );
             }
             _ => {}
         }
@@ -123,57 +284,64 @@ impl Manifest {
         if self.gates.signed_by.is_some() {
             return wrong(
                 "gates.signed_by",
-                "belongs into the file that --gates names: whoever runs the pipeline says whose signature counts".into(),
+                "belongs in the file given by --gates: the operator decides whose signature counts"
+                    .into(),
             );
         }
         let release = &self.release;
         if (release.names == Names::Hashed) != release.salt.is_some() {
             return wrong(
                 "release.salt",
-                "names the file of a salt (`openssl rand -hex 32 > FILE`) where names = \"hashed\", and only there".into(),
+                "must name a file if and only if names = \"hashed\"; create it with `openssl rand -hex 32 > FILE`".into(),
             );
         }
-        for (field, text) in [("release.license", &release.license), ("release.base_model", &release.base_model)] {
+        for (field, text) in
+            [("release.license", &release.license), ("release.base_model", &release.base_model)]
+        {
             let fits = |text: &String| text.split('/').count() <= 2 && text.split('/').all(is_id);
             if let Some(text) = text.as_ref().filter(|text| !fits(text)) {
-                return wrong(field, format!("is `{}`; the Hub knows names of letters, digits, `.`, `_`, `-`", text.escape_default()));
+                return wrong(
+                    field,
+                    format!(
+                        "is `{}`; the Hub allows letters, digits, `.`, `_`, `-`",
+                        text.escape_default()
+                    ),
+                );
             }
         }
         if let Some(problem) = targets::problem(&self.release.target) {
             return wrong("release.target", problem);
         }
         if self.execution.workers > 1024 {
-            return wrong("execution.workers", format!("is {}, expected 0 to 1024", self.execution.workers));
+            return wrong(
+                "execution.workers",
+                format!("is {}, expected 0 to 1024", self.execution.workers),
+            );
         }
         let device = &self.execution.device;
         let known = ["auto", "cpu", "cuda"].contains(&device.as_str())
             || device.strip_prefix("cuda:").is_some_and(|number| number.parse::<u8>().is_ok());
         if !known {
-            return wrong("execution.device", format!("is `{device}`, expected auto, cpu, cuda or cuda:N"));
+            return wrong(
+                "execution.device",
+                format!("is `{device}`, expected auto, cpu, cuda or cuda:N"),
+            );
         }
         Ok(())
     }
 }
 
-/// Whether a text can name a run, a release or a concept, and is safe in keys, subjects and file names: letters, digits, `.`, `_`
-/// and `-`, the first a letter or digit, at most 100 bytes.
-pub fn is_id(text: &str) -> bool {
-    let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-    first && text.len() <= MAX_NAME && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-}
-
-pub(super) fn at_line(file: &str, line: Option<usize>, problem: &str) -> Error {
-    let place = line.map_or_else(|| file.to_owned(), |line| format!("{file}:{line}"));
-    Error::new(place, problem)
-}
-
-/// The line on which a field stands: in TOML under its section's head, in JSON after its section's name.
+/// Returns the line of a field: in TOML below the header of its section, in JSON after the name of
+/// its section.
 fn line_of(text: &str, field: &str) -> Option<usize> {
-    let (section, key) = field.split_once('.').map_or((None, field), |(section, key)| (Some(section), key));
+    let (section, key) =
+        field.split_once('.').map_or((None, field), |(section, key)| (Some(section), key));
     let is = |line: &str, name: &str| {
         let line = line.trim_start().trim_start_matches('{').trim_start();
         line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('='))
-            || line.strip_prefix(&format!("\"{name}\"")).is_some_and(|rest| rest.trim_start().starts_with(':'))
+            || line
+                .strip_prefix(&format!("\"{name}\""))
+                .is_some_and(|rest| rest.trim_start().starts_with(':'))
     };
     let mut inside = section.is_none();
     for (number, line) in (1..).zip(text.lines()) {
@@ -186,7 +354,7 @@ fn line_of(text: &str, field: &str) -> Option<usize> {
                 inside = true;
             }
         }
-        // A list of tables has heads of its own.
+        // An array of tables has headers of its own.
         if inside && is(line, key) || line.trim() == format!("[[{field}]]") {
             return Some(number);
         }
@@ -222,7 +390,8 @@ batch_size = 64
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        let strip = |error: Error| error.to_string().replace(&format!("{}/", folder.path().display()), "");
+        let strip =
+            |error: Error| error.to_string().replace(&format!("{}/", folder.path().display()), "");
         Manifest::read(&path).map_err(strip)
     }
 
@@ -243,7 +412,10 @@ batch_size = 64
 
     #[test]
     fn unknown_fields_are_refused_with_their_line() {
-        assert!(problem(("batch_size", "batchsize")).starts_with("m.toml:17: unknown field `batchsize`"));
+        assert!(
+            problem(("batch_size", "batchsize"))
+                .starts_with("m.toml:17: unknown field `batchsize`")
+        );
         let error = read("m.json", "{\n \"version\": 1,\n \"nam\": 2\n}").unwrap_err();
         assert!(error.starts_with("m.json:3: unknown field `nam`"), "{error}");
     }
@@ -254,21 +426,54 @@ batch_size = 64
             (("version = 1", "version = 2"), "m.toml:2: version is 2"),
             (("name = \"emoji-8\"", "name = \"../x\""), "m.toml:3: name is `../x`"),
             (("uri = \"model\"", "uri = \"\""), "m.toml:6: model.uri is empty"),
-            (("retain = [\"retain-*.tar\"]", "retain = []"), "m.toml:9: data.retain names no shard"),
+            (
+                ("retain = [\"retain-*.tar\"]", "retain = []"),
+                "m.toml:9: data.retain names no shard",
+            ),
             (("batch_size = 64", "batch_size = 1"), "m.toml:17: method.batch_size is 1"),
-            (("batch_size = 64", "search_evaluations = 0"), "m.toml:17: method.search_evaluations is 0"),
-            (("batch_size = 64", "search_tolerance = nan"), "m.toml:17: method.search_tolerance is NaN"),
+            (
+                ("batch_size = 64", "search_evaluations = 0"),
+                "m.toml:17: method.search_evaluations is 0",
+            ),
+            (
+                ("batch_size = 64", "search_tolerance = nan"),
+                "m.toml:17: method.search_tolerance is NaN",
+            ),
             (("batch_size = 64", "stop = \"fa2\""), "m.toml:17: unknown variant `fa2`"),
             (("batch_size = 64", "batch_size = \"x\""), "m.toml:17: invalid type"),
             (("batch_size = 64", "[policy]\nrequired = 1.5"), "m.toml:18: policy.required is 1.5"),
-            (("batch_size = 64", "[gates]\nsigned_by = \"k.pub\""), "m.toml:18: gates.signed_by belongs into the file that --gates names"),
-            (("batch_size = 64", "[release]\nnames = \"hashed\""), "release.salt names the file of a salt"),
-            (("batch_size = 64", "[release]\nsalt = \"x\""), "m.toml:18: release.salt names the file of a salt"),
-            (("batch_size = 64", "[release]\nlicense = \"a: b\""), "m.toml:18: release.license is `a: b`"),
-            (("batch_size = 64", "[release]\nbase_model = \"a/b/c\""), "m.toml:18: release.base_model is `a/b/c`"),
-            (("batch_size = 64", "[execution]\ndevice = \"tpu\""), "m.toml:18: execution.device is `tpu`"),
-            (("[concepts]\ntable = \"concepts-8.csv\"", "[concepts]"), "must have a table, or a list"),
-            (("classes = ", "template = \"a photo\"\nclasses = "), "m.toml:11: data.template is `a photo`"),
+            (
+                ("batch_size = 64", "[gates]\nsigned_by = \"k.pub\""),
+                "m.toml:18: gates.signed_by belongs in the file given by --gates",
+            ),
+            (
+                ("batch_size = 64", "[release]\nnames = \"hashed\""),
+                "release.salt must name a file if and only if",
+            ),
+            (
+                ("batch_size = 64", "[release]\nsalt = \"x\""),
+                "m.toml:18: release.salt must name a file if and only if",
+            ),
+            (
+                ("batch_size = 64", "[release]\nlicense = \"a: b\""),
+                "m.toml:18: release.license is `a: b`",
+            ),
+            (
+                ("batch_size = 64", "[release]\nbase_model = \"a/b/c\""),
+                "m.toml:18: release.base_model is `a/b/c`",
+            ),
+            (
+                ("batch_size = 64", "[execution]\ndevice = \"tpu\""),
+                "m.toml:18: execution.device is `tpu`",
+            ),
+            (
+                ("[concepts]\ntable = \"concepts-8.csv\"", "[concepts]"),
+                "must have a table, or a list",
+            ),
+            (
+                ("classes = ", "template = \"a photo\"\nclasses = "),
+                "m.toml:11: data.template is `a photo`",
+            ),
             (("uri = \"model\"", "uri = model"), "m.toml:6: "),
         ] {
             let error = problem(change);
@@ -283,24 +488,54 @@ batch_size = 64
             ("0.9", Required::Share(0.9)),
             ("[\"a\", \"b\"]", Required::These(vec!["a".into(), "b".into()])),
         ] {
-            let manifest = read("m.toml", &format!("{GOOD}\n[policy]\nrequired = {text}\n")).unwrap();
+            let manifest =
+                read("m.toml", &format!("{GOOD}\n[policy]\nrequired = {text}\n")).unwrap();
             assert_eq!(manifest.policy.required, policy);
         }
+        // A run's name holds a digest of these sections: it must not change for manifests that use
+        // nothing new.
+        let manifest = read("m.toml", GOOD).unwrap();
+        let written = serde_json::to_string(&(&manifest.policy, &manifest.gates)).unwrap();
+        assert_eq!(written, r#"[{"required":"all"},{}]"#);
+        let manifest =
+            read("m.toml", &format!("{GOOD}\n[policy]\nreceipts_for_unknown = true\n")).unwrap();
+        assert!(
+            manifest.policy.receipts_for_unknown
+                && manifest.policy.required == Required::All(super::super::All::All)
+        );
     }
 
     #[test]
     fn targets_are_named_once_and_have_a_place() {
-        let target =
-            |lines: &str| read("m.toml", &format!("{GOOD}\n[[release.target]]\nname = \"sd15\"\nkind = \"stable-diffusion\"\n{lines}\n"));
+        let target = |lines: &str| {
+            read(
+                "m.toml",
+                &format!(
+                    "{GOOD}\n[[release.target]]\nname = \"sd15\"\nkind = \"stable-diffusion\"\n{lines}\n"
+                ),
+            )
+        };
         let manifest = target("uri = \"sd\"").unwrap();
         let only = &manifest.release.target[0];
-        assert_eq!((only.kind, only.pass_through, only.tolerance), (TargetKind::StableDiffusion, PassThrough::Copy, None));
+        assert_eq!(
+            (only.kind, only.pass_through, only.tolerance),
+            (TargetKind::StableDiffusion, PassThrough::Copy, None)
+        );
         for (lines, says) in [
             ("uri = \"\"", "m.toml:19: release.target `sd15` has no uri"),
             ("uri = \"sd\"\ntolerance = 0.9", "`sd15` has tolerance 0.9"),
-            ("uri = \"sd\"\n[[release.target]]\nname = \"sd15\"\nkind = \"llava\"\nuri = \"x\"", "has two targets named `sd15`"),
-            ("uri = \"sd\"\n[[release.target]]\nname = \"../x\"\nkind = \"llava\"\nuri = \"x\"", "has a target named `../x`"),
-            ("uri = \"sd\"\n[[release.target]]\nname = \"x\"\nkind = \"unet\"\nuri = \"x\"", "unknown variant `unet`"),
+            (
+                "uri = \"sd\"\n[[release.target]]\nname = \"sd15\"\nkind = \"llava\"\nuri = \"x\"",
+                "has two targets named `sd15`",
+            ),
+            (
+                "uri = \"sd\"\n[[release.target]]\nname = \"../x\"\nkind = \"llava\"\nuri = \"x\"",
+                "has a target named `../x`",
+            ),
+            (
+                "uri = \"sd\"\n[[release.target]]\nname = \"x\"\nkind = \"unet\"\nuri = \"x\"",
+                "unknown variant `unet`",
+            ),
             ("uri = \"sd\"\npass_through = \"link\"", "unknown variant `link`"),
         ] {
             let error = target(lines).unwrap_err();
@@ -310,14 +545,30 @@ batch_size = 64
 
     #[test]
     fn files_that_are_no_manifest_are_named() {
-        assert!(Manifest::read(Path::new("/nowhere/m.toml")).unwrap_err().to_string().contains("/nowhere/m.toml: cannot be read"));
+        assert!(
+            Manifest::read(Path::new("/nowhere/m.toml"))
+                .unwrap_err()
+                .to_string()
+                .contains("/nowhere/m.toml: cannot be read")
+        );
         assert!(read("m.yaml", "").unwrap_err().contains("ends in .toml or .json"));
     }
 
     #[test]
     fn the_schema_names_every_section() {
         let schema = Manifest::schema();
-        for section in ["version", "name", "model", "data", "concepts", "method", "composition", "policy", "execution", "release"] {
+        for section in [
+            "version",
+            "name",
+            "model",
+            "data",
+            "concepts",
+            "method",
+            "composition",
+            "policy",
+            "execution",
+            "release",
+        ] {
             assert!(schema["properties"].get(section).is_some(), "{section}");
         }
         assert!(schema["properties"].get("file").is_none());

@@ -1,24 +1,24 @@
-//! What the record says of a release's targets: models with one of CLIP's towers inside that got the edits too.
+//! Targets in the record: models that contain one of CLIP's towers, and received the edits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::ArtifactRef;
 use crate::manifest::{PassThrough, TargetKind, is_id};
-use crate::outcome::Tower;
+use crate::reference::ArtifactRef;
+use crate::vocabulary::Tower;
 
 /// The folder of all targets in a release.
 pub const TARGETS: &str = "targets";
-/// The file that names what a target leaves where it is.
+/// The file that lists the files of a target that are not copied.
 pub const TARGET_FILE: &str = "target.json";
 
 /// One target of a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetRecord {
-    /// Its name: it stands at `targets/NAME/`.
+    /// Its name; its folder is `targets/NAME/`.
     pub name: String,
     /// What it is.
     pub kind: TargetKind,
@@ -31,10 +31,12 @@ pub struct TargetRecord {
     pub tolerance: Option<f64>,
     /// The towers in it that are the base's.
     pub towers: Vec<TargetTower>,
-    /// Ids of removed concepts whose edit cannot act here: the target lacks the layer, or does not use it.
+    /// Ids of removed concepts whose edit cannot act here: the target lacks the layer, or does not
+    /// use it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<String>,
-    /// Files of the model that was edited, as they were there: what is passed through, and what is changed.
+    /// Files of the source model: both those that are passed through and the originals of those
+    /// that are changed.
     pub source: BTreeMap<String, ArtifactRef>,
     /// Files that are changed, as they are here.
     pub changed: BTreeMap<String, ArtifactRef>,
@@ -85,7 +87,7 @@ impl TargetRecord {
         self.changed.get(name).or_else(|| self.source.get(name)).copied()
     }
 
-    /// Every file that stands in the target's folder in the release.
+    /// Returns all files in the folder of the target in the release.
     pub fn files(&self) -> BTreeMap<String, ArtifactRef> {
         let mut files = match self.pass_through {
             PassThrough::Copy => self.source.clone(),
@@ -101,8 +103,14 @@ impl TargetRecord {
         if !is_id(&self.name) {
             return Some(format!("`{}` names no target", self.name.escape_default()));
         }
-        if let Some(name) = self.source.keys().chain(self.changed.keys()).find(|name| !is_target_file(name)) {
-            return Some(format!("names `{}`, which is no file of target `{}`", name.escape_default(), self.name));
+        if let Some(name) =
+            self.source.keys().chain(self.changed.keys()).find(|name| !is_target_file(name))
+        {
+            return Some(format!(
+                "names `{}`, which is no file of target `{}`",
+                name.escape_default(),
+                self.name
+            ));
         }
         let stray = self.changed.keys().find(|name| !self.source.contains_key(*name));
         stray.map(|name| format!("changes `{name}`, which target `{}` does not have", self.name))
@@ -118,10 +126,15 @@ pub fn problem(targets: &[TargetRecord]) -> Option<String> {
     targets.iter().find_map(TargetRecord::problem)
 }
 
-/// Whether this is the name of a file in a target's folder: a relative path without `..` and hidden parts.
+/// Whether this is the name of a file in a target's folder: a relative path without `..` and hidden
+/// parts.
 pub fn is_target_file(name: &str) -> bool {
     let plain = |part: Component<'_>| matches!(part, Component::Normal(part) if part.to_str().is_some_and(|part| !part.starts_with('.')));
-    !name.is_empty() && !name.contains('\\') && !name.contains("//") && !name.ends_with('/') && Path::new(name).components().all(plain)
+    !name.is_empty()
+        && !name.contains('\\')
+        && !name.contains("//")
+        && !name.ends_with('/')
+        && Path::new(name).components().all(plain)
 }
 
 #[cfg(test)]
@@ -133,7 +146,18 @@ mod tests {
         for name in ["config.json", "unet/diffusion_pytorch_model.safetensors", "a b/c"] {
             assert!(is_target_file(name), "{name}");
         }
-        for name in ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".git/config", "a/.hidden", "a\\b", "./a"] {
+        for name in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../b",
+            "a//b",
+            "a/",
+            ".git/config",
+            "a/.hidden",
+            "a\\b",
+            "./a",
+        ] {
             assert!(!is_target_file(name), "{name}");
         }
     }

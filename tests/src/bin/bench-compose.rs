@@ -1,5 +1,7 @@
-//! `bench-compose [ROUNDS]`: 300 edits on 12 layers into a checkpoint of 1.7 GB (ViT-L/14's shapes, random weights), against `cp` of it.
-//! Everything is on the disk under the temporary folder (TMPDIR); each release is written by a process of its own, whose memory is looked at.
+//! `bench-compose [ROUNDS]`: composes 300 edits on 12 layers into a checkpoint of 1.7 GB
+//! (ViT-L/14's shapes, random weights), and compares the time with that of `cp`. All files are
+//! below the temporary folder (TMPDIR). Each release is written by a new process, whose memory is
+//! measured.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,23 +12,25 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use lethe::compose::{self, Directions};
+use lethe::compose::apply::{self, Directions};
 use lethe::failure::Failure;
-use lethe::release::{self, Contents, Thumbnails};
+use lethe::lease::fence::Fence;
+use lethe::present::report::Thumbnails;
+use lethe::release::write::{self, Contents};
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
 use lethe_shared::edit::{self, Direction, Edit};
-use lethe_shared::job::{ArtifactRef, MethodSettings};
-use lethe_shared::manifest::Stop;
 use lethe_shared::record::{self, Base, Composition, Merge, Utility};
-use lethe_shared::store::Store;
+use lethe_shared::reference::ArtifactRef;
+use lethe_shared::vocabulary::{MethodSettings, Stop};
+use lethe_store::Store;
 use serde_json::{Value, json};
 
 const EDITS: usize = 300;
 const LAYERS: usize = 12;
-/// A text gradient has the rank of its prompt's tokens.
+/// A text gradient has at most as many ranks as its prompt has tokens.
 const RANK: usize = 8;
 
 fn main() -> Result<()> {
@@ -51,7 +55,9 @@ fn bench(rounds: usize) -> Result<()> {
         "{EDITS} edits of rank {RANK} on {LAYERS} layers into {:.2} GB; the disk has everything at the end of each.\n",
         bytes as f64 / 1e9
     );
-    println!("| cp s | cp and sync s | compose s | write s | both, of cp and sync | peak memory MB |\n|---|---|---|---|---|---|");
+    println!(
+        "| cp s | cp and sync s | compose s | write s | both, of cp and sync | peak memory MB |\n|---|---|---|---|---|---|"
+    );
     for _ in 0..rounds {
         settle()?;
         let began = Instant::now();
@@ -61,19 +67,23 @@ fn bench(rounds: usize) -> Result<()> {
         let synced = began.elapsed().as_secs_f64();
         std::fs::remove_file(&copy)?;
         settle()?;
-        let output = Command::new(std::env::current_exe()?).arg("--write").arg(work.path()).output()?;
+        let output =
+            Command::new(std::env::current_exe()?).arg("--write").arg(work.path()).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let said: Value = serde_json::from_slice(&output.stdout)?;
         let number = |key: &str| said[key].as_f64().context("a number is missing");
         let (composed, written) = (number("compose")?, number("write")?);
         let ratio = (composed + written) / synced;
-        println!("| {copied:.2} | {synced:.2} | {composed:.2} | {written:.2} | {ratio:.2} | {:.0} |", number("peak")? / 1e6);
+        println!(
+            "| {copied:.2} | {synced:.2} | {composed:.2} | {written:.2} | {ratio:.2} | {:.0} |",
+            number("peak")? / 1e6
+        );
         std::fs::remove_dir_all(work.path().join("store/releases"))?;
     }
     Ok(())
 }
 
-/// What was written before is on the disk, and is not waited for in what is timed.
+/// Waits until earlier writes are on the disk, so that they do not affect measured times.
 fn settle() -> Result<()> {
     run(&mut Command::new("sync"))
 }
@@ -83,7 +93,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Names and shapes of a ViT-L/14 as transformers stores it.
+/// Returns names and shapes of a ViT-L/14 in the layout of transformers.
 fn shapes() -> BTreeMap<String, Vec<usize>> {
     let mut shapes = BTreeMap::from([
         ("logit_scale".to_owned(), vec![]),
@@ -110,8 +120,14 @@ fn shapes() -> BTreeMap<String, Vec<usize>> {
         }
     }
     for (tower, blocks, width) in [("text_model", 12, 768), ("vision_model", 24, 1024)] {
-        let norms = (0..blocks).flat_map(|block| [1, 2].map(|norm| format!("{tower}.encoder.layers.{block}.layer_norm{norm}")));
-        let ends = if width == 768 { vec!["final_layer_norm"] } else { vec!["pre_layrnorm", "post_layernorm"] };
+        let norms = (0..blocks).flat_map(|block| {
+            [1, 2].map(|norm| format!("{tower}.encoder.layers.{block}.layer_norm{norm}"))
+        });
+        let ends = if width == 768 {
+            vec!["final_layer_norm"]
+        } else {
+            vec!["pre_layrnorm", "post_layernorm"]
+        };
         for norm in norms.chain(ends.into_iter().map(|end| format!("{tower}.{end}"))) {
             shapes.insert(format!("{norm}.weight"), vec![width]);
             shapes.insert(format!("{norm}.bias"), vec![width]);
@@ -126,7 +142,8 @@ fn make_checkpoint(path: &Path) -> Result<()> {
     for (name, shape) in shapes() {
         let start = end;
         end += 4 * shape.iter().product::<usize>();
-        header.insert(name, json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
+        header
+            .insert(name, json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
     }
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -141,7 +158,7 @@ fn make_checkpoint(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The layer of an edit, and its shape: the ends of the text tower's MLPs.
+/// Returns the layer of an edit, and its shape: the last matrices of the text tower's MLPs.
 fn layer(edit: usize) -> (String, [usize; 2]) {
     (format!("text_model.encoder.layers.{}.mlp.fc2.weight", edit % LAYERS), [768, 3072])
 }
@@ -154,7 +171,7 @@ fn open(work: &Path) -> Result<Store> {
     Ok(Store::open(&Address::Local(work.join("store")))?)
 }
 
-/// Every edit's direction is an artifact, as workers leave it; the list of edits stands in `edits.json`.
+/// Stores every edit's direction as an artifact, like workers; `edits.json` lists the edits.
 async fn make_edits(work: &Path) -> Result<()> {
     let store = open(work)?;
     let mut artifacts = Vec::new();
@@ -164,7 +181,10 @@ async fn make_edits(work: &Path) -> Result<()> {
         let (up, down) = (random(&mut draws, outputs * RANK), random(&mut draws, RANK * inputs));
         let (up_name, down_name) = edit::factor_names(&layer);
         let (up_shape, down_shape) = ([outputs, RANK], [RANK, inputs]);
-        let tensors = [(up_name.as_str(), &up_shape[..], up.as_slice()), (down_name.as_str(), &down_shape[..], down.as_slice())];
+        let tensors = [
+            (up_name.as_str(), &up_shape[..], up.as_slice()),
+            (down_name.as_str(), &down_shape[..], down.as_slice()),
+        ];
         let file = edit::encode_tensors(tensors).map_err(anyhow::Error::msg)?;
         artifacts.push(store.put_artifact(Bytes::from(file)).await?);
     }
@@ -177,27 +197,37 @@ struct Stored(Store);
 
 impl Directions for Stored {
     async fn direction(&self, edit: &Edit, shape: &[usize]) -> Result<Direction, Failure> {
-        Ok(edit::decode_direction(&edit.layer, shape, &self.0.get_artifact(&edit.direction).await?)?)
+        Ok(edit::decode_direction(
+            &edit.layer,
+            shape,
+            &self.0.get_artifact(&edit.direction).await?,
+        )?)
     }
 }
 
-/// Composes and writes a release; says what it took.
+/// Composes and writes a release, and prints its time and memory.
 async fn write(work: &Path) -> Result<()> {
-    let artifacts: Vec<ArtifactRef> = serde_json::from_slice(&std::fs::read(work.join("edits.json"))?)?;
+    let artifacts: Vec<ArtifactRef> =
+        serde_json::from_slice(&std::fs::read(work.join("edits.json"))?)?;
     let edit = |(number, direction): (usize, ArtifactRef)| {
         let (concept, layer) = (format!("concept-{number:03}"), layer(number).0);
-        Edit { concept, layer, step: 1e-3, strength: 1.0, dose: 1.0, direction }
+        Edit { concept, layer, spread: false, step: 1e-3, strength: 1.0, dose: 1.0, direction }
     };
     let edits: Vec<Edit> = artifacts.into_iter().enumerate().map(edit).collect();
     let store = open(work)?;
     let directions = Stored(store.clone());
     let checkpoint = Checkpoint::open(&work.join("model"))?;
     let began = Instant::now();
-    let change = compose::compose(&checkpoint, &edits, Merge::Sum, &directions).await?;
+    let change = apply::compose(&checkpoint, &edits, Merge::Sum, &directions).await?;
     let composed = began.elapsed().as_secs_f64();
     let base = Base { address: "model".into(), digest: Digest::of(b"not looked at") };
-    let search =
-        MethodSettings { batch_size: 1, search_evaluations: 1, search_tolerance: 0.0, stop: Stop::Fa5, normalisation_gains: false };
+    let search = MethodSettings {
+        batch_size: 1,
+        search_evaluations: 1,
+        search_tolerance: 0.0,
+        stop: Stop::Fa5,
+        normalisation_gains: false,
+    };
     let record = Composition {
         version: record::VERSION,
         name: "bench".into(),
@@ -215,6 +245,7 @@ async fn write(work: &Path) -> Result<()> {
         utility: Utility::default(),
         protected: Vec::new(),
         layers: BTreeMap::new(),
+        receipts_for_unknown: false,
         gates: None,
         origin: None,
         targets: Vec::new(),
@@ -230,15 +261,18 @@ async fn write(work: &Path) -> Result<()> {
         thumbnails: &thumbnails,
         targets: Vec::new(),
     };
-    release::write(&store, &checkpoint, contents, record).await?;
+    write::write(&store, &Fence::open(), &checkpoint, contents, record).await?;
     let written = began.elapsed().as_secs_f64() - composed;
     println!("{}", json!({ "compose": composed, "write": written, "peak": peak()? }));
     Ok(())
 }
 
-/// The largest resident set of this process so far, bytes.
+/// Returns the largest resident set of this process so far, bytes.
 fn peak() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("/proc/self/status does not say")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .context("/proc/self/status does not say")?;
     Ok(1024 * line.trim().trim_end_matches(" kB").parse::<u64>()?)
 }

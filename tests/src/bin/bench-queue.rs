@@ -1,6 +1,6 @@
-//! `bench-queue [JOBS [WORKERS]]`: what the queue costs. Jobs that do nothing go through a real nats-server and a local
-//! store; workers are processes of their own. Prints coordinator time and memory, and NATS messages and store requests
-//! per job.
+//! `bench-queue [JOBS [WORKERS]]`: measures the overhead of the queue. Empty jobs go through a real
+//! nats-server and a local store; each worker is a process. Prints coordinator time and memory, and
+//! NATS messages and store requests per job.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,42 +10,55 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use lethe::dispatch::Dispatcher;
-use lethe::patience::Patience;
+use lethe::exec::dispatch::Dispatcher;
 use lethe::progress::Progress;
-use lethe_shared::address::Address;
-use lethe_shared::digest::Digest;
-use lethe_shared::job::{Job, ModelRef, Task};
-use lethe_shared::manifest::Precision;
-use lethe_shared::outcome::{EvaluateResult, Execution, Outcome, TaskResult};
-use lethe_shared::queue::nats::{JetStreamQueue, Options, Role};
-use lethe_shared::store::Store;
+use lethe_queue::conformance::job;
+use lethe_queue::nats::{JetStreamQueue, Options, Role};
+use lethe_shared::fault::Fault;
+use lethe_shared::job::Job;
+use lethe_shared::outcome::{Execution, Outcome};
+use lethe_shared::reference::ArtifactRef;
+use lethe_shared::task::{Protect, ProtectOutput};
+use lethe_store::Store;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::ports::free_port;
-use lethe_worker::engine::Error;
+use lethe_worker::engine::Stopped;
 use lethe_worker::service::{Execute, Service};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
-    PutResult,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use tokio_util::sync::CancellationToken;
 
-/// Does nothing, at once.
+/// An engine that returns at once.
 #[derive(Debug)]
 struct Nothing;
 
 impl Execute for Nothing {
-    fn execute(&self, job: &Job, _: &CancellationToken) -> Result<Outcome, Error> {
-        let execution =
-            Execution { worker: "w".into(), seconds: 0.0, stages: BTreeMap::new(), peak_memory_bytes: 0, device: "none".into() };
-        Ok(Outcome { job: job.id(), result: TaskResult::Evaluate(EvaluateResult::default()), execution })
+    fn execute(&self, job: &Job, _: &CancellationToken) -> Result<Outcome, Stopped> {
+        let execution = Execution {
+            worker: "w".into(),
+            seconds: 0.0,
+            stages: BTreeMap::new(),
+            peak_memory_bytes: 0,
+            device: "none".into(),
+            arithmetic: "none".into(),
+        };
+        let artifact = ArtifactRef { digest: job.id().digest(), bytes: 0 };
+        let output = ProtectOutput { inputs: artifact, inverse: artifact, vectors: 0 };
+        Outcome::of::<Protect>(job.id(), &output, execution)
+            .map_err(|error| Stopped::Fault(Fault::computation(error)))
+    }
+
+    fn check(&self, _: &Job) -> Result<(), Fault> {
+        Ok(())
     }
 }
 
@@ -71,11 +84,20 @@ impl fmt::Display for Counted {
 
 #[async_trait]
 impl ObjectStore for Counted {
-    async fn put_opts(&self, key: &Key, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
+    async fn put_opts(
+        &self,
+        key: &Key,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> object_store::Result<PutResult> {
         self.one().put_opts(key, payload, options).await
     }
 
-    async fn put_multipart_opts(&self, key: &Key, options: PutMultipartOptions) -> object_store::Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        key: &Key,
+        options: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
         self.one().put_multipart_opts(key, options).await
     }
 
@@ -83,7 +105,10 @@ impl ObjectStore for Counted {
         self.one().get_opts(key, options).await
     }
 
-    fn delete_stream(&self, keys: BoxStream<'static, object_store::Result<Key>>) -> BoxStream<'static, object_store::Result<Key>> {
+    fn delete_stream(
+        &self,
+        keys: BoxStream<'static, object_store::Result<Key>>,
+    ) -> BoxStream<'static, object_store::Result<Key>> {
         self.one().delete_stream(keys)
     }
 
@@ -95,7 +120,12 @@ impl ObjectStore for Counted {
         self.one().list_with_delimiter(prefix).await
     }
 
-    async fn copy_opts(&self, from: &Key, to: &Key, options: CopyOptions) -> object_store::Result<()> {
+    async fn copy_opts(
+        &self,
+        from: &Key,
+        to: &Key,
+        options: CopyOptions,
+    ) -> object_store::Result<()> {
         self.one().copy_opts(from, to, options).await
     }
 }
@@ -103,7 +133,10 @@ impl ObjectStore for Counted {
 fn store(folder: &Path) -> Result<(Store, Arc<AtomicU64>)> {
     std::fs::create_dir_all(folder)?;
     let requests = Arc::new(AtomicU64::new(0));
-    let counted = Counted { inner: LocalFileSystem::new_with_prefix(folder)?, requests: Arc::clone(&requests) };
+    let counted = Counted {
+        inner: LocalFileSystem::new_with_prefix(folder)?,
+        requests: Arc::clone(&requests),
+    };
     Ok((Store::over(Arc::new(counted), "bench"), requests))
 }
 
@@ -115,36 +148,38 @@ async fn main() -> Result<()> {
     {
         return work(url, Path::new(folder)).await;
     }
-    let number = |at: usize, otherwise: usize| arguments.get(at).map_or(Ok(otherwise), |text| text.parse());
+    let number =
+        |at: usize, otherwise: usize| arguments.get(at).map_or(Ok(otherwise), |text| text.parse());
     coordinate(number(0, 5000)?, number(1, 4)?).await
 }
 
 async fn work(url: &str, folder: &Path) -> Result<()> {
     let (store, requests) = store(&folder.join("store"))?;
     let queue = JetStreamQueue::connect(url, Role::Worker, "bench", &options()).await?;
-    let (drain, report) = (CancellationToken::new(), folder.join(format!("worker-{}", std::process::id())));
+    let (drain, report) =
+        (CancellationToken::new(), folder.join(format!("worker-{}", std::process::id())));
     let stop = drain.clone();
     tokio::spawn(async move {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         terminate.recv().await;
         stop.cancel();
         std::io::Result::Ok(())
     });
-    Service::over(Arc::new(Nothing), "bench", 1, Arc::new(queue.clone()), store).run(drain, CancellationToken::new()).await?;
+    Service::with_engine(Arc::new(Nothing), "bench", 1, Arc::new(queue.clone()), store)
+        .run(drain, CancellationToken::new())
+        .await?;
     queue.close().await;
     std::fs::write(report, requests.load(Ordering::Relaxed).to_string())?;
     Ok(())
 }
 
 fn options() -> Options {
-    Options { patience: 60, give_up: 60, replicas: 1, ..Options::default() }
+    Options { ack_wait: 60, give_up: 60, replicas: 1, ..Options::default() }
 }
 
 fn jobs(count: usize) -> Result<Vec<Job>> {
-    let model =
-        ModelRef { weights: Digest::of(b"w"), settings: Digest::of(b"s"), precision: Precision::Float32, address: Address::parse("/m")? };
-    let job = |n| Job { run: "bench".into(), algorithm: n, model: model.clone(), task: Task::RetainReduce { parts: Vec::new() } };
-    Ok((0..u32::try_from(count)?).map(job).collect())
+    Ok((0..u32::try_from(count)?).map(|number| job("bench", number)).collect())
 }
 
 async fn coordinate(count: usize, workers: usize) -> Result<()> {
@@ -152,14 +187,24 @@ async fn coordinate(count: usize, workers: usize) -> Result<()> {
     let server = NatsServer::with(Version::Current, &format!("http: \"127.0.0.1:{monitor}\""));
     let folder = tempfile::tempdir()?;
     let (store, requests) = store(&folder.path().join("store"))?;
-    let queue = Arc::new(JetStreamQueue::connect(&server.url(), Role::Coordinator, "bench", &options()).await?);
-    let start = || Command::new(std::env::current_exe()?).arg("worker").arg(server.url()).arg(folder.path()).spawn();
+    let queue = Arc::new(
+        JetStreamQueue::connect(&server.url(), Role::Coordinator, "bench", &options()).await?,
+    );
+    let start = || {
+        Command::new(std::env::current_exe()?)
+            .arg("worker")
+            .arg(server.url())
+            .arg(folder.path())
+            .spawn()
+    };
     let mut processes = (0..workers).map(|_| start()).collect::<std::io::Result<Vec<_>>>()?;
     let jobs = jobs(count)?;
     let (memory, cpu, messages) = (resident("VmRSS"), processor_seconds(), messages(monitor)?);
     let began = Instant::now();
-    let dispatcher = Dispatcher::new(queue, store, CancellationToken::new(), Patience::default());
-    let (ended, _) = dispatcher.run("bench", &jobs, &mut Progress::silent()).await.context("the run")?;
+    let dispatcher =
+        Dispatcher::new(queue, store, CancellationToken::new(), Duration::from_secs(600));
+    let (ended, _) =
+        dispatcher.run("bench", &jobs, &mut Progress::silent()).await.context("the run")?;
     let seconds = began.elapsed().as_secs_f64();
     ensure!(ended.iter().all(std::result::Result::is_ok), "every job has an outcome");
     let per = |value: f64| value / count as f64;
@@ -178,7 +223,10 @@ async fn coordinate(count: usize, workers: usize) -> Result<()> {
     }
     println!("jobs                              {count}");
     println!("workers                           {workers}");
-    println!("seconds                           {seconds:.1} ({:.0} jobs a second)", count as f64 / seconds);
+    println!(
+        "seconds                           {seconds:.1} ({:.0} jobs a second)",
+        count as f64 / seconds
+    );
     println!("coordinator, processor per job    {:.2} ms", 1000.0 * per(cpu));
     println!("coordinator, memory before        {:.1} MB", memory as f64 / 1e6);
     println!("coordinator, memory at most       {:.1} MB", resident("VmHWM") as f64 / 1e6);
@@ -191,7 +239,7 @@ async fn coordinate(count: usize, workers: usize) -> Result<()> {
     Ok(())
 }
 
-/// Messages that the server took in and gave out so far.
+/// Returns the number of messages that the server has received and sent so far.
 fn messages(monitor: u16) -> Result<u64> {
     let mut connection = TcpStream::connect(("127.0.0.1", monitor))?;
     connection.write_all(b"GET /varz HTTP/1.0\r\n\r\n")?;
@@ -202,19 +250,26 @@ fn messages(monitor: u16) -> Result<u64> {
     Ok(["in_msgs", "out_msgs"].iter().filter_map(|name| values[name].as_u64()).sum())
 }
 
-/// A line of this process's status, bytes.
+/// Returns a line of this process's status, bytes.
 fn resident(line: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status
-        .lines()
-        .find_map(|found| found.strip_prefix(line)?.trim_matches([':', ' ', '\t']).strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let kib = status.lines().find_map(|found| {
+        found
+            .strip_prefix(line)?
+            .trim_matches([':', ' ', '\t'])
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
     kib.unwrap_or(0) * 1024
 }
 
-/// User and system time of this process.
+/// Returns user and system time of this process, seconds.
 fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(11) + ticks(12)) / 100.0
 }

@@ -1,8 +1,9 @@
-//! `synthetic-pairs FOLDER [PAIRS [CONCEPTS [SHARDS]]]`: WebDataset shards of made-up pairs, a table of concepts that some of their
-//! captions mention, and a class list. The same arguments give the same bytes.
+//! `synthetic-pairs FOLDER [PAIRS [CONCEPTS [SHARDS]]]`: writes WebDataset shards of synthetic
+//! pairs, a table of concepts that some of their captions mention, and a class list. The same
+//! arguments give the same bytes.
 //!
-//! Images are noise behind a JPEG's first bytes, 4 to 20 kB each; captions have ten to twenty words. A tenth of them mention a
-//! concept, a hundredth two, by name or alias and in any case.
+//! Images are noise behind a JPEG's first bytes, 4 to 20 kB each; captions have ten to twenty
+//! words. A tenth of them mention a concept, a hundredth two, by name or alias in any case.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,15 +14,17 @@ use lethe_shared::digest::Digest;
 use lethe_shared::draws::Draws;
 
 const SYLLABLES: [&str; 24] = [
-    "ba", "cor", "den", "el", "fi", "gar", "hol", "im", "jo", "kan", "li", "mor", "ne", "or", "pal", "qui", "ra", "sto", "tu", "ul", "ver",
-    "wen", "ya", "zo",
+    "ba", "cor", "den", "el", "fi", "gar", "hol", "im", "jo", "kan", "li", "mor", "ne", "or",
+    "pal", "qui", "ra", "sto", "tu", "ul", "ver", "wen", "ya", "zo",
 ];
 const CLASSES: usize = 1000;
 const VOCABULARY: usize = 20_000;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let folder = PathBuf::from(arguments.next().context("usage: synthetic-pairs FOLDER [PAIRS [CONCEPTS [SHARDS]]]")?);
+    let folder = PathBuf::from(
+        arguments.next().context("usage: synthetic-pairs FOLDER [PAIRS [CONCEPTS [SHARDS]]]")?,
+    );
     let mut number = |or: usize| arguments.next().map_or(Ok(or), |text| text.parse::<usize>());
     let (pairs, concepts, shards) = (number(200_000)?, number(500)?, number(20)?.max(1));
     std::fs::create_dir_all(&folder)?;
@@ -44,7 +47,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A made-up word, another one for each number; one in fifty has an accent.
+/// Returns a synthetic word, different for each number; one in fifty has an accent.
 fn word(mut number: usize) -> String {
     let mut word = if number.is_multiple_of(50) { "ö".to_owned() } else { String::new() };
     for _ in 0..4 {
@@ -59,13 +62,14 @@ fn names_of(concept: usize) -> [String; 3] {
     [format!("{} {}", own(0), own(1)), own(2), format!("{}-{} {}", own(3), own(4), own(5))]
 }
 
-/// A number below a bound.
+/// Returns a random number below a bound.
 fn below(draws: &mut Draws, bound: usize) -> usize {
     ((draws.uniform() * bound as f64) as usize).min(bound - 1)
 }
 
 fn caption(draws: &mut Draws, names: &[[String; 3]]) -> String {
-    let mut words: Vec<String> = (0..10 + below(draws, 11)).map(|_| word(below(draws, VOCABULARY))).collect();
+    let mut words: Vec<String> =
+        (0..10 + below(draws, 11)).map(|_| word(below(draws, VOCABULARY))).collect();
     let mentions = match below(draws, 100) {
         0 => 2,
         1..10 => 1,
@@ -79,13 +83,18 @@ fn caption(draws: &mut Draws, names: &[[String; 3]]) -> String {
     words.join(" ")
 }
 
-fn write_shard(path: &std::path::Path, number: usize, pairs: usize, names: &[[String; 3]]) -> Result<()> {
+fn write_shard(
+    path: &std::path::Path,
+    number: usize,
+    pairs: usize,
+    names: &[[String; 3]],
+) -> Result<()> {
     let mut draws = Draws::seeded(Digest::of(&number.to_le_bytes()));
     let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
     let mut image: Vec<u8> = (0..20_000).map(|_| below(&mut draws, 256) as u8).collect();
     image[..4].copy_from_slice(b"\xff\xd8\xff\xe0");
     for pair in 0..pairs {
-        // Noise need not be new to be another image: some bytes that tell it from all others are enough.
+        // Unique bytes at the start make the image distinct, so the noise can repeat.
         image[4..12].copy_from_slice(&((number as u64) << 32 | pair as u64).to_le_bytes());
         let size = 4_000 + below(&mut draws, 16_000);
         let text = caption(&mut draws, names);

@@ -1,7 +1,8 @@
-//! Builds the emoji demo: drawings of eight open emoji families become concepts, shards and a tokenizer.
+//! Builds the emoji demo: drawings of eight open emoji families become concepts, shards and a
+//! tokenizer.
 //!
-//! Two families are held out whole, so that validation and test measure whether the model knows the thing, not the
-//! drawing. Every file is the same byte for byte on every run.
+//! Two families are held out whole, so that validation and test measure whether the model knows the
+//! thing, not the drawing. Every file is the same byte for byte on every run.
 
 mod data_captions;
 mod data_fxemoji;
@@ -54,11 +55,17 @@ pub(crate) struct Concept {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let sets = FAMILIES.iter().map(|family| IconSet::read(&options.npm, family.name)).collect::<Result<Vec<_>>>()?;
+    let sets = FAMILIES
+        .iter()
+        .map(|family| IconSet::read(&options.npm, family.name))
+        .collect::<Result<Vec<_>>>()?;
     let candidates = data_names::candidates(&options.npm, &FAMILIES, &sets)?;
     let mut concepts = concepts(&options, candidates, &sets)?;
     let dropped = drop_held_out_copies(&mut concepts);
-    println!("{} concepts; {dropped} training drawings dropped as copies of held-out ones", concepts.len());
+    println!(
+        "{} concepts; {dropped} training drawings dropped as copies of held-out ones",
+        concepts.len()
+    );
     for (index, family) in FAMILIES.iter().enumerate() {
         let count = concepts.iter().filter(|concept| concept.drawings.contains_key(&index)).count();
         println!("{:>6} {} ({})", count, family.name, family.role.word());
@@ -69,11 +76,20 @@ fn main() -> Result<()> {
     data_output::write_file(&options.out.join("LICENCES.md"), text.as_bytes())
 }
 
-/// Draws every candidate in every family and keeps those that enough families show; sorted by class name.
-fn concepts(options: &Options, candidates: Vec<Candidate>, sets: &[IconSet]) -> Result<Vec<Concept>> {
-    let listed: HashMap<String, Vec<String>> = data_icons::read_json(&options.npm.join("emojilib/dist/emoji-en-US.json"))?;
-    let icons =
-        FAMILIES.iter().zip(sets).map(|(family, set)| data_names::match_icons(&candidates, family, set)).collect::<Result<Vec<_>>>()?;
+/// Draws every candidate in every family and keeps those that enough families show; sorted by class
+/// name.
+fn concepts(
+    options: &Options,
+    candidates: Vec<Candidate>,
+    sets: &[IconSet],
+) -> Result<Vec<Concept>> {
+    let listed: HashMap<String, Vec<String>> =
+        data_icons::read_json(&options.npm.join("emojilib/dist/emoji-en-US.json"))?;
+    let icons = FAMILIES
+        .iter()
+        .zip(sets)
+        .map(|(family, set)| data_names::match_icons(&candidates, family, set))
+        .collect::<Result<Vec<_>>>()?;
     let mut concepts = Vec::new();
     for (index, candidate) in candidates.into_iter().enumerate() {
         if icons.iter().filter(|icons| icons.contains_key(&index)).count() < MIN_FAMILIES {
@@ -87,22 +103,37 @@ fn concepts(options: &Options, candidates: Vec<Candidate>, sets: &[IconSet]) -> 
                     drawings.insert(family, pixels);
                 }
                 Ok(_) => eprintln!("{}: `{}` is blank, left out", FAMILIES[family].name, icon.icon),
-                Err(error) => eprintln!("{}: `{}` left out: {error:#}", FAMILIES[family].name, icon.icon),
+                Err(error) => {
+                    eprintln!("{}: `{}` left out: {error:#}", FAMILIES[family].name, icon.icon)
+                }
             }
         }
         if drawings.len() >= MIN_FAMILIES {
             let listed = listed.get(&candidate.emoji).map_or(&[][..], Vec::as_slice);
             let keywords = data_captions::keywords(&candidate.class, listed);
-            concepts.push(Concept { id: candidate.id, class: candidate.class, group: candidate.group, keywords, drawings });
+            concepts.push(Concept {
+                id: candidate.id,
+                class: candidate.class,
+                group: candidate.group,
+                keywords,
+                drawings,
+            });
         }
     }
     concepts.sort_by(|a, b| a.class.cmp(&b.class));
-    let long = concepts.iter().find(|concept| data_captions::tokens(&concept.class).len() > data_captions::MAX_TOKENS);
-    ensure!(long.is_none(), "class name `{}` is too long for the model", long.map_or("", |concept| &concept.class));
+    let long = concepts
+        .iter()
+        .find(|concept| data_captions::tokens(&concept.class).len() > data_captions::MAX_TOKENS);
+    ensure!(
+        long.is_none(),
+        "class name `{}` is too long for the model",
+        long.map_or("", |concept| &concept.class)
+    );
     Ok(concepts)
 }
 
-/// Drops every training drawing that a held-out family draws pixel by pixel the same; returns how many.
+/// Drops every training drawing that a held-out family draws pixel by pixel the same; returns how
+/// many.
 fn drop_held_out_copies(concepts: &mut [Concept]) -> usize {
     let held_out: HashSet<Vec<u8>> = concepts
         .iter()
@@ -113,7 +144,9 @@ fn drop_held_out_copies(concepts: &mut [Concept]) -> usize {
     let mut dropped = 0;
     for concept in concepts {
         let before = concept.drawings.len();
-        concept.drawings.retain(|family, pixels| FAMILIES[*family].role != Role::Train || !held_out.contains(pixels));
+        concept.drawings.retain(|family, pixels| {
+            FAMILIES[*family].role != Role::Train || !held_out.contains(pixels)
+        });
         dropped += before - concept.drawings.len();
     }
     dropped

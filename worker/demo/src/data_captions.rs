@@ -42,23 +42,33 @@ pub(crate) fn keywords(name: &str, listed: &[String]) -> Vec<String> {
     for keyword in listed {
         let plain = keyword.to_lowercase().replace(['_', '-'], " ").replace('’', "'");
         let plain = plain.split_whitespace().collect::<Vec<_>>().join(" ");
-        let readable = plain.chars().all(|letter| letter.is_ascii_lowercase() || letter == ' ') && plain.len() > 1;
+        let readable = plain.chars().all(|letter| letter.is_ascii_lowercase() || letter == ' ')
+            && plain.len() > 1;
         let words = tokens(&plain);
-        if readable && words.len() <= 3 && !words.iter().all(|word| in_name.contains(word)) && seen.insert(plain.clone()) {
+        if readable
+            && words.len() <= 3
+            && !words.iter().all(|word| in_name.contains(word))
+            && seen.insert(plain.clone())
+        {
             kept.push(plain);
         }
     }
     kept
 }
 
-/// The caption forms of one drawing, the plain name first; three to six, each at most [`MAX_TOKENS`] tokens.
+/// The caption forms of one drawing, the plain name first; three to six, each at most
+/// [`MAX_TOKENS`] tokens.
 pub(crate) fn forms(name: &str, style: &str, keywords: &[String], group: &str) -> Vec<String> {
     let word = |index: usize| keywords.get(index).map(String::as_str);
     let with = |parts: &[Option<&str>]| -> Option<String> {
         let parts: Vec<&str> = parts.iter().copied().flatten().collect();
         (!parts.is_empty()).then(|| format!("{name}, {}", parts.join(", ")))
     };
-    let group = tokens(group).into_iter().filter(|word| word.chars().all(char::is_alphanumeric)).collect::<Vec<_>>().join(" ");
+    let group = tokens(group)
+        .into_iter()
+        .filter(|word| word.chars().all(char::is_alphanumeric))
+        .collect::<Vec<_>>()
+        .join(" ");
     let candidates = [
         Some(name.to_owned()),
         with(&[Some(style)]),
@@ -70,7 +80,10 @@ pub(crate) fn forms(name: &str, style: &str, keywords: &[String], group: &str) -
         Some(format!("emoji of {name}")),
     ];
     let mut seen = HashSet::new();
-    let fitting = candidates.into_iter().flatten().filter(|form| tokens(form).len() <= MAX_TOKENS && seen.insert(form.clone()));
+    let fitting = candidates
+        .into_iter()
+        .flatten()
+        .filter(|form| tokens(form).len() <= MAX_TOKENS && seen.insert(form.clone()));
     fitting.take(MAX_FORMS).collect()
 }
 
@@ -84,23 +97,39 @@ mod tests {
 
     #[test]
     fn tokens_split_words_and_marks() {
-        assert_eq!(tokens("Woman's  t-shirt, 1st"), ["woman", "'", "s", "t", "-", "shirt", ",", "1st"]);
+        assert_eq!(
+            tokens("Woman's  t-shirt, 1st"),
+            ["woman", "'", "s", "t", "-", "shirt", ",", "1st"]
+        );
         assert_eq!(tokens("a ,. b"), ["a", ",.", "b"]);
         assert!(tokens(" ").is_empty());
     }
 
     #[test]
     fn keywords_are_cleaned() {
-        let listed = strings(&["grinning_face", "face", "smile", ":D", "smile", "8ball", "Big-Smile", "x"]);
+        let listed =
+            strings(&["grinning_face", "face", "smile", ":D", "smile", "8ball", "Big-Smile", "x"]);
         assert_eq!(keywords("grinning face", &listed), ["smile", "big smile"]);
     }
 
     #[test]
     fn forms_begin_with_the_name() {
-        let forms = forms("pizza", "flat emoji", &strings(&["food", "party", "italy", "slice", "cheese", "more"]), "Food & Drink");
+        let forms = forms(
+            "pizza",
+            "flat emoji",
+            &strings(&["food", "party", "italy", "slice", "cheese", "more"]),
+            "Food & Drink",
+        );
         assert_eq!(
             forms,
-            ["pizza", "pizza, flat emoji", "pizza, food, party", "pizza, italy, slice", "pizza, cheese", "pizza, food drink"]
+            [
+                "pizza",
+                "pizza, flat emoji",
+                "pizza, food, party",
+                "pizza, italy, slice",
+                "pizza, cheese",
+                "pizza, food drink"
+            ]
         );
     }
 

@@ -1,9 +1,10 @@
 //! Which Firefox OS drawing shows which concept, where the names alone do not say so.
 //!
-//! That package has neither code points nor aliases, and many of its names are its own (`spurtingwhale`)
-//! or misleading (`cat` is the face; the animal is `catside`).
+//! That package has neither code points nor aliases, and many of its names are its own
+//! (`spurtingwhale`) or misleading (`cat` is the face; the animal is `catside`).
 
-/// Pairs `concept=drawing` between white space; `-` says that no drawing of the package shows the concept.
+/// Pairs `concept=drawing` between white space; `-` says that no drawing of the package shows the
+/// concept.
 pub(crate) const DRAWINGS: &str = "\
     a-button-blood-type=negativesquaredlatincaptiala ab-button-blood-type=negativesquaredab anger-symbol=anger \
     angry-face-with-horns=imp angry-face=angry anguished-face=anguish antenna-bars=antennawithbars anxious-face-with-sweat=coldsweat \

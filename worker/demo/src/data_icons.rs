@@ -42,16 +42,32 @@ pub(crate) struct Family {
 
 /// Every family, in the order of all outputs.
 ///
-/// The held-out families are the two without a sibling: `noto` and `noto-v1` (and the two `emojione`) share drawings, so
-/// holding out one of a pair would measure memory, not generalisation.
+/// The held-out families are the two without a sibling: `noto` and `noto-v1` (and the two
+/// `emojione`) share drawings, so holding out one of a pair would measure memory, not
+/// generalisation.
 pub(crate) const FAMILIES: [Family; 8] = [
     Family { name: "noto", role: Role::Train, style: "smooth shaded emoji", by_code_point: true },
     Family { name: "noto-v1", role: Role::Train, style: "round blob emoji", by_code_point: false },
-    Family { name: "openmoji", role: Role::Train, style: "thin outline emoji", by_code_point: true },
-    Family { name: "emojione", role: Role::Train, style: "flat shaded emoji", by_code_point: false },
+    Family {
+        name: "openmoji",
+        role: Role::Train,
+        style: "thin outline emoji",
+        by_code_point: true,
+    },
+    Family {
+        name: "emojione",
+        role: Role::Train,
+        style: "flat shaded emoji",
+        by_code_point: false,
+    },
     Family { name: "emojione-v1", role: Role::Train, style: "glossy emoji", by_code_point: false },
     Family { name: "fxemoji", role: Role::Train, style: "soft flat emoji", by_code_point: false },
-    Family { name: "fluent-emoji-flat", role: Role::Validation, style: "fluent flat emoji", by_code_point: true },
+    Family {
+        name: "fluent-emoji-flat",
+        role: Role::Validation,
+        style: "fluent flat emoji",
+        by_code_point: true,
+    },
     Family { name: "twemoji", role: Role::Test, style: "plain flat emoji", by_code_point: true },
 ];
 
@@ -117,7 +133,8 @@ pub(crate) struct IconSet {
     icons: Icons,
     /// Alias names by the icon they stand for, sorted.
     children: HashMap<String, Vec<String>>,
-    /// Code points (`1f469-200d-1f33e`, without variation selectors) to icon or alias name; empty for some packages.
+    /// Code points (`1f469-200d-1f33e`, without variation selectors) to icon or alias name; empty
+    /// for some packages.
     pub(crate) chars: HashMap<String, String>,
     pub(crate) info: Info,
     /// Version of the npm package.
@@ -126,7 +143,8 @@ pub(crate) struct IconSet {
 
 /// Reads a JSON file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).with_context(|| format!("read {} (npm install the packages first)", path.display()))?;
+    let bytes = std::fs::read(path)
+        .with_context(|| format!("read {} (npm install the packages first)", path.display()))?;
     serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))
 }
 
@@ -156,12 +174,19 @@ impl IconSet {
         let person = Person { name: String::new(), url: String::new() };
         let license = Licence { title: String::new(), spdx: String::new(), url: String::new() };
         let info = Info { name: String::new(), author: person, license, version: None };
-        Self { icons, children: HashMap::new(), chars: HashMap::new(), info, package_version: String::new() }
+        Self {
+            icons,
+            children: HashMap::new(),
+            chars: HashMap::new(),
+            info,
+            package_version: String::new(),
+        }
     }
 
     /// Every name an icon can be asked for by, sorted.
     pub(crate) fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.icons.icons.keys().chain(self.icons.aliases.keys()).map(String::as_str).collect();
+        let mut names: Vec<&str> =
+            self.icons.icons.keys().chain(self.icons.aliases.keys()).map(String::as_str).collect();
         names.sort_unstable();
         names
     }
@@ -171,7 +196,8 @@ impl IconSet {
         self.children.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// Follows aliases to the icon that is drawn, with the flips met on the way; two names with one result are one drawing.
+    /// Follows aliases to the icon that is drawn, with the flips met on the way; two names with one
+    /// result are one drawing.
     pub(crate) fn resolve(&self, name: &str) -> Result<Resolved> {
         let mut resolved = Resolved { icon: name.to_owned(), flip_x: false, flip_y: false };
         // An alias of an alias is legal; a chain longer than the set has aliases is a loop.
@@ -179,8 +205,16 @@ impl IconSet {
             if self.icons.icons.contains_key(&resolved.icon) {
                 return Ok(resolved);
             }
-            let alias = self.icons.aliases.get(&resolved.icon).with_context(|| format!("no icon `{}`", resolved.icon))?;
-            ensure!(alias.rotate == 0, "alias `{}` is rotated, which no emoji set does", resolved.icon);
+            let alias = self
+                .icons
+                .aliases
+                .get(&resolved.icon)
+                .with_context(|| format!("no icon `{}`", resolved.icon))?;
+            ensure!(
+                alias.rotate == 0,
+                "alias `{}` is rotated, which no emoji set does",
+                resolved.icon
+            );
             resolved.flip_x ^= alias.flip_x;
             resolved.flip_y ^= alias.flip_y;
             resolved.icon.clone_from(&alias.parent);
@@ -190,7 +224,11 @@ impl IconSet {
 
     /// The SVG document of a resolved icon.
     pub(crate) fn svg(&self, resolved: &Resolved) -> Result<String> {
-        let icon = self.icons.icons.get(&resolved.icon).with_context(|| format!("no icon `{}`", resolved.icon))?;
+        let icon = self
+            .icons
+            .icons
+            .get(&resolved.icon)
+            .with_context(|| format!("no icon `{}`", resolved.icon))?;
         // Iconify's own default is 16 units.
         let width = icon.width.or(self.icons.width).unwrap_or(16.0);
         let height = icon.height.or(self.icons.height).unwrap_or(16.0);

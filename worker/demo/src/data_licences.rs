@@ -25,7 +25,16 @@ struct Source {
 /// `licences.csv` and `LICENCES.md`.
 pub(crate) fn files(npm: &Path, sets: &[IconSet]) -> Result<(String, String)> {
     let sources = sources(npm, sets)?;
-    let mut csv = csv_line(&["family", "package", "version", "author", "licence", "licence_url", "source_url", "role"]);
+    let mut csv = csv_line(&[
+        "family",
+        "package",
+        "version",
+        "author",
+        "licence",
+        "licence_url",
+        "source_url",
+        "role",
+    ]);
     for source in &sources {
         csv += &csv_line(&[
             &source.family,
@@ -47,7 +56,8 @@ fn sources(npm: &Path, sets: &[IconSet]) -> Result<Vec<Source>> {
         .zip(sets)
         .map(|(family, set)| {
             let info = &set.info;
-            let drawn = info.version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+            let drawn =
+                info.version.as_ref().map_or(String::new(), |version| format!(" {version}"));
             Source {
                 family: family.name.to_owned(),
                 package: format!("@iconify-json/{}", family.name),
@@ -63,7 +73,12 @@ fn sources(npm: &Path, sets: &[IconSet]) -> Result<Vec<Source>> {
         })
         .collect();
     for (package, title, author, role) in [
-        ("unicode-emoji-json", "Emoji names and groups (Unicode data)", "Mu-An Chiou; data: Unicode, Inc.", "names"),
+        (
+            "unicode-emoji-json",
+            "Emoji names and groups (Unicode data)",
+            "Mu-An Chiou; data: Unicode, Inc.",
+            "names",
+        ),
         ("emojilib", "Emoji keywords", "Mu-An Chiou", "captions"),
     ] {
         let source_url = format!("https://github.com/muan/{package}");
@@ -98,8 +113,16 @@ fn text(sources: &[Source]) -> String {
         let heading = if source.family.is_empty() { &source.package } else { &source.family };
         text += &format!("\n## {heading}\n\n");
         text += &format!("\"{}\" by {}, <{}>, ", source.title, source.author, source.source_url);
-        text += &format!("licensed under [{}]({}) (SPDX: {}).\n", source.licence, source.licence_url, source.spdx);
-        text += &format!("Taken from npm package `{}` {}; used for {}.\n", source.package, source.version, purpose(&source.role));
+        text += &format!(
+            "licensed under [{}]({}) (SPDX: {}).\n",
+            source.licence, source.licence_url, source.spdx
+        );
+        text += &format!(
+            "Taken from npm package `{}` {}; used for {}.\n",
+            source.package,
+            source.version,
+            purpose(&source.role)
+        );
     }
     text += "\nUnicode data: Copyright Unicode, Inc., under the Unicode License v3, <https://www.unicode.org/license.txt>.\n";
     text

@@ -1,4 +1,5 @@
-//! The concepts: which emoji they are, what they are called, and which icon of each family shows them.
+//! The concepts: which emoji they are, what they are called, and which icon of each family shows
+//! them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -28,8 +29,8 @@ pub(crate) struct Candidate {
     names: Vec<String>,
 }
 
-/// Whether an emoji is one of a row of near-copies that 48 pixels cannot tell apart, or text: flags, skin tones, clock
-/// faces and keycaps.
+/// Whether an emoji is one of a row of near-copies that 48 pixels cannot tell apart, or text:
+/// flags, skin tones, clock faces and keycaps.
 fn is_left_out(name: &str, group: &str) -> bool {
     group == "Flags"
         || group == "Component"
@@ -39,8 +40,8 @@ fn is_left_out(name: &str, group: &str) -> bool {
         || name.starts_with("keycap")
 }
 
-/// The class name: lower case, plain ASCII quotes, no commas, brackets or exclamation marks (captions are tokenised, and a
-/// model of 16 tokens has none to spare for them).
+/// The class name: lower case, plain ASCII quotes, no commas, brackets or exclamation marks
+/// (captions are tokenised, and a model of 16 tokens has none to spare for them).
 fn class_name(unicode: &str) -> String {
     let plain: String = unicode
         .to_lowercase()
@@ -61,7 +62,9 @@ fn class_name(unicode: &str) -> String {
 /// Lower-case words joined by hyphens.
 pub(crate) fn slug(name: &str) -> String {
     let quoteless = name.replace('\'', "");
-    let words = quoteless.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let words = quoteless
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
 }
 
@@ -72,18 +75,27 @@ fn icon_name(unicode: &str) -> String {
 
 /// Code points as the packages' `chars.json` writes them.
 fn code_points(emoji: &str) -> String {
-    let points: Vec<String> =
-        emoji.chars().filter(|letter| *letter != '\u{fe0f}').map(|letter| format!("{:x}", u32::from(letter))).collect();
+    let points: Vec<String> = emoji
+        .chars()
+        .filter(|letter| *letter != '\u{fe0f}')
+        .map(|letter| format!("{:x}", u32::from(letter)))
+        .collect();
     points.join("-")
 }
 
 /// Reads the emoji list; `sets` (by family) add the names that the packages with code points use.
-pub(crate) fn candidates(npm: &Path, families: &[Family], sets: &[IconSet]) -> Result<Vec<Candidate>> {
+pub(crate) fn candidates(
+    npm: &Path,
+    families: &[Family],
+    sets: &[IconSet],
+) -> Result<Vec<Candidate>> {
     // The file is in Unicode's own order, which `preserve_order` keeps.
-    let list: serde_json::Map<String, serde_json::Value> = read_json(&npm.join("unicode-emoji-json/data-by-emoji.json"))?;
+    let list: serde_json::Map<String, serde_json::Value> =
+        read_json(&npm.join("unicode-emoji-json/data-by-emoji.json"))?;
     let (mut candidates, mut classes) = (Vec::new(), HashSet::new());
     for (emoji, value) in list {
-        let unicode: Unicode = serde_json::from_value(value).with_context(|| format!("entry {emoji}"))?;
+        let unicode: Unicode =
+            serde_json::from_value(value).with_context(|| format!("entry {emoji}"))?;
         if is_left_out(&unicode.name, &unicode.group) {
             continue;
         }
@@ -129,7 +141,11 @@ fn drop_ambiguous(candidates: &mut [Candidate]) {
 }
 
 /// The icon of every candidate in one family, by index of the candidate.
-pub(crate) fn match_icons(candidates: &[Candidate], family: &Family, set: &IconSet) -> Result<BTreeMap<usize, Resolved>> {
+pub(crate) fn match_icons(
+    candidates: &[Candidate],
+    family: &Family,
+    set: &IconSet,
+) -> Result<BTreeMap<usize, Resolved>> {
     let table = match family.name {
         "fxemoji" => data_fxemoji::DRAWINGS,
         // Drawn as a piano's.
@@ -138,7 +154,8 @@ pub(crate) fn match_icons(candidates: &[Candidate], family: &Family, set: &IconS
     };
     let names = set.names();
     let mut chosen = match_names(candidates, &names, table);
-    // A code point says for certain what a drawing shows; names serve the emoji that a package's list of them misses.
+    // A code point says for certain what a drawing shows; names serve the emoji that a package's
+    // list of them misses.
     for (index, candidate) in candidates.iter().enumerate() {
         if let Some(name) = set.chars.get(&code_points(&candidate.emoji)) {
             chosen.insert(index, name.as_str());
@@ -151,15 +168,25 @@ pub(crate) fn match_icons(candidates: &[Candidate], family: &Family, set: &IconS
     Ok(without_shared(icons))
 }
 
-/// Pairs candidates with icon names: by `table`, else by the first of their names that is there, hyphens or not.
-fn match_names<'a>(candidates: &[Candidate], names: &[&'a str], table: &'a str) -> BTreeMap<usize, &'a str> {
-    let by_table: HashMap<&str, &str> = table.split_whitespace().filter_map(|pair| pair.split_once('=')).collect();
-    let by_letters: HashMap<String, &str> = names.iter().rev().map(|name| (name.replace('-', ""), *name)).collect();
+/// Pairs candidates with icon names: by `table`, else by the first of their names that is there,
+/// hyphens or not.
+fn match_names<'a>(
+    candidates: &[Candidate],
+    names: &[&'a str],
+    table: &'a str,
+) -> BTreeMap<usize, &'a str> {
+    let by_table: HashMap<&str, &str> =
+        table.split_whitespace().filter_map(|pair| pair.split_once('=')).collect();
+    let by_letters: HashMap<String, &str> =
+        names.iter().rev().map(|name| (name.replace('-', ""), *name)).collect();
     let mut matched = BTreeMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         let found = match by_table.get(candidate.id.as_str()) {
             Some(name) => (*name != "-").then_some(*name),
-            None => candidate.names.iter().find_map(|name| by_letters.get(&name.replace('-', "")).copied()),
+            None => candidate
+                .names
+                .iter()
+                .find_map(|name| by_letters.get(&name.replace('-', "")).copied()),
         };
         if let Some(name) = found {
             matched.insert(index, name);
@@ -168,15 +195,19 @@ fn match_names<'a>(candidates: &[Candidate], names: &[&'a str], table: &'a str) 
     matched
 }
 
-/// Where several candidates reach one drawing, keeps the one that asked for it under the drawing's own name.
+/// Where several candidates reach one drawing, keeps the one that asked for it under the drawing's
+/// own name.
 ///
-/// An old set names the sport `cricket-game` and keeps `cricket` as an alias of it; Unicode has since added the insect.
+/// An old set names the sport `cricket-game` and keeps `cricket` as an alias of it; Unicode has
+/// since added the insect.
 fn without_shared(icons: BTreeMap<usize, (&str, Resolved)>) -> BTreeMap<usize, Resolved> {
     let mut claims: HashMap<&Resolved, usize> = HashMap::new();
     for (_, resolved) in icons.values() {
         *claims.entry(resolved).or_default() += 1;
     }
-    let kept = icons.iter().filter(|(_, (name, resolved))| claims[resolved] == 1 || *name == resolved.icon);
+    let kept = icons
+        .iter()
+        .filter(|(_, (name, resolved))| claims[resolved] == 1 || *name == resolved.icon);
     kept.map(|(index, (_, resolved))| (*index, resolved.clone())).collect()
 }
 
@@ -186,7 +217,9 @@ mod tests {
 
     fn candidate(unicode: &str, names: &[&str]) -> Candidate {
         let class = class_name(unicode);
-        let names = std::iter::once(icon_name(unicode)).chain(names.iter().map(|name| (*name).to_owned())).collect();
+        let names = std::iter::once(icon_name(unicode))
+            .chain(names.iter().map(|name| (*name).to_owned()))
+            .collect();
         Candidate { emoji: String::new(), id: slug(&class), class, group: String::new(), names }
     }
 
@@ -194,11 +227,17 @@ mod tests {
     fn names_are_normalised() {
         assert_eq!(class_name("woman’s hat"), "woman's hat");
         assert_eq!(slug(&class_name("woman’s hat")), "womans-hat");
-        assert_eq!(class_name("Japanese “free of charge” button"), "japanese free of charge button");
+        assert_eq!(
+            class_name("Japanese “free of charge” button"),
+            "japanese free of charge button"
+        );
         assert_eq!(class_name("AB button (blood type)"), "ab button blood type");
         assert_eq!(class_name("kiss man, man"), "kiss man man");
         assert_eq!(slug("see-no-evil monkey"), "see-no-evil-monkey");
-        assert_eq!((icon_name("ON! arrow").as_str(), class_name("ON! arrow").as_str()), ("on-exclamation-arrow", "on arrow"));
+        assert_eq!(
+            (icon_name("ON! arrow").as_str(), class_name("ON! arrow").as_str()),
+            ("on-exclamation-arrow", "on arrow")
+        );
         assert_eq!(code_points("☀\u{fe0f}"), "2600");
         assert_eq!(code_points("👩\u{200d}🌾"), "1f469-200d-1f33e");
     }
@@ -213,7 +252,11 @@ mod tests {
 
     #[test]
     fn near_copies_are_left_out() {
-        for (name, group) in [("flag France", "Flags"), ("one-thirty", "Travel & Places"), ("ten o’clock", "Travel & Places")] {
+        for (name, group) in [
+            ("flag France", "Flags"),
+            ("one-thirty", "Travel & Places"),
+            ("ten o’clock", "Travel & Places"),
+        ] {
             assert!(is_left_out(name, group));
         }
         assert!(is_left_out("keycap 3", "Symbols"));
@@ -223,7 +266,12 @@ mod tests {
 
     #[test]
     fn icons_match_by_name_letters_and_table() {
-        let candidates = [candidate("cat face", &[]), candidate("cat", &[]), candidate("hot beverage", &["coffee"]), candidate("ten", &[])];
+        let candidates = [
+            candidate("cat face", &[]),
+            candidate("cat", &[]),
+            candidate("hot beverage", &["coffee"]),
+            candidate("ten", &[]),
+        ];
         let names = ["cat", "catside", "hotbeverage", "ten"];
         let matched = match_names(&candidates, &names, "cat-face=cat cat=catside ten=-");
         assert_eq!(matched, BTreeMap::from([(0, "cat"), (1, "catside"), (2, "hotbeverage")]));
@@ -232,7 +280,8 @@ mod tests {
 
     #[test]
     fn an_ambiguous_name_stays_with_its_owner() {
-        let mut candidates = [candidate("upwards button", &["up-button"]), candidate("up button", &["up"])];
+        let mut candidates =
+            [candidate("upwards button", &["up-button"]), candidate("up button", &["up"])];
         drop_ambiguous(&mut candidates);
         assert_eq!(candidates[0].names, ["upwards-button"]);
         assert_eq!(candidates[1].names, ["up-button", "up"]);

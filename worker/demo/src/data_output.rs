@@ -36,24 +36,33 @@ pub(crate) fn write_folder(path: &Path, files: &[(String, Vec<u8>)]) -> Result<(
     if path.try_exists()? {
         std::fs::rename(path, &old).with_context(|| format!("move {} away", path.display()))?;
     }
-    std::fs::rename(&partial, path).with_context(|| format!("move {} into place", path.display()))?;
+    std::fs::rename(&partial, path)
+        .with_context(|| format!("move {} into place", path.display()))?;
     remove_folder(&old)
 }
 
 fn remove_folder(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("remove {}", path.display())),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
         _ => Ok(()),
     }
 }
 
-/// Removes files that an earlier run with other settings left: those of `folder` that `is_ours` but not in `current`.
-pub(crate) fn remove_stale(folder: &Path, current: &[String], is_ours: impl Fn(&str) -> bool) -> Result<()> {
+/// Removes files that an earlier run with other settings left: those of `folder` that `is_ours` but
+/// not in `current`.
+pub(crate) fn remove_stale(
+    folder: &Path,
+    current: &[String],
+    is_ours: impl Fn(&str) -> bool,
+) -> Result<()> {
     for entry in std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_ours(&name) && !current.contains(&name) {
-            std::fs::remove_file(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+            std::fs::remove_file(entry.path())
+                .with_context(|| format!("remove {}", entry.path().display()))?;
         }
     }
     Ok(())
@@ -90,7 +99,11 @@ impl Shard {
 pub(crate) fn csv_line<S: AsRef<str>>(fields: &[S]) -> String {
     let quoted = fields.iter().map(|field| {
         let field = field.as_ref();
-        if field.contains([',', '"', '\n']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field.to_owned() }
+        if field.contains([',', '"', '\n']) {
+            format!("\"{}\"", field.replace('"', "\"\""))
+        } else {
+            field.to_owned()
+        }
     });
     quoted.collect::<Vec<_>>().join(",") + "\n"
 }
@@ -118,7 +131,10 @@ mod tests {
         let mut archive = tar::Archive::new(&bytes[..]);
         let entry = archive.entries().unwrap().next().unwrap().unwrap();
         let header = entry.header();
-        assert_eq!((header.mtime().unwrap(), header.uid().unwrap(), header.mode().unwrap()), (0, 0, 0o644));
+        assert_eq!(
+            (header.mtime().unwrap(), header.uid().unwrap(), header.mode().unwrap()),
+            (0, 0, 0o644)
+        );
         assert_eq!(entry.path().unwrap().to_str(), Some("a.txt"));
     }
 
@@ -133,14 +149,17 @@ mod tests {
         let inner = folder.join("forget");
         write_folder(&inner, &[("a.tar".into(), vec![1]), ("b.tar".into(), vec![2])]).unwrap();
         write_folder(&inner, &[("b.tar".into(), vec![3])]).unwrap();
-        let names: Vec<_> = std::fs::read_dir(&inner).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            std::fs::read_dir(&inner).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["b.tar"]);
         assert_eq!(std::fs::read(inner.join("b.tar")).unwrap(), [3]);
         for name in ["retain-00000.tar", "retain-00001.tar", "notes.txt"] {
             write_file(&folder.join(name), b"").unwrap();
         }
-        remove_stale(&folder, &["retain-00000.tar".into()], |name| name.starts_with("retain-")).unwrap();
-        let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        remove_stale(&folder, &["retain-00000.tar".into()], |name| name.starts_with("retain-"))
+            .unwrap();
+        let mut names: Vec<_> =
+            std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["forget", "notes.txt", "retain-00000.tar"]);
         remove_folder(&folder).unwrap();

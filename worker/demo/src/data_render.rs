@@ -24,7 +24,14 @@ pub(crate) fn render(svg: &str) -> Result<Vec<u8>> {
     let side = SIDE as f32;
     let (width, height) = (tree.size().width(), tree.size().height());
     let scale = side / width.max(height);
-    let transform = Transform::from_row(scale, 0.0, 0.0, scale, (side - width * scale) / 2.0, (side - height * scale) / 2.0);
+    let transform = Transform::from_row(
+        scale,
+        0.0,
+        0.0,
+        scale,
+        (side - width * scale) / 2.0,
+        (side - height * scale) / 2.0,
+    );
     resvg::render(&tree, transform, &mut pixmap.as_mut());
     // The ground is opaque white, so every pixel is opaque and premultiplied equals plain.
     Ok(pixmap.data().chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect())
@@ -38,10 +45,18 @@ pub(crate) fn is_blank(pixels: &[u8]) -> bool {
 /// Encodes without loss as WebP, PNG or PNG with a palette, whichever is smallest.
 pub(crate) fn encode(pixels: &[u8]) -> Result<Encoded> {
     let mut webp = Vec::new();
-    WebPEncoder::new_lossless(&mut webp).write_image(pixels, SIDE, SIDE, ExtendedColorType::Rgb8)?;
+    WebPEncoder::new_lossless(&mut webp).write_image(
+        pixels,
+        SIDE,
+        SIDE,
+        ExtendedColorType::Rgb8,
+    )?;
     let mut candidates = vec![Encoded { extension: "webp", bytes: webp }];
     for filter in [FilterType::Adaptive, FilterType::NoFilter, FilterType::Paeth] {
-        candidates.push(Encoded { extension: "png", bytes: png(pixels, ExtendedColorType::Rgb8, filter)? });
+        candidates.push(Encoded {
+            extension: "png",
+            bytes: png(pixels, ExtendedColorType::Rgb8, filter)?,
+        });
     }
     if let Some(bytes) = palette_png(pixels)? {
         candidates.push(Encoded { extension: "png", bytes });
@@ -51,14 +66,15 @@ pub(crate) fn encode(pixels: &[u8]) -> Result<Encoded> {
 
 fn png(pixels: &[u8], colour: ExtendedColorType, filter: FilterType) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    PngEncoder::new_with_quality(&mut bytes, CompressionType::Best, filter).write_image(pixels, SIDE, SIDE, colour)?;
+    PngEncoder::new_with_quality(&mut bytes, CompressionType::Best, filter)
+        .write_image(pixels, SIDE, SIDE, colour)?;
     Ok(bytes)
 }
 
 /// A PNG of at most 256 colours; `None` where the drawing has more.
 ///
-/// `image` does not write palettes, but a greyscale PNG of the colour numbers differs from one only in the header's
-/// colour type and the PLTE chunk.
+/// `image` does not write palettes, but a greyscale PNG of the colour numbers differs from one only
+/// in the header's colour type and the PLTE chunk.
 fn palette_png(pixels: &[u8]) -> Result<Option<Vec<u8>>> {
     let mut colours: Vec<&[u8]> = pixels.chunks_exact(3).collect();
     colours.sort_unstable();
@@ -68,12 +84,17 @@ fn palette_png(pixels: &[u8]) -> Result<Option<Vec<u8>>> {
     }
     let mut indices = Vec::with_capacity(pixels.len() / 3);
     for pixel in pixels.chunks_exact(3) {
-        indices.push(u8::try_from(colours.binary_search(&pixel).ok().context("a colour left its own palette")?)?);
+        indices.push(u8::try_from(
+            colours.binary_search(&pixel).ok().context("a colour left its own palette")?,
+        )?);
     }
     let grey = png(&indices, ExtendedColorType::L8, FilterType::NoFilter)?;
     // Signature 8 bytes, then IHDR: length 4, type 4, data 13, checksum 4.
     const HEADER_DATA: std::ops::Range<usize> = 16..29;
-    ensure!(grey.get(12..16) == Some(b"IHDR") && grey[25] == 0, "the PNG encoder wrote an unexpected header");
+    ensure!(
+        grey.get(12..16) == Some(b"IHDR") && grey[25] == 0,
+        "the PNG encoder wrote an unexpected header"
+    );
     let mut header = grey[HEADER_DATA].to_vec();
     header[9] = 3;
     let mut bytes = grey[..8].to_vec();
@@ -129,10 +150,14 @@ mod tests {
     #[test]
     fn every_encoding_is_lossless() {
         let few = render(RED_LEFT).unwrap();
-        let many: Vec<u8> = (0..48u32 * 48 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let many: Vec<u8> =
+            (0..48u32 * 48 * 3).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         for pixels in [few, many] {
             let encoded = encode(&pixels).unwrap();
-            assert_eq!(image::load_from_memory(&encoded.bytes).unwrap().to_rgb8().into_raw(), pixels);
+            assert_eq!(
+                image::load_from_memory(&encoded.bytes).unwrap().to_rgb8().into_raw(),
+                pixels
+            );
         }
     }
 

@@ -1,4 +1,5 @@
-//! What is written of the concepts: class list, splits, concept lists, shards and the model's tokenizer.
+//! What is written of the concepts: class list, splits, concept lists, shards and the model's
+//! tokenizer.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,7 +20,16 @@ const REMOVABLE: usize = 300;
 /// The middle concept list.
 const MIDDLE: usize = 100;
 /// The shortest concept list: one well-known thing of each group.
-const KNOWN: [&str; 8] = ["cat-face", "guitar", "pizza", "recycling-symbol", "red-heart", "rocket", "soccer-ball", "thumbs-up"];
+const KNOWN: [&str; 8] = [
+    "cat-face",
+    "guitar",
+    "pizza",
+    "recycling-symbol",
+    "red-heart",
+    "rocket",
+    "soccer-ball",
+    "thumbs-up",
+];
 /// Pairs of a retain batch; no batch holds two of one concept.
 const BATCH: usize = 128;
 /// Pairs of a retain shard.
@@ -74,9 +84,17 @@ fn drawings(concepts: &[Concept]) -> Result<Vec<Drawing>> {
     let mut drawings = Vec::new();
     for (index, concept) in concepts.iter().enumerate() {
         for (form, (family, pixels)) in concept.drawings.iter().enumerate() {
-            let captions = forms(&concept.class, FAMILIES[*family].style, &concept.keywords, &concept.group);
+            let captions =
+                forms(&concept.class, FAMILIES[*family].style, &concept.keywords, &concept.group);
             let key = format!("{}_{}", concept.id, FAMILIES[*family].name);
-            drawings.push(Drawing { concept: index, family: *family, key, encoded: encode(pixels)?, captions, form });
+            drawings.push(Drawing {
+                concept: index,
+                family: *family,
+                key,
+                encoded: encode(pixels)?,
+                captions,
+                form,
+            });
         }
     }
     Ok(drawings)
@@ -100,7 +118,9 @@ fn write_train(folder: &Path, concepts: &[Concept], drawings: &[Drawing]) -> Res
 /// Writes tokenizer and preprocessing files; returns the words of the vocabulary.
 fn write_model(folder: &Path, classes: &[String], drawings: &[Drawing]) -> Result<Vec<String>> {
     let captions: Vec<(usize, String)> = of_role(drawings, Role::Train)
-        .flat_map(|drawing| drawing.captions.iter().map(|caption| (drawing.concept, caption.clone())))
+        .flat_map(|drawing| {
+            drawing.captions.iter().map(|caption| (drawing.concept, caption.clone()))
+        })
         .collect();
     let words = data_tokenizer::words(classes, &captions);
     println!("{:>6} words and marks in the vocabulary, besides 4 special tokens", words.len());
@@ -121,7 +141,12 @@ fn write_lists(out: &Path, concepts: &[Concept]) -> Result<Vec<Part>> {
     let groups: Vec<String> = concepts.iter().map(|concept| concept.group.clone()).collect();
     let mut known = Vec::new();
     for id in KNOWN {
-        known.push(concepts.iter().position(|concept| concept.id == id).with_context(|| format!("concept {id} is missing"))?);
+        known.push(
+            concepts
+                .iter()
+                .position(|concept| concept.id == id)
+                .with_context(|| format!("concept {id} is missing"))?,
+        );
     }
     known.sort_unstable();
     let known_groups: HashSet<&String> = known.iter().map(|index| &groups[*index]).collect();
@@ -139,19 +164,37 @@ fn write_lists(out: &Path, concepts: &[Concept]) -> Result<Vec<Part>> {
         let mut csv = csv_line(&["id", "name", "class", "forget", "strength", "group"]);
         for concept in list.iter().map(|index| &concepts[*index]) {
             let forget = format!("forget/{}.tar", concept.id);
-            csv += &csv_line(&[&concept.id, &concept.class, &concept.class, &forget, "1", &concept.group]);
+            csv += &csv_line(&[
+                &concept.id,
+                &concept.class,
+                &concept.class,
+                &forget,
+                "1",
+                &concept.group,
+            ]);
         }
         write_file(&out.join(format!("concepts-{}.csv", list.len())), csv.as_bytes())?;
     }
     for part in [Part::Removable, Part::Covered, Part::Unseen] {
-        println!("{:>6} concepts {}", parts.iter().filter(|other| **other == part).count(), part.word());
+        println!(
+            "{:>6} concepts {}",
+            parts.iter().filter(|other| **other == part).count(),
+            part.word()
+        );
     }
     Ok(parts)
 }
 
-fn write_forget(out: &Path, concepts: &[Concept], drawings: &[Drawing], parts: &[Part]) -> Result<()> {
+fn write_forget(
+    out: &Path,
+    concepts: &[Concept],
+    drawings: &[Drawing],
+    parts: &[Part],
+) -> Result<()> {
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
-    let training: Vec<&Drawing> = of_role(drawings, Role::Train).filter(|drawing| parts[drawing.concept] == Part::Removable).collect();
+    let training: Vec<&Drawing> = of_role(drawings, Role::Train)
+        .filter(|drawing| parts[drawing.concept] == Part::Removable)
+        .collect();
     for of_concept in training.chunk_by(|a, b| a.concept == b.concept) {
         let mut shard = Shard::new();
         for drawing in of_concept {
@@ -159,13 +202,19 @@ fn write_forget(out: &Path, concepts: &[Concept], drawings: &[Drawing], parts: &
         }
         files.push((format!("{}.tar", concepts[of_concept[0].concept].id), shard.finish()?));
     }
-    ensure!(files.len() == REMOVABLE, "{} of {REMOVABLE} removable concepts have training drawings", files.len());
+    ensure!(
+        files.len() == REMOVABLE,
+        "{} of {REMOVABLE} removable concepts have training drawings",
+        files.len()
+    );
     println!("{:>6} forget shards with {} pairs", files.len(), training.len());
     write_folder(&out.join("forget"), &files)
 }
 
 fn write_retain(out: &Path, drawings: &[Drawing], parts: &[Part]) -> Result<()> {
-    let covered: Vec<&Drawing> = of_role(drawings, Role::Train).filter(|drawing| parts[drawing.concept] == Part::Covered).collect();
+    let covered: Vec<&Drawing> = of_role(drawings, Role::Train)
+        .filter(|drawing| parts[drawing.concept] == Part::Covered)
+        .collect();
     let owners: Vec<usize> = covered.iter().map(|drawing| drawing.concept).collect();
     let order = batches(&owners, BATCH, RETAIN_PAIRS)?;
     ensure!(order.len() == RETAIN_PAIRS, "only {} pairs for the retain shards", order.len());
@@ -190,8 +239,17 @@ fn write_retain(out: &Path, drawings: &[Drawing], parts: &[Part]) -> Result<()> 
 }
 
 /// Texts that name neither what may be forgotten nor what must stay unseen.
-fn write_retain_texts(out: &Path, concepts: &[Concept], words: &[String], parts: &[Part]) -> Result<()> {
-    let unnamed = concepts.iter().zip(parts).filter(|(_, part)| **part != Part::Covered).map(|(concept, _)| concept.class.as_str());
+fn write_retain_texts(
+    out: &Path,
+    concepts: &[Concept],
+    words: &[String],
+    parts: &[Part],
+) -> Result<()> {
+    let unnamed = concepts
+        .iter()
+        .zip(parts)
+        .filter(|(_, part)| **part != Part::Covered)
+        .map(|(concept, _)| concept.class.as_str());
     let texts = data_texts::texts(words, &unnamed.collect::<Vec<_>>(), data_texts::COUNT)?;
     println!("{:>6} retain texts", texts.len());
     write_file(&out.join("retain-texts.txt"), (texts.join("\n") + "\n").as_bytes())

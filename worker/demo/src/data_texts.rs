@@ -1,4 +1,5 @@
-//! Unlabelled texts that must stay: random sequences of words the model knows, in which nothing to forget is named.
+//! Unlabelled texts that must stay: random sequences of words the model knows, in which nothing to
+//! forget is named.
 
 use std::collections::HashSet;
 
@@ -16,7 +17,11 @@ const PATIENCE: usize = 100;
 
 /// `count` different sequences of alphabetic `words` in which none of the `unnamed` occurs.
 pub(crate) fn texts(words: &[String], unnamed: &[&str], count: usize) -> Result<Vec<String>> {
-    let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| word.chars().all(char::is_alphabetic)).collect();
+    let words: Vec<&str> = words
+        .iter()
+        .map(String::as_str)
+        .filter(|word| word.chars().all(char::is_alphabetic))
+        .collect();
     ensure!(!words.is_empty(), "the vocabulary has no alphabetic word");
     let unnamed = Phrases::new(unnamed).context("search for the names that texts leave out")?;
     let mut draws = Draws::new("retain texts");
@@ -26,7 +31,8 @@ pub(crate) fn texts(words: &[String], unnamed: &[&str], count: usize) -> Result<
             break;
         }
         let length = LENGTHS[draws.below(LENGTHS.len())];
-        let text = (0..length).map(|_| words[draws.below(words.len())]).collect::<Vec<_>>().join(" ");
+        let text =
+            (0..length).map(|_| words[draws.below(words.len())]).collect::<Vec<_>>().join(" ");
         if unnamed.find(&text).is_empty() && seen.insert(text.clone()) {
             texts.push(text);
         }
@@ -48,7 +54,9 @@ mod tests {
         let texts = super::texts(&words(), &["red heart", "cat"], 400).unwrap();
         assert_eq!(texts, super::texts(&words(), &["red heart", "cat"], 400).unwrap());
         assert_eq!(texts.iter().collect::<HashSet<_>>().len(), 400);
-        let has = |part: &str| texts.iter().any(|text| format!(" {text} ").contains(&format!(" {part} ")));
+        let has = |part: &str| {
+            texts.iter().any(|text| format!(" {text} ").contains(&format!(" {part} ")))
+        };
         assert!(has("red") && has("heart") && has("heart red") && has("sun"));
         assert!(!has("red heart") && !has("cat") && !has("8") && !has("1st") && !has(","));
         assert!(texts.iter().all(|text| (1..=5).contains(&text.split(' ').count())));

@@ -16,8 +16,9 @@ pub(crate) const POSITIONS: usize = 16;
 
 /// The words of the captions, most frequent first.
 ///
-/// `captions` are (concept, form) pairs of the drawings to train on. A word of a single form of a single concept teaches
-/// nothing but that form and is left to `<unk>`, unless a class name needs it.
+/// `captions` are (concept, form) pairs of the drawings to train on. A word of a single form of a
+/// single concept teaches nothing but that form and is left to `<unk>`, unless a class name needs
+/// it.
 pub(crate) fn words(classes: &[String], captions: &[(usize, String)]) -> Vec<String> {
     let distinct: HashSet<&(usize, String)> = captions.iter().collect();
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
@@ -43,7 +44,10 @@ pub(crate) fn words(classes: &[String], captions: &[(usize, String)]) -> Vec<Str
 
 /// `tokenizer.json`: lower case, split into words and marks, one id per word, `<bos> … <eos>`.
 pub(crate) fn tokenizer(words: &[String]) -> Result<Value> {
-    ensure!(words.iter().all(|word| !SPECIALS.contains(&word.as_str())), "a caption holds a special token");
+    ensure!(
+        words.iter().all(|word| !SPECIALS.contains(&word.as_str())),
+        "a caption holds a special token"
+    );
     let mut vocabulary = Map::new();
     for (id, word) in SPECIALS.iter().copied().chain(words.iter().map(String::as_str)).enumerate() {
         vocabulary.insert(word.to_owned(), json!(id));
@@ -117,9 +121,16 @@ mod tests {
     #[test]
     fn words_are_by_frequency_and_rare_ones_go() {
         let classes = ["pizza".to_owned(), "red heart".to_owned()];
-        let captions =
-            [(0, "pizza"), (0, "pizza, food"), (0, "pizza, oven"), (0, "pizza, food"), (1, "red heart"), (1, "red heart, love, food")];
-        let captions: Vec<(usize, String)> = captions.iter().map(|(concept, form)| (*concept, (*form).to_owned())).collect();
+        let captions = [
+            (0, "pizza"),
+            (0, "pizza, food"),
+            (0, "pizza, oven"),
+            (0, "pizza, food"),
+            (1, "red heart"),
+            (1, "red heart, love, food"),
+        ];
+        let captions: Vec<(usize, String)> =
+            captions.iter().map(|(concept, form)| (*concept, (*form).to_owned())).collect();
         // `love` and `oven` are of one form each; the repeated form counts once.
         assert_eq!(words(&classes, &captions), [",", "pizza", "food", "heart", "red"]);
     }

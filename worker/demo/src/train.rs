@@ -1,7 +1,8 @@
 //! Trains the demo CLIP from scratch on the drawings that `emoji-data` made.
 //!
-//! The model code is Lethe's own ([`lethe_worker::model`]); here are only the data in memory, the augmentation, the
-//! loss and the loop. What it writes is a Hugging Face CLIP folder that `transformers` loads.
+//! The model code is Lethe's own ([`lethe_worker::model`]); here are only the data in memory, the
+//! augmentation, the loss and the loop. What it writes is a Hugging Face CLIP folder that
+//! `transformers` loads.
 
 mod train_augment;
 mod train_data;
@@ -20,7 +21,8 @@ struct Options {
     /// Shard of training drawings that `emoji-data` wrote (image, class name, captions).
     #[arg(long, default_value = "target/emoji/train.tar")]
     train: PathBuf,
-    /// Folder of the demo: classes.txt, validation.tar, test.tar and the model's tokenizer are read from it.
+    /// Folder of the demo: classes.txt, validation.tar, test.tar and the model's tokenizer are read
+    /// from it.
     #[arg(long, default_value = "jobs/emoji")]
     demo: PathBuf,
     /// Folder the model is written into; must hold tokenizer.json and preprocessor_config.json.

@@ -30,14 +30,21 @@ struct Sample {
 }
 
 /// Reads one shard; `side` is the model's input size, which the drawings already have.
-pub(crate) fn read(path: &Path, class_index: &HashMap<String, usize>, side: i64) -> Result<Drawings> {
-    let file = std::fs::File::open(path).with_context(|| format!("open {} (run emoji-data first)", path.display()))?;
+pub(crate) fn read(
+    path: &Path,
+    class_index: &HashMap<String, usize>,
+    side: i64,
+) -> Result<Drawings> {
+    let file = std::fs::File::open(path)
+        .with_context(|| format!("open {} (run emoji-data first)", path.display()))?;
     let mut archive = tar::Archive::new(std::io::BufReader::new(file));
     let mut samples: BTreeMap<String, Sample> = BTreeMap::new();
     for entry in archive.entries()? {
         let mut entry = entry?;
         let name = entry.path()?.to_string_lossy().into_owned();
-        let Some((key, extension)) = name.split_once('.') else { bail!("{}: member {name} has no extension", path.display()) };
+        let Some((key, extension)) = name.split_once('.') else {
+            bail!("{}: member {name} has no extension", path.display())
+        };
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes)?;
         let sample = samples.entry(key.to_owned()).or_default();
@@ -50,15 +57,24 @@ pub(crate) fn read(path: &Path, class_index: &HashMap<String, usize>, side: i64)
     }
     let (mut pixels, mut classes, mut captions) = (Vec::new(), Vec::new(), Vec::new());
     for (key, sample) in samples {
-        let (Some(image), Some(name)) = (sample.image, sample.name) else { bail!("{}: {key} is incomplete", path.display()) };
-        let image = image::load_from_memory(&image).with_context(|| format!("decode {key}"))?.to_rgb8();
-        ensure!(i64::from(image.width()) == side && i64::from(image.height()) == side, "{key} is not {side} pixels square");
-        let class = *class_index.get(&name).with_context(|| format!("{key}: `{name}` is not in classes.txt"))?;
+        let (Some(image), Some(name)) = (sample.image, sample.name) else {
+            bail!("{}: {key} is incomplete", path.display())
+        };
+        let image =
+            image::load_from_memory(&image).with_context(|| format!("decode {key}"))?.to_rgb8();
+        ensure!(
+            i64::from(image.width()) == side && i64::from(image.height()) == side,
+            "{key} is not {side} pixels square"
+        );
+        let class = *class_index
+            .get(&name)
+            .with_context(|| format!("{key}: `{name}` is not in classes.txt"))?;
         pixels.extend_from_slice(image.as_raw());
         classes.push(class);
         captions.push(sample.captions.unwrap_or_else(|| vec![name]));
     }
     ensure!(!classes.is_empty(), "{} has no drawings", path.display());
-    let pixels = Tensor::f_from_data_size(&pixels, &[classes.len() as i64, side, side, 3], Kind::Uint8)?;
+    let pixels =
+        Tensor::f_from_data_size(&pixels, &[classes.len() as i64, side, side, 3], Kind::Uint8)?;
     Ok(Drawings { pixels: pixels.f_permute([0, 3, 1, 2])?.f_contiguous()?, classes, captions })
 }

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lethe_worker::model::clip::Input;
-use lethe_worker::model::{Architecture, Clip, ClipConfig, Role, Weights};
+use lethe_worker::model::{Architecture, Clip, ClipConfig, Input, Role, Weights};
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
 
@@ -21,7 +20,21 @@ const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 const EVALUATION_BATCH: i64 = 256;
 
 /// Names whose meaning a mirror changes.
-const HANDED: &[&str] = &["left", "right", "arrow", "clockwise", "button", "east", "west", "input", "play", "fast", "next", "last", "part"];
+const HANDED: &[&str] = &[
+    "left",
+    "right",
+    "arrow",
+    "clockwise",
+    "button",
+    "east",
+    "west",
+    "input",
+    "play",
+    "fast",
+    "next",
+    "last",
+    "part",
+];
 
 struct Run {
     clip: Clip,
@@ -31,7 +44,10 @@ struct Run {
 
 impl Run {
     fn tokens(&self, texts: &[&str]) -> Result<lethe_worker::model::TokenBatch> {
-        let encoded = self.tokenizer.encode_batch_fast(texts.to_vec(), true).map_err(|e| anyhow::anyhow!("tokenise: {e}"))?;
+        let encoded = self
+            .tokenizer
+            .encode_batch_fast(texts.to_vec(), true)
+            .map_err(|e| anyhow::anyhow!("tokenise: {e}"))?;
         let limit = self.clip.config().context_length as usize;
         let ids: Vec<Vec<u32>> = encoded
             .iter()
@@ -55,11 +71,13 @@ impl Run {
         }
         let (images, patches) = (pixels.size()[0], self.clip.config().image_tokens() - 1);
         let kept = ((patches as f64 * (1.0 - drop)) as i64).max(1);
-        let chosen = Tensor::f_rand([images, patches], (Kind::Float, Device::Cpu))?.f_topk(kept, 1, true, false)?.1;
+        let chosen = Tensor::f_rand([images, patches], (Kind::Float, Device::Cpu))?
+            .f_topk(kept, 1, true, false)?
+            .1;
         let class = Tensor::f_zeros([images, 1], (Kind::Int64, Device::Cpu))?;
         let tokens = Tensor::f_cat(&[class, chosen.f_sort(1, false)?.0 + 1], 1)?;
         let state = self.clip.start(weights, Input::Images(pixels))?.keep_tokens(&tokens)?;
-        Ok(self.clip.finish(weights, lethe_shared::outcome::Tower::Vision, state)?)
+        Ok(self.clip.finish(weights, lethe_shared::vocabulary::Tower::Vision, state)?)
     }
 
     /// Top-1 and top-5 accuracy over the whole class list.
@@ -75,11 +93,24 @@ impl Run {
         let n = drawings.classes.len() as i64;
         for start in (0..n).step_by(EVALUATION_BATCH as usize) {
             let count = EVALUATION_BATCH.min(n - start);
-            let pixels = normalise(&drawings.pixels.f_narrow(0, start, count)?.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?)?;
+            let pixels = normalise(
+                &drawings
+                    .pixels
+                    .f_narrow(0, start, count)?
+                    .f_to_kind(Kind::Float)?
+                    .f_div_scalar(255.0)?,
+            )?;
             let images = self.clip.embed(weights, Input::Images(&pixels))?;
-            let labels: Vec<i64> = drawings.classes[start as usize..(start + count) as usize].iter().map(|&c| c as i64).collect();
+            let labels: Vec<i64> = drawings.classes[start as usize..(start + count) as usize]
+                .iter()
+                .map(|&c| c as i64)
+                .collect();
             let labels = Tensor::f_from_slice(&labels)?.f_unsqueeze(1)?;
-            let found = images.f_matmul(&texts.f_transpose(0, 1)?)?.f_topk(5, 1, true, true)?.1.f_eq_tensor(&labels)?;
+            let found = images
+                .f_matmul(&texts.f_transpose(0, 1)?)?
+                .f_topk(5, 1, true, true)?
+                .1
+                .f_eq_tensor(&labels)?;
             top1 += found.f_narrow(1, 0, 1)?.f_sum(Kind::Int64)?.int64_value(&[]);
             top5 += found.f_sum(Kind::Int64)?.int64_value(&[]);
         }
@@ -89,16 +120,23 @@ impl Run {
 
 fn normalise(pixels: &Tensor) -> Result<Tensor> {
     let shape = [1, 3, 1, 1];
-    Ok(pixels.f_sub(&Tensor::f_from_slice(&MEAN)?.f_view(shape)?)?.f_div(&Tensor::f_from_slice(&DEVIATION)?.f_view(shape)?)?)
+    Ok(pixels
+        .f_sub(&Tensor::f_from_slice(&MEAN)?.f_view(shape)?)?
+        .f_div(&Tensor::f_from_slice(&DEVIATION)?.f_view(shape)?)?)
 }
 
 /// Contrastive loss both ways; all pairs of one concept in the batch are positives, equally wanted.
 fn loss(images: &Tensor, texts: &Tensor, scale: &Tensor, classes: &Tensor) -> Result<Tensor> {
     let logits = images.f_matmul(&texts.f_transpose(0, 1)?)?.f_mul(scale)?;
-    let same = classes.f_unsqueeze(0)?.f_eq_tensor(&classes.f_unsqueeze(1)?)?.f_to_kind(Kind::Float)?;
+    let same =
+        classes.f_unsqueeze(0)?.f_eq_tensor(&classes.f_unsqueeze(1)?)?.f_to_kind(Kind::Float)?;
     let wanted = &same / same.f_sum_dim_intlist([1].as_slice(), true, Kind::Float)?;
     let direction = |logits: &Tensor| -> Result<Tensor> {
-        let all = (&wanted * logits.f_log_softmax(1, Kind::Float)?).f_sum_dim_intlist([1].as_slice(), false, Kind::Float)?;
+        let all = (&wanted * logits.f_log_softmax(1, Kind::Float)?).f_sum_dim_intlist(
+            [1].as_slice(),
+            false,
+            Kind::Float,
+        )?;
         Ok(all.f_mean(Kind::Float)? * -1.0)
     };
     Ok((direction(&logits)? + direction(&logits.f_transpose(0, 1)?)?) * 0.5)
@@ -112,7 +150,8 @@ pub(crate) fn train(options: &Options) -> Result<()> {
         .lines()
         .map(str::to_owned)
         .collect();
-    let index: HashMap<String, usize> = classes.iter().cloned().enumerate().map(|(i, c)| (c, i)).collect();
+    let index: HashMap<String, usize> =
+        classes.iter().cloned().enumerate().map(|(i, c)| (c, i)).collect();
     let tokenizer = tokenizers::Tokenizer::from_file(options.out.join("tokenizer.json"))
         .map_err(|e| anyhow::anyhow!("{}: {e}", options.out.join("tokenizer.json").display()))?;
     let config_json = config(tokenizer.get_vocab_size(true));
@@ -123,8 +162,11 @@ pub(crate) fn train(options: &Options) -> Result<()> {
     let training = read(&options.train, &index, SIDE)?;
     let validation = read(&options.demo.join("validation.tar"), &index, SIDE)?;
     let test = read(&options.demo.join("test.tar"), &index, SIDE)?;
-    let mirror: Vec<bool> =
-        run.classes.iter().map(|c| !c.split(|ch: char| !ch.is_alphanumeric()).any(|word| HANDED.contains(&word))).collect();
+    let mirror: Vec<bool> = run
+        .classes
+        .iter()
+        .map(|c| !c.split(|ch: char| !ch.is_alphanumeric()).any(|word| HANDED.contains(&word)))
+        .collect();
 
     let first = match &options.from {
         None => initialise(architecture, run.clip.config())?,
@@ -134,7 +176,8 @@ pub(crate) fn train(options: &Options) -> Result<()> {
     let mut variables = Vec::new();
     for (i, (spec, first)) in architecture.parameters().iter().zip(first).enumerate() {
         let decays = matches!(spec.role, Role::Linear) || spec.name.contains("patch_embedding");
-        variables.push(store.root().set_group(usize::from(decays)).var_copy(&format!("p{i}"), &first));
+        variables
+            .push(store.root().set_group(usize::from(decays)).var_copy(&format!("p{i}"), &first));
     }
     let parameters: usize = variables.iter().map(Tensor::numel).sum();
     eprintln!(
@@ -145,10 +188,13 @@ pub(crate) fn train(options: &Options) -> Result<()> {
         test.classes.len(),
         parameters as f64 / 1e6
     );
-    let mut optimiser = nn::AdamW { beta1: 0.9, beta2: 0.98, wd: 0.0, eps: 1e-8, amsgrad: false }.build(&store, options.learning_rate)?;
+    let mut optimiser = nn::AdamW { beta1: 0.9, beta2: 0.98, wd: 0.0, eps: 1e-8, amsgrad: false }
+        .build(&store, options.learning_rate)?;
     optimiser.set_weight_decay_group(1, options.weight_decay);
     let mut average: Vec<Tensor> = variables.iter().map(|v| v.detach().copy()).collect();
-    let view = |tensors: &[Tensor]| Weights::from_tensors(tensors.iter().map(Tensor::shallow_clone).collect());
+    let view = |tensors: &[Tensor]| {
+        Weights::from_tensors(tensors.iter().map(Tensor::shallow_clone).collect())
+    };
 
     let steps_per_epoch = training.classes.len() / options.batch;
     let total = steps_per_epoch * options.epochs;
@@ -157,7 +203,10 @@ pub(crate) fn train(options: &Options) -> Result<()> {
     let began = Instant::now();
     let scale_id = architecture.find("logit_scale").context("logit_scale")?;
     for epoch in 1..=options.epochs {
-        let order = Vec::<i64>::try_from(Tensor::f_randperm(training.classes.len() as i64, (Kind::Int64, Device::Cpu))?)?;
+        let order = Vec::<i64>::try_from(Tensor::f_randperm(
+            training.classes.len() as i64,
+            (Kind::Int64, Device::Cpu),
+        )?)?;
         let mut sum = 0.0;
         for chunk in order.chunks_exact(options.batch) {
             let progress = step as f64 / total as f64;
@@ -168,12 +217,20 @@ pub(crate) fn train(options: &Options) -> Result<()> {
             };
             optimiser.set_lr(options.learning_rate * rate);
 
-            let pixels = training.pixels.f_index_select(0, &Tensor::f_from_slice(chunk)?)?.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?;
+            let pixels = training
+                .pixels
+                .f_index_select(0, &Tensor::f_from_slice(chunk)?)?
+                .f_to_kind(Kind::Float)?
+                .f_div_scalar(255.0)?;
             let rows: Vec<usize> = chunk.iter().map(|&i| i as usize).collect();
             let may_mirror: Vec<bool> = rows.iter().map(|&i| mirror[training.classes[i]]).collect();
             let pixels = normalise(&augment(&pixels, &may_mirror, options.augment)?)?;
-            let draws = Vec::<f64>::try_from(Tensor::f_rand([options.batch as i64], (Kind::Double, Device::Cpu))?)?;
-            // Half of the captions are the plain name, which is what the classes are called by later.
+            let draws = Vec::<f64>::try_from(Tensor::f_rand(
+                [options.batch as i64],
+                (Kind::Double, Device::Cpu),
+            )?)?;
+            // Half of the captions are the plain name, which is what the classes are called by
+            // later.
             let captions: Vec<&str> = rows
                 .iter()
                 .zip(&draws)
@@ -186,11 +243,13 @@ pub(crate) fn train(options: &Options) -> Result<()> {
             let labels: Vec<i64> = rows.iter().map(|&i| training.classes[i] as i64).collect();
 
             let weights = view(&variables);
-            // Half of the patches teach almost as much in half the time; the last epochs see whole drawings.
+            // Half of the patches teach almost as much in half the time; the last epochs see whole
+            // drawings.
             let drop = if progress < options.whole_from { options.patch_drop } else { 0.0 };
             let images = run.embed_patches(&weights, &pixels, drop)?;
             let texts = run.clip.embed(&weights, Input::Texts(&run.tokens(&captions)?))?;
-            let loss = loss(&images, &texts, &run.clip.scale(&weights)?, &Tensor::f_from_slice(&labels)?)?;
+            let loss =
+                loss(&images, &texts, &run.clip.scale(&weights)?, &Tensor::f_from_slice(&labels)?)?;
             optimiser.backward_step_clip_norm(&loss, 1.0);
             sum += loss.double_value(&[]);
             tch::no_grad(|| {
@@ -205,7 +264,11 @@ pub(crate) fn train(options: &Options) -> Result<()> {
             step += 1;
         }
         let done = epoch == options.epochs || options.stop_after == Some(epoch);
-        let mut line = format!("epoch {epoch:3} loss {:.4} {:.0} s", sum / steps_per_epoch as f64, began.elapsed().as_secs_f64());
+        let mut line = format!(
+            "epoch {epoch:3} loss {:.4} {:.0} s",
+            sum / steps_per_epoch as f64,
+            began.elapsed().as_secs_f64()
+        );
         if done || epoch % options.evaluate_every == 0 {
             let weights = view(&average);
             let mut sets = vec![("validation", &validation), ("test", &test)];

@@ -40,7 +40,9 @@ pub(crate) fn config(vocabulary: usize) -> Value {
         text[key] = value;
     }
     let mut vision = tower("clip_vision_model", VISION_LAYERS);
-    for (key, value) in [("image_size", json!(SIDE)), ("patch_size", json!(PATCH)), ("num_channels", json!(3))] {
+    for (key, value) in
+        [("image_size", json!(SIDE)), ("patch_size", json!(PATCH)), ("num_channels", json!(3))]
+    {
         vision[key] = value;
     }
     json!({
@@ -55,7 +57,7 @@ pub(crate) fn initialise(architecture: &Architecture, config: &ClipConfig) -> Re
     for spec in architecture.parameters() {
         let kind = (Kind::Float, Device::Cpu);
         let depth = match spec.tower {
-            Some(lethe_shared::outcome::Tower::Vision) => config.vision.layers,
+            Some(lethe_shared::vocabulary::Tower::Vision) => config.vision.layers,
             _ => config.text.layers,
         } as f64;
         let fan_in = spec.shape.iter().skip(1).product::<i64>() as f64;
@@ -76,7 +78,9 @@ pub(crate) fn initialise(architecture: &Architecture, config: &ClipConfig) -> Re
             Role::Embedding if spec.name.contains("patch") => fan_in.powf(-0.5),
             Role::Embedding => 0.02,
             // The two maps that add to the residual stream start small.
-            Role::Linear if spec.name.contains("out_proj") || spec.name.contains("fc2") => fan_in.powf(-0.5) * residual,
+            Role::Linear if spec.name.contains("out_proj") || spec.name.contains("fc2") => {
+                fan_in.powf(-0.5) * residual
+            }
             Role::Linear if spec.stage == Stage::Project => fan_in.powf(-0.5),
             Role::Linear => fan_in.powf(-0.5) * 0.7,
         };
@@ -93,9 +97,17 @@ pub(crate) fn read_weights(folder: &Path, architecture: &Architecture) -> Result
 }
 
 /// Writes `config.json` and `model.safetensors`; each appears whole or not at all.
-pub(crate) fn write(folder: &Path, config: &Value, architecture: &Architecture, tensors: &[Tensor]) -> Result<()> {
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(lethe_worker::model::weights::tensor_to_bytes).collect::<Result<_, _>>().context("read the weights")?;
+pub(crate) fn write(
+    folder: &Path,
+    config: &Value,
+    architecture: &Architecture,
+    tensors: &[Tensor],
+) -> Result<()> {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(lethe_worker::model::weights::tensor_to_bytes)
+        .collect::<Result<_, _>>()
+        .context("read the weights")?;
     let mut views = HashMap::new();
     for (spec, bytes) in architecture.parameters().iter().zip(&bytes) {
         let shape = spec.shape.iter().map(|&n| n as usize).collect();
@@ -110,5 +122,6 @@ pub(crate) fn write(folder: &Path, config: &Value, architecture: &Architecture, 
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let staged = path.with_extension("new");
     std::fs::write(&staged, bytes).with_context(|| format!("write {}", staged.display()))?;
-    std::fs::rename(&staged, path).with_context(|| format!("rename {} to {}", staged.display(), path.display()))
+    std::fs::rename(&staged, path)
+        .with_context(|| format!("rename {} to {}", staged.display(), path.display()))
 }

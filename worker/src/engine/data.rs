@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use lethe_shared::job::{ClassTexts, ShardRef};
+use lethe_shared::reference::{ClassTexts, FileSpec};
 use tch::{Device, Kind, Tensor};
 
-use super::model::Model;
-use super::{Error, Scope};
+use super::error::Error;
+use super::job_context::JobContext;
+use super::loaded_model::LoadedModel;
 use crate::input;
 
 /// The pairs of one shard.
@@ -14,40 +15,60 @@ use crate::input;
 pub(super) struct Pairs {
     /// Preprocessed images `[n, 3, s, s]`, float32, on the host.
     pub(super) pixels: Tensor,
-    /// Their texts.
+    /// The captions, in the same order.
     pub(super) captions: Vec<String>,
 }
 
-/// Loads a shard, checked against its digest.
-pub(super) fn load(scope: Scope<'_>, model: &Model, shard: &ShardRef) -> Result<Pairs, Error> {
-    scope.check()?;
-    let path = scope.fetch(&shard.address, shard.digest, shard.bytes)?;
-    let loaded = input::load_shard(&path, &model.preprocessor)?;
-    Ok(Pairs { pixels: pixels_of(&loaded, model, shard)?, captions: loaded.captions })
+/// Loads a shard and checks it against its digest.
+pub(super) fn load(
+    context: JobContext<'_>,
+    model: &LoadedModel,
+    shard: &FileSpec,
+) -> Result<Pairs, Error> {
+    context.check_cancelled()?;
+    let path = context.fetch(shard)?;
+    let loaded = input::load_shard(&path, &model.preprocessor)
+        .map_err(|problem| context.unusable(shard, &path, &problem))?;
+    Ok(Pairs { pixels: pixels_of(context, &loaded, model, shard)?, captions: loaded.captions })
 }
 
-/// Loads the images of a shard whatever lies beside them: pixels as in [`Pairs`], and the keys of the samples.
-pub(super) fn load_images(scope: Scope<'_>, model: &Model, shard: &ShardRef) -> Result<(Tensor, Vec<String>), Error> {
-    scope.check()?;
-    let path = scope.fetch(&shard.address, shard.digest, shard.bytes)?;
-    let loaded = input::load_images(&path, &model.preprocessor)?;
-    Ok((pixels_of(&loaded, model, shard)?, loaded.keys))
+/// Loads the images of a shard without their captions. Returns pixels as in [`Pairs`], and the keys
+/// of the samples.
+pub(super) fn load_images(
+    context: JobContext<'_>,
+    model: &LoadedModel,
+    shard: &FileSpec,
+) -> Result<(Tensor, Vec<String>), Error> {
+    context.check_cancelled()?;
+    let path = context.fetch(shard)?;
+    let loaded = input::load_images(&path, &model.preprocessor)
+        .map_err(|problem| context.unusable(shard, &path, &problem))?;
+    Ok((pixels_of(context, &loaded, model, shard)?, loaded.keys))
 }
 
-fn pixels_of(loaded: &input::LoadedShard, model: &Model, shard: &ShardRef) -> Result<Tensor, Error> {
+fn pixels_of(
+    context: JobContext<'_>,
+    loaded: &input::LoadedShard,
+    model: &LoadedModel,
+    shard: &FileSpec,
+) -> Result<Tensor, Error> {
     let (n, side) = (loaded.keys.len() as i64, model.preprocessor.side() as i64);
     if n == 0 {
-        return Err(Error::Input(format!("{}: holds no image", shard.address)));
+        return Err(Error::Input(format!("{}: the shard contains no image", context.name(shard))));
     }
     Ok(Tensor::f_from_slice(&loaded.pixels)?.f_view([n, 3, side, side])?)
 }
 
-/// Loads several shards as one.
-pub(super) fn load_all(scope: Scope<'_>, model: &Model, shards: &[ShardRef]) -> Result<Pairs, Error> {
+/// Loads several shards and concatenates them.
+pub(super) fn load_all(
+    context: JobContext<'_>,
+    model: &LoadedModel,
+    shards: &[FileSpec],
+) -> Result<Pairs, Error> {
     let mut pixels = Vec::with_capacity(shards.len());
     let mut captions = Vec::new();
     for shard in shards {
-        let pairs = load(scope, model, shard)?;
+        let pairs = load(context, model, shard)?;
         pixels.push(pairs.pixels);
         captions.extend(pairs.captions);
     }
@@ -59,11 +80,15 @@ pub(super) fn load_all(scope: Scope<'_>, model: &Model, shards: &[ShardRef]) -> 
     Ok(Pairs { pixels, captions })
 }
 
-/// Classes of captions that are class names.
+/// Returns the classes of captions that are class names.
 pub(super) fn classes_of(captions: &[String], texts: &ClassTexts) -> Result<Vec<u32>, Error> {
-    let index: HashMap<&str, u32> = texts.names.iter().zip(0..).map(|(name, class)| (name.as_str(), class)).collect();
+    let index: HashMap<&str, u32> =
+        texts.names.iter().zip(0..).map(|(name, class)| (name.as_str(), class)).collect();
     let class = |caption: &String| {
-        index.get(caption.trim()).copied().ok_or_else(|| Error::Input(format!("caption `{caption}` is not in the class list")))
+        index
+            .get(caption.trim())
+            .copied()
+            .ok_or_else(|| Error::Input(format!("caption `{caption}` is not in the class list")))
     };
     captions.iter().map(class).collect()
 }

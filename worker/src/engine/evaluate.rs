@@ -1,138 +1,233 @@
-//! Zero-shot hits of the model, changed or not.
+//! Zero-shot hits of the model, original or changed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::job::{ArtifactRef, ClassTexts, EvaluateItem, Label, ModelRef};
-use lethe_shared::outcome::{EvaluateResult, Tower};
+use lethe_shared::reference::{ArtifactRef, FileSpec, ModelSpec};
+use lethe_shared::task::{Evaluate, EvaluateOutput, Label};
+use lethe_shared::vocabulary::Tower;
 use safetensors::SafeTensors;
+use tch::Tensor;
 
-use super::model::Model;
-use super::{Error, Scope, Stages, data, key};
-use crate::corpus::{self, Corpus};
-use crate::handle::SharedTensor;
+use super::class_list::ClassList;
+use super::error::Error;
+use super::job_context::{JobContext, Perform, StageTimes};
+use super::loaded_model::LoadedModel;
+use super::shared_values::SharedValue;
+use super::{data, image_embeddings};
+use crate::corpus;
 use crate::model::weights::tensor_from_bytes;
 use crate::model::{self, ParameterId, Weights};
+use crate::shared_tensor::SharedTensor;
 use crate::zero_shot;
 
-/// The class list as texts to embed, and as the unedited model embeds them.
-#[derive(Debug)]
-pub(super) struct Classes {
-    pub(super) texts: ClassTexts,
-    pub(super) corpus: Corpus,
-    pub(super) embedded: SharedTensor,
-    digest: Digest,
-}
-
-impl Classes {
-    pub(super) fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &ArtifactRef) -> Result<Arc<Self>, Error> {
-        scope.engine.classes.get((key(reference), classes.digest, scope.micro_batch), || {
-            let texts: ClassTexts = serde_json::from_slice(&scope.get(classes)?)
-                .map_err(|error| Error::Input(format!("the class list is damaged: {error}")))?;
-            let prompts: Vec<String> = texts.prompts().collect();
-            let corpus = scope.texts(model, &prompts)?;
-            let _guard = tch::no_grad_guard();
-            let weights = model.parameters.weights();
-            let embedded = SharedTensor::new(corpus.embed(&model.clip, &weights, &weights, None)?);
-            Ok(Self { texts, corpus, embedded, digest: classes.digest })
-        })
+/// Counts the hits of every item, under a change of some tensors if there is one.
+impl Perform for Evaluate {
+    fn perform(
+        &self,
+        context: JobContext<'_>,
+        stages: &mut StageTimes,
+    ) -> Result<EvaluateOutput, Error> {
+        evaluate(context, self, stages)
     }
 }
 
-/// Counts hits of every item under a change of some tensors (or none).
-pub(super) fn evaluate(
-    scope: Scope<'_>,
-    reference: &ModelRef,
-    change: Option<&ArtifactRef>,
-    items: &[EvaluateItem],
-    classes: &ArtifactRef,
-    stages: &mut Stages,
-) -> Result<EvaluateResult, Error> {
-    let model = stages.time("model", || Model::of(scope, reference))?;
-    let classes = stages.time("classes", || Classes::of(scope, &model, reference, classes))?;
+fn evaluate(
+    context: JobContext<'_>,
+    task: &Evaluate,
+    stages: &mut StageTimes,
+) -> Result<EvaluateOutput, Error> {
+    let change = task.change.as_ref();
+    let model = stages.time("model", || LoadedModel::of(context))?;
+    let classes = stages.time("classes", || ClassList::of(context, &model, &task.classes))?;
     let _guard = tch::no_grad_guard();
-    let composed = stages.time("change", || change.map(|change| Composed::of(scope, &model, reference, &classes, change)).transpose())?;
-    let embedded = composed.as_ref().map_or(&classes.embedded, |composed| &composed.classes).get();
-    let (mut found, mut best, mut answers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-    for item in items {
-        let (images, captions) = match &composed {
-            Some(composed) if composed.sees_otherwise => {
-                let pairs = stages.time("data", || data::load_all(scope, &model, &item.shards))?;
-                let weights = composed.weights(&model);
-                let corpus = scope.images(&model, &pairs.pixels)?;
-                (stages.time("images", || Ok(corpus.embed_changed(&model.clip, &weights)?))?, pairs.captions)
-            }
-            // What changes texts alone leaves images as they were: they are embedded once per process.
-            _ => {
-                let images = stages.time("images", || scope.engine.images.of(scope, &model, reference, &item.shards))?;
-                (images.embedded, images.captions)
-            }
-        };
+    let composed = stages.time("change", || {
+        change.map(|change| ComposedModel::of(context, &model, &classes, change)).transpose()
+    })?;
+    let class_embeddings =
+        composed.as_ref().map_or(&classes.embeddings, |composed| &composed.class_embeddings).get();
+    let mut output =
+        EvaluateOutput { items: BTreeMap::new(), best: BTreeMap::new(), answers: BTreeMap::new() };
+    for item in &task.items {
+        let (images, captions) =
+            embedded_images(context, &model, composed.as_deref(), &item.shards, stages)?;
         let labels = match item.label {
-            Label::Class(class) if (class as usize) < classes.texts.names.len() => vec![class; captions.len()],
-            Label::Class(class) => return Err(Error::Input(format!("class {class} is not in the class list"))),
+            Label::Class(class) if (class as usize) < classes.texts.names.len() => {
+                vec![class; captions.len()]
+            }
+            Label::Class(class) => {
+                return Err(Error::Input(format!("class {class} is not in the class list")));
+            }
             Label::Caption => data::classes_of(&captions, &classes.texts)?,
         };
-        let ranks = match zero_shot::ranks(&images, &embedded, &corpus::labels(&labels, scope.device())?) {
-            Ok(ranks) => ranks,
-            // A model that edits have driven out of range knows nothing: every image is a miss.
-            Err(model::Error::Tensor { .. }) => vec![i64::MAX; labels.len()],
-            Err(other) => return Err(other.into()),
-        };
+        let ranks = ranks(
+            &images,
+            &class_embeddings,
+            &corpus::labels(&labels, context.device())?,
+            &item.name,
+            change,
+        )?;
         if let Label::Class(class) = item.label {
-            match zero_shot::answers(&images, &embedded, class) {
-                Ok(said) => _ = answers.insert(item.name.clone(), said),
-                Err(model::Error::Tensor { .. }) => {}
-                Err(other) => return Err(other.into()),
-            }
-            best.insert(item.name.clone(), ranks.iter().copied().min().unwrap_or(i64::MAX) as u64);
+            output.answers.insert(
+                item.name.clone(),
+                zero_shot::top_predictions(&images, &class_embeddings, class)?,
+            );
+            output
+                .best
+                .insert(item.name.clone(), ranks.iter().copied().min().unwrap_or(i64::MAX) as u64);
         }
-        found.insert(item.name.clone(), zero_shot::hits(&ranks, &labels));
+        output.items.insert(item.name.clone(), zero_shot::hits(&ranks, &labels));
     }
-    Ok(EvaluateResult { items: found, best, answers })
+    Ok(output)
 }
 
-/// A change of the model, and the class list as the changed model embeds it.
+/// Returns the embeddings and captions of some shards under the composed model, or under the
+/// original one.
+pub(super) fn embedded_images(
+    context: JobContext<'_>,
+    model: &LoadedModel,
+    composed: Option<&ComposedModel>,
+    shards: &[FileSpec],
+    stages: &mut StageTimes,
+) -> Result<(Tensor, Vec<String>), Error> {
+    let Some(composed) = composed.filter(|composed| composed.changes_vision) else {
+        // A change of the text tower leaves images unchanged, so they are embedded once per
+        // process.
+        let embedded = stages.time("images", || image_embeddings::of(context, model, shards))?;
+        return Ok((embedded.embeddings, embedded.captions));
+    };
+    let pairs = stages.time("data", || data::load_all(context, model, shards))?;
+    let weights = composed.weights(model);
+    let corpus = model.image_corpus(context, &pairs.pixels)?;
+    let embeddings = stages.time("images", || Ok(corpus.embed_uncached(&model.clip, &weights)?))?;
+    Ok((embeddings, pairs.captions))
+}
+
+/// Ranks an item's images. A model that its weights or edits have driven out of range has no ranks.
+/// That is an error, and no proof that anything was forgotten.
+fn ranks(
+    images: &Tensor,
+    classes: &Tensor,
+    labels: &Tensor,
+    item: &str,
+    change: Option<&ArtifactRef>,
+) -> Result<Vec<i64>, Error> {
+    zero_shot::ranks(images, classes, labels).map_err(|error| match error {
+        model::Error::NotFinite(problem) => {
+            let cause = match change {
+                Some(_) => {
+                    "lower the strength of the edited concepts, or raise composition.tolerance"
+                }
+                None => "check that the weights of the model are complete",
+            };
+            Error::Input(format!("evaluation of `{item}`: {problem}; {cause}"))
+        }
+        other => other.into(),
+    })
+}
+
+/// The model with a change of some tensors, and the class list as this model embeds it.
 #[derive(Debug)]
-pub(super) struct Composed {
+pub(super) struct ComposedModel {
     changed: Vec<(ParameterId, SharedTensor)>,
-    classes: SharedTensor,
-    /// Whether anything of the vision tower is changed.
-    sees_otherwise: bool,
+    pub(super) class_embeddings: SharedTensor,
+    /// Whether the change affects the vision tower.
+    changes_vision: bool,
 }
 
-impl Composed {
-    fn of(scope: Scope<'_>, model: &Model, reference: &ModelRef, classes: &Classes, change: &ArtifactRef) -> Result<Arc<Self>, Error> {
-        scope.engine.composed.get((key(reference), classes.digest, change.digest), || {
-            let changed = changed(scope, model, change)?;
-            let touches = |tower| changed.iter().any(|(id, _)| model.clip.architecture().spec(*id).tower == Some(tower));
-            let (reads_otherwise, sees_otherwise) = (touches(Tower::Text), touches(Tower::Vision));
-            let mut composed = Self { changed, classes: SharedTensor::new(classes.embedded.get()), sees_otherwise };
-            if reads_otherwise {
-                // No prefix of the unedited model is of use here: edits may be all over the tower.
-                composed.classes = SharedTensor::new(classes.corpus.embed_changed(&model.clip, &composed.weights(model))?);
+impl SharedValue for ComposedModel {
+    /// Model, class list, change.
+    type Key = (ModelSpec, Digest, Digest);
+}
+
+impl ComposedModel {
+    pub(super) fn of(
+        context: JobContext<'_>,
+        model: &LoadedModel,
+        classes: &ClassList,
+        change: &ArtifactRef,
+    ) -> Result<Arc<Self>, Error> {
+        context.shared((context.job.model, classes.digest, change.digest), || {
+            let changed = changed_tensors(context, model, change)?;
+            let changes = |tower| {
+                changed
+                    .iter()
+                    .any(|(id, _)| model.clip.architecture().spec(*id).tower == Some(tower))
+            };
+            let (changes_text, changes_vision) = (changes(Tower::Text), changes(Tower::Vision));
+            let mut composed = Self {
+                changed,
+                class_embeddings: SharedTensor::new(classes.embeddings.get()),
+                changes_vision,
+            };
+            if changes_text {
+                // Cached activations of the unedited model do not help here, because edits may be
+                // anywhere in the tower.
+                let embeddings =
+                    classes.corpus.embed_uncached(&model.clip, &composed.weights(model))?;
+                composed.class_embeddings = SharedTensor::new(embeddings);
             }
             Ok(composed)
         })
     }
 
-    fn weights(&self, model: &Model) -> Weights {
-        self.changed.iter().fold(model.parameters.weights(), |weights, (id, tensor)| weights.with(*id, tensor.get()))
+    fn weights(&self, model: &LoadedModel) -> Weights {
+        self.changed.iter().fold(model.parameters.weights(), |weights, (id, tensor)| {
+            weights.with(*id, tensor.get())
+        })
     }
 }
 
-/// The tensors of a safetensors artifact, by the parameters they take the place of.
-fn changed(scope: Scope<'_>, model: &Model, change: &ArtifactRef) -> Result<Vec<(ParameterId, SharedTensor)>, Error> {
-    let bytes = scope.get(change)?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| Error::Input(format!("the change's artifact is damaged: {error}")))?;
+/// Reads the tensors of a change, with the parameters that they replace.
+fn changed_tensors(
+    context: JobContext<'_>,
+    model: &LoadedModel,
+    change: &ArtifactRef,
+) -> Result<Vec<(ParameterId, SharedTensor)>, Error> {
+    let bytes = context.get(change)?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|error| Error::Input(format!("the change's artifact is damaged: {error}")))?;
     let mut changed = Vec::new();
     for (name, view) in file.tensors() {
         let architecture = model.clip.architecture();
-        let id = architecture.find(&name).ok_or_else(|| Error::Input(format!("the change names `{name}`, which the model lacks")))?;
+        let unknown = || {
+            Error::Input(format!(
+                "the change contains tensor `{name}`, which the model does not have"
+            ))
+        };
+        let id = architecture.find(&name).ok_or_else(unknown)?;
         let tensor = tensor_from_bytes(view.data(), view.dtype(), &architecture.spec(id).shape)
-            .map_err(|problem| Error::Input(format!("the change of `{name}` {problem}")))?;
-        changed.push((id, SharedTensor::new(tensor.f_to(scope.device())?)));
+            .map_err(|problem| Error::Input(format!("the change of tensor `{name}` {problem}")))?;
+        changed.push((id, SharedTensor::new(tensor.f_to(context.device())?)));
     }
     Ok(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_that_are_not_finite_are_an_error() {
+        let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 2]);
+        let (sound, broken) = (rows(&[1., 0., 0., 1.]), rows(&[f32::NAN, 0., 0., 1.]));
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        let change = ArtifactRef { digest: Digest::of(b"change"), bytes: 0 };
+        assert_eq!(ranks(&sound, &sound, &labels, "forget:a", Some(&change)).unwrap(), [0, 0]);
+        for (change, says) in
+            [(Some(&change), "lower the strength"), (None, "check that the weights")]
+        {
+            let error = ranks(&sound, &broken, &labels, "forget:a", change).unwrap_err();
+            assert!(
+                matches!(error, Error::Input(_)),
+                "the fault does not depend on the machine: {error:?}"
+            );
+            let text = error.to_string();
+            assert!(
+                text.contains("`forget:a`: zero-shot scores are not finite") && text.contains(says),
+                "{text}"
+            );
+        }
+    }
 }

@@ -1,70 +1,99 @@
-//! The retain gradient: one sum per shard, then their mean.
+//! The retain gradient: a sum for each shard, then their mean.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use lethe_shared::edit;
-use lethe_shared::job::{ArtifactRef, ModelRef, RetainPart, ShardRef};
-use lethe_shared::manifest::Towers;
-use lethe_shared::outcome::{GradientSumResult, RetainGradientResult};
+use lethe_shared::reference::ArtifactRef;
+use lethe_shared::task::{self, RetainGradientOutput, RetainReduce, RetainReduceOutput};
 use safetensors::{Dtype, SafeTensors};
 use tch::Tensor;
 
 use super::data;
-use super::model::Model;
-use super::{Error, Scope, Stages};
-use crate::handle::SharedTensor;
+use super::error::Error;
+use super::job_context::{JobContext, Perform, StageTimes};
+use super::loaded_model::LoadedModel;
+use super::shared_values::SharedValue;
 use crate::model::weights::{tensor_from_bytes, tensor_to_bytes};
 use crate::model::{Architecture, ParameterId};
+use crate::shared_tensor::SharedTensor;
 use crate::slug::gradient::{GradientSum, Images, Loss};
 
-/// g_r by layer.
+/// The retain gradient g_r by layer.
 #[derive(Debug)]
 pub(super) struct RetainGradient {
     layers: HashMap<String, SharedTensor>,
 }
 
+impl SharedValue for RetainGradient {
+    type Key = ArtifactRef;
+}
+
 impl RetainGradient {
-    pub(super) fn of(scope: Scope<'_>, artifact: &ArtifactRef) -> Result<Arc<Self>, Error> {
-        scope.engine.retain_gradients.get(*artifact, || {
-            let bytes = scope.get(artifact)?;
+    /// Reads the gradient from an artifact, unless it is in memory.
+    pub(super) fn of(context: JobContext<'_>, artifact: &ArtifactRef) -> Result<Arc<Self>, Error> {
+        context.shared(*artifact, || {
+            let bytes = context.get(artifact)?;
             let file = parse(&bytes)?;
             let mut layers = HashMap::new();
             for (name, view) in file.tensors() {
                 let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-                let tensor = tensor_from_bytes(view.data(), view.dtype(), &shape).map_err(Error::Input)?;
-                layers.insert(name, SharedTensor::new(tensor.f_to(scope.device())?));
+                let tensor =
+                    tensor_from_bytes(view.data(), view.dtype(), &shape).map_err(Error::Input)?;
+                layers.insert(name, SharedTensor::new(tensor.f_to(context.device())?));
             }
             Ok(Self { layers })
         })
     }
 
-    /// g_r of a layer.
+    /// Returns the retain gradient of a layer.
     pub(super) fn layer(&self, name: &str) -> Result<Tensor, Error> {
-        self.layers.get(name).map(SharedTensor::get).ok_or_else(|| Error::Input(format!("the retain gradient lacks layer `{name}`")))
+        self.layers.get(name).map(SharedTensor::get).ok_or_else(|| {
+            Error::Input(format!("the retain gradient does not contain layer `{name}`"))
+        })
     }
 }
 
 fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, Error> {
-    SafeTensors::deserialize(bytes).map_err(|error| Error::Input(format!("a gradient's artifact is damaged: {error}")))
+    SafeTensors::deserialize(bytes)
+        .map_err(|error| Error::Input(format!("the artifact of a gradient is damaged: {error}")))
 }
 
-/// Sums the gradient over a shard's full batches: every weight of these towers that a manifest may make a candidate.
-pub(super) fn sum(
-    scope: Scope<'_>,
-    model: &ModelRef,
-    shard: &ShardRef,
-    batch_size: u32,
-    towers: Towers,
-    stages: &mut Stages,
-) -> Result<GradientSumResult, Error> {
-    let model = stages.time("model", || Model::of(scope, model))?;
-    let pairs = stages.time("data", || data::load(scope, &model, shard))?;
+/// Sums the gradient over a shard's full batches, for every weight of the towers that a manifest
+/// may make a candidate.
+impl Perform for task::RetainGradient {
+    fn perform(
+        &self,
+        context: JobContext<'_>,
+        stages: &mut StageTimes,
+    ) -> Result<RetainGradientOutput, Error> {
+        sum(context, self, stages)
+    }
+}
+
+/// Adds the sums in the given order, in float64, and divides by the number of batches.
+impl Perform for RetainReduce {
+    fn perform(
+        &self,
+        context: JobContext<'_>,
+        _: &mut StageTimes,
+    ) -> Result<RetainReduceOutput, Error> {
+        reduce(context, self)
+    }
+}
+
+fn sum(
+    context: JobContext<'_>,
+    task: &task::RetainGradient,
+    stages: &mut StageTimes,
+) -> Result<RetainGradientOutput, Error> {
+    let model = stages.time("model", || LoadedModel::of(context))?;
+    let pairs = stages.time("data", || data::load(context, &model, &task.shard))?;
     let weights = model.parameters.weights();
-    let mut sum = GradientSum::new(model.candidates(towers, true), scope.micro_batch);
-    let batch = batch_size as usize;
+    let mut sum = GradientSum::new(model.candidates(task.towers, true), context.micro_batch);
+    let batch = task.batch_size as usize;
     for (number, captions) in pairs.captions.chunks_exact(batch).enumerate() {
-        scope.check()?;
+        context.check_cancelled()?;
         stages.time("gradient", || {
             let texts = model.batch(captions)?;
             let pixels = pairs.pixels.f_narrow(0, (number * batch) as i64, batch as i64)?;
@@ -73,8 +102,14 @@ pub(super) fn sum(
     }
     let batches = (pairs.captions.len() / batch) as u64;
     let loss_sum = if batches == 0 { 0.0 } else { sum.loss() * sum.weight() };
-    let artifact = stages.time("store", || scope.put(encode(model.clip.architecture(), &sum.sum(&weights)?)?))?;
-    Ok(GradientSumResult { sum: artifact, batches, dropped_pairs: (pairs.captions.len() % batch) as u64, loss_sum })
+    let artifact = stages
+        .time("store", || context.put(encode(model.clip.architecture(), &sum.sum(&weights)?)?))?;
+    Ok(RetainGradientOutput {
+        sum: artifact,
+        batches,
+        dropped_pairs: (pairs.captions.len() % batch) as u64,
+        loss_sum,
+    })
 }
 
 fn encode(architecture: &Architecture, layers: &[(ParameterId, Tensor)]) -> Result<Vec<u8>, Error> {
@@ -84,37 +119,55 @@ fn encode(architecture: &Architecture, layers: &[(ParameterId, Tensor)]) -> Resu
         let shape: Vec<usize> = spec.shape.iter().map(|&n| n as usize).collect();
         parts.push((spec.name.as_str(), shape, tensor_to_bytes(tensor)?));
     }
-    edit::encode_tensors(parts.iter().map(|(name, shape, bytes)| (*name, shape.as_slice(), bytes.as_slice()))).map_err(Error::Input)
+    edit::encode_tensors(
+        parts.iter().map(|(name, shape, bytes)| (*name, shape.as_slice(), bytes.as_slice())),
+    )
+    .map_err(Error::Input)
 }
 
-/// Adds the sums in the order given, in float64, and divides by the number of batches.
-pub(super) fn reduce(scope: Scope<'_>, parts: &[RetainPart]) -> Result<RetainGradientResult, Error> {
+fn reduce(context: JobContext<'_>, task: &RetainReduce) -> Result<RetainReduceOutput, Error> {
+    let parts = &task.parts;
     let batches: u64 = parts.iter().map(|part| part.batches).sum();
     if batches == 0 {
-        return Err(Error::Input("no retain shard has a full batch; give larger shards or a smaller batch_size".into()));
+        return Err(Error::Input(
+            "no retain shard contains a full batch; use larger shards or a smaller batch_size"
+                .into(),
+        ));
     }
-    let files = parts.iter().map(|part| scope.get(&part.sum)).collect::<Result<Vec<_>, _>>()?;
+    let files = parts.iter().map(|part| context.get(&part.sum)).collect::<Result<Vec<_>, _>>()?;
     let files = files.iter().map(|bytes| parse(bytes)).collect::<Result<Vec<_>, _>>()?;
     let first = files.first().ok_or_else(|| Error::Input("there is no retain shard".into()))?;
     let mut means = Vec::new();
     for name in first.names() {
-        scope.check()?;
+        context.check_cancelled()?;
         let mut shape: Option<Vec<usize>> = None;
         let mut total: Vec<f64> = Vec::new();
         for file in &files {
-            let view = file.tensor(name).map_err(|_| Error::Input(format!("a retain gradient lacks layer `{name}`")))?;
-            let values = edit::widen(name, view.data(), view.dtype()).map_err(|error| Error::Input(error.to_string()))?;
+            let view = file.tensor(name).map_err(|_| {
+                Error::Input(format!("a retain gradient does not contain layer `{name}`"))
+            })?;
+            let values = edit::widen(name, view.data(), view.dtype())
+                .map_err(|error| Error::Input(error.to_string()))?;
             match &shape {
                 None => (shape, total) = (Some(view.shape().to_vec()), values),
-                Some(shape) if shape == view.shape() => total.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
-                Some(_) => return Err(Error::Input(format!("retain gradients disagree about the shape of layer `{name}`"))),
+                Some(shape) if shape == view.shape() => {
+                    total.iter_mut().zip(values).for_each(|(sum, value)| *sum += value)
+                }
+                Some(_) => {
+                    return Err(Error::Input(format!(
+                        "retain gradients differ in the shape of layer `{name}`"
+                    )));
+                }
             }
         }
         total.iter_mut().for_each(|value| *value /= batches as f64);
-        let mean = edit::narrow(name, &total, Dtype::F32).map_err(|error| Error::Input(error.to_string()))?;
+        let mean = edit::narrow(name, &total, Dtype::F32)
+            .map_err(|error| Error::Input(error.to_string()))?;
         means.push((name, shape.unwrap_or_default(), mean));
     }
-    let file = edit::encode_tensors(means.iter().map(|(name, shape, bytes)| (*name, shape.as_slice(), bytes.as_slice())));
+    let file = edit::encode_tensors(
+        means.iter().map(|(name, shape, bytes)| (*name, shape.as_slice(), bytes.as_slice())),
+    );
     let loss = parts.iter().map(|part| part.loss_sum).sum::<f64>() / batches as f64;
-    Ok(RetainGradientResult { gradient: scope.put(file.map_err(Error::Input)?)?, batches, loss })
+    Ok(RetainReduceOutput { gradient: context.put(file.map_err(Error::Input)?)?, batches, loss })
 }

@@ -1,8 +1,9 @@
-//! PNG, JPEG and WebP to 8-bit RGB, as Pillow's `ImageOps.exif_transpose` and `convert("RGB")` give it.
+//! Decodes PNG, JPEG and WebP to 8-bit RGB, like Pillow's `ImageOps.exif_transpose` and
+//! `convert("RGB")`.
 //!
-//! Transparency is dropped, not blended: the colour under it stays, as in Pillow. 16-bit channels keep their high byte.
-//! CMYK JPEGs are converted as `(255 − c)(255 − k) / 255`. JPEGs may differ from Pillow's in single levels, because
-//! decoders differ in how they invert the cosine transform.
+//! As in Pillow, transparency is dropped and not blended. 16-bit channels keep their high byte.
+//! CMYK JPEGs are converted by `(255 − c)(255 − k) / 255`. Pixels of JPEGs may differ from Pillow's
+//! by one level, because decoders implement the inverse cosine transform differently.
 
 use std::io::Cursor;
 
@@ -10,17 +11,18 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbIma
 
 /// Largest width and height, pixels.
 const MAX_SIDE: u32 = 16_384;
-/// Most memory a decoder may take, bytes.
+/// The most memory that a decoder may allocate, bytes.
 const MAX_ALLOCATION: u64 = 1 << 30;
 
-/// Decodes an image; the format is told from its bytes.
+/// Decodes an image, whose format is detected from its bytes.
 ///
 /// # Errors
-/// A sentence that says what is wrong.
+/// A message that completes a sentence about the image, such as "cannot be decoded".
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
-    let format = image::guess_format(bytes).map_err(|_| "is neither PNG, JPEG nor WebP".to_owned())?;
+    let format =
+        image::guess_format(bytes).map_err(|_| "is neither PNG, JPEG nor WebP".to_owned())?;
     if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
-        return Err(format!("is a {format:?} image; shards hold PNG, JPEG or WebP"));
+        return Err(format!("is a {format:?} image; shards must contain PNG, JPEG or WebP"));
     }
     let broken = |error: image::ImageError| format!("cannot be decoded: {error}");
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
@@ -34,25 +36,34 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
     decoded.apply_orientation(orientation);
     let rgb = to_rgb(decoded);
-    if rgb.width() == 0 || rgb.height() == 0 { Err("has no pixel".to_owned()) } else { Ok(rgb) }
+    if rgb.width() == 0 || rgb.height() == 0 { Err("has no pixels".to_owned()) } else { Ok(rgb) }
 }
 
 fn to_rgb(image: DynamicImage) -> RgbImage {
     let high = |value: u16| (value >> 8) as u8;
     match image {
         DynamicImage::ImageRgb16(image) => {
-            RgbImage::from_fn(image.width(), image.height(), |x, y| image::Rgb(image.get_pixel(x, y).0.map(high)))
+            RgbImage::from_fn(image.width(), image.height(), |x, y| {
+                image::Rgb(image.get_pixel(x, y).0.map(high))
+            })
         }
-        DynamicImage::ImageRgba16(image) => RgbImage::from_fn(image.width(), image.height(), |x, y| {
-            let [r, g, b, _] = image.get_pixel(x, y).0.map(high);
-            image::Rgb([r, g, b])
-        }),
+        DynamicImage::ImageRgba16(image) => {
+            RgbImage::from_fn(image.width(), image.height(), |x, y| {
+                let [r, g, b, _] = image.get_pixel(x, y).0.map(high);
+                image::Rgb([r, g, b])
+            })
+        }
         DynamicImage::ImageLumaA16(image) => {
-            RgbImage::from_fn(image.width(), image.height(), |x, y| image::Rgb([high(image.get_pixel(x, y).0[0]); 3]))
+            RgbImage::from_fn(image.width(), image.height(), |x, y| {
+                image::Rgb([high(image.get_pixel(x, y).0[0]); 3])
+            })
         }
-        // Pillow reads 16-bit grey as integers and clips them on conversion: anything above 255 is white.
+        // Pillow reads 16-bit grey values as integers and clips them: everything above 255 becomes
+        // white.
         DynamicImage::ImageLuma16(image) => {
-            RgbImage::from_fn(image.width(), image.height(), |x, y| image::Rgb([image.get_pixel(x, y).0[0].min(255) as u8; 3]))
+            RgbImage::from_fn(image.width(), image.height(), |x, y| {
+                image::Rgb([image.get_pixel(x, y).0[0].min(255) as u8; 3])
+            })
         }
         other => other.into_rgb8(),
     }
@@ -66,7 +77,9 @@ mod tests {
 
     fn png(pixels: &[u8], width: u32, height: u32, kind: ExtendedColorType) -> Vec<u8> {
         let mut bytes = Vec::new();
-        image::codecs::png::PngEncoder::new(&mut bytes).write_image(pixels, width, height, kind).unwrap();
+        image::codecs::png::PngEncoder::new(&mut bytes)
+            .write_image(pixels, width, height, kind)
+            .unwrap();
         bytes
     }
 
@@ -79,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_is_refused() {
+    fn other_bytes_are_refused() {
         let good = png(&[1, 2, 3], 1, 1, ExtendedColorType::Rgb8);
         assert!(decode(b"").is_err());
         assert!(decode(b"GIF89a and more").unwrap_err().contains("Gif"));
@@ -89,8 +102,8 @@ mod tests {
     }
 
     #[test]
-    fn an_image_too_large_to_be_true_is_refused() {
-        // A header that promises 2^31 pixels a side.
+    fn an_implausibly_large_image_is_refused() {
+        // A header that claims 2^31 pixels per side.
         let mut bytes = png(&[1, 2, 3], 1, 1, ExtendedColorType::Rgb8);
         bytes[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
         assert!(decode(&bytes).is_err());

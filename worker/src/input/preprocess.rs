@@ -1,45 +1,48 @@
-//! The model's own image preprocessing: `preprocessor_config.json` (`transformers`) or `open_clip_config.json`.
+//! The model's image preprocessing, from `preprocessor_config.json` (`transformers`) or
+//! `open_clip_config.json`.
 //!
-//! Numbers follow `CLIPImageProcessor` (transformers 4.57) and open_clip's `image_transform`: resize by Pillow, cut the
-//! centre, divide by 255, subtract the mean, divide by the deviation, in float32.
+//! Pixels equal those of `CLIPImageProcessor` (transformers 4.57) and open_clip's
+//! `image_transform`: resize like Pillow, crop the centre, divide by 255, subtract the mean, divide
+//! by the standard deviation, in float32.
 
 use std::path::Path;
 
 use image::RgbImage;
 use serde_json::Value;
 
+use super::error::Error;
+use super::picture;
 use super::resize::{Filter, resize};
-use super::{Error, picture};
 
-/// CLIP's own colour statistics.
+/// CLIP's colour statistics, the defaults of both libraries.
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_DEVIATION: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 /// Largest configuration file, bytes.
 const MAX_FILE: u64 = 16 << 20;
-/// Largest image a model may take, pixels a side.
+/// Largest side of a model's input image, pixels.
 const MAX_SIDE: u32 = 4096;
 
-/// How an image is brought to size.
+/// How an image is resized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resize {
-    /// Not at all.
+    /// The image keeps its size.
     None,
-    /// The shorter edge to this length, the shape kept.
+    /// The shorter edge becomes this long; the aspect ratio is kept.
     Shortest(u32),
-    /// To this height and width, whatever the shape.
+    /// The image gets this height and width; the aspect ratio may change.
     Exactly(u32, u32),
 }
 
-/// Where the middle square starts when what is cut off is an odd number of pixels.
+/// How half of an odd number of excess pixels is rounded when the centre is cropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Centre {
-    /// Half of it, rounded down (`transformers`).
+enum CropRounding {
+    /// Down (`transformers`).
     Down,
-    /// Half of it, rounded to the even neighbour (torchvision, which open_clip uses).
+    /// To the nearest even number (torchvision, which open_clip uses).
     ToEven,
 }
 
-impl Centre {
+impl CropRounding {
     fn offset(self, excess: i64) -> i64 {
         match self {
             Self::Down => excess.div_euclid(2),
@@ -48,13 +51,13 @@ impl Centre {
     }
 }
 
-/// Turns encoded images into a model's input.
+/// Converts encoded images to a model's input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
     resize: Resize,
     filter: Filter,
     side: u32,
-    centre: Centre,
+    crop_rounding: CropRounding,
     scale: f64,
     mean: [f64; 3],
     deviation: [f64; 3],
@@ -64,49 +67,63 @@ impl Preprocessor {
     /// Reads the configuration in a model's folder.
     ///
     /// # Errors
-    /// When there is none, or it asks for something else than square images resized, cut and normalised.
+    /// When there is no configuration, or it requires anything other than square images that are
+    /// resized, cropped and normalized.
     pub fn from_model_dir(folder: &Path) -> Result<Self, Error> {
-        for (name, read) in
-            [("preprocessor_config.json", hugging_face as fn(&Value) -> Result<Self, String>), ("open_clip_config.json", open_clip)]
-        {
+        for (name, read) in [
+            ("preprocessor_config.json", hugging_face as fn(&Value) -> Result<Self, String>),
+            ("open_clip_config.json", open_clip),
+        ] {
             let path = folder.join(name);
             let wrong = |problem: String| Error::new(path.display().to_string(), problem);
             let bytes = match std::fs::metadata(&path) {
-                Ok(metadata) if metadata.len() > MAX_FILE => return Err(wrong("is larger than 16 MiB".into())),
-                Ok(_) => std::fs::read(&path).map_err(|error| wrong(format!("cannot be read: {error}")))?,
+                Ok(metadata) if metadata.len() > MAX_FILE => {
+                    return Err(wrong("is larger than 16 MiB".into()));
+                }
+                Ok(_) => std::fs::read(&path)
+                    .map_err(|error| wrong(format!("cannot be read: {error}")))?,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
             };
             let json = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
             let preprocessor = read(&json).map_err(wrong)?;
-            return preprocessor.check().map_err(|problem| Error::new(path.display().to_string(), problem));
+            return preprocessor
+                .check()
+                .map_err(|problem| Error::new(path.display().to_string(), problem));
         }
         Err(Error::new(
             folder.display().to_string(),
-            "has neither preprocessor_config.json nor open_clip_config.json; how images are prepared is part of a model",
+            "contains neither preprocessor_config.json nor open_clip_config.json; one of them is required to prepare images as the model expects",
         ))
     }
 
     fn check(self) -> Result<Self, String> {
-        let finite = self.mean.iter().chain(&self.deviation).chain([&self.scale]).all(|v| v.is_finite());
+        let finite =
+            self.mean.iter().chain(&self.deviation).chain([&self.scale]).all(|v| v.is_finite());
         if !(1..=MAX_SIDE).contains(&self.side) {
-            return Err(format!("images of {} pixels; 1 to {MAX_SIDE} are possible", self.side));
+            return Err(format!(
+                "the image size is {} pixels, expected 1 to {MAX_SIDE}",
+                self.side
+            ));
         }
         if !finite || self.deviation.contains(&0.0) {
-            return Err("mean, deviation and scale must be finite, deviations not 0".to_owned());
+            return Err(
+                "mean, standard deviation and scale must be finite, and standard deviations not 0"
+                    .to_owned(),
+            );
         }
         Ok(self)
     }
 
-    /// Side of the square input, pixels.
+    /// Returns the side of the square input, in pixels.
     pub fn side(&self) -> usize {
         self.side as usize
     }
 
-    /// An encoded image as the model's input: `[3, side, side]`, row-major.
+    /// Decodes and preprocesses an image: `[3, side, side]`, row-major.
     ///
     /// # Errors
-    /// A sentence when the image cannot be decoded.
+    /// A message when the image cannot be decoded or resized.
     pub fn pixels(&self, encoded: &[u8]) -> Result<Vec<f32>, String> {
         let image = picture::decode(encoded)?;
         let image = match self.resize {
@@ -116,23 +133,27 @@ impl Preprocessor {
                 let (width, height) = image.dimensions();
                 let (short, long) = (width.min(height), width.max(height));
                 let stretched = u64::from(edge) * u64::from(long) / u64::from(short);
-                let stretched =
-                    u32::try_from(stretched).ok().filter(|&s| s <= 64 * MAX_SIDE).ok_or("is too long and thin to be resized")?;
-                let (width, height) = if width <= height { (edge, stretched) } else { (stretched, edge) };
+                let stretched = u32::try_from(stretched)
+                    .ok()
+                    .filter(|&s| s <= 64 * MAX_SIDE)
+                    .ok_or("has too extreme an aspect ratio to be resized")?;
+                let (width, height) =
+                    if width <= height { (edge, stretched) } else { (stretched, edge) };
                 resize(&image, width, height, self.filter)
             }
         };
-        Ok(self.normalise(&self.centre(&image)))
+        Ok(self.normalize(&self.centre_crop(&image)))
     }
 
-    /// The middle square; black where the image is smaller.
-    fn centre(&self, image: &RgbImage) -> RgbImage {
+    /// Crops the central square, which is padded with black where the image is smaller.
+    fn centre_crop(&self, image: &RgbImage) -> RgbImage {
         let side = i64::from(self.side);
         let (width, height) = (i64::from(image.width()), i64::from(image.height()));
         if (width, height) == (side, side) {
             return image.clone();
         }
-        let (left, top) = (self.centre.offset(width - side), self.centre.offset(height - side));
+        let (left, top) =
+            (self.crop_rounding.offset(width - side), self.crop_rounding.offset(height - side));
         RgbImage::from_fn(self.side, self.side, |x, y| {
             let (x, y) = (i64::from(x) + left, i64::from(y) + top);
             let inside = (0..width).contains(&x) && (0..height).contains(&y);
@@ -140,11 +161,13 @@ impl Preprocessor {
         })
     }
 
-    fn normalise(&self, image: &RgbImage) -> Vec<f32> {
+    fn normalize(&self, image: &RgbImage) -> Vec<f32> {
         let mut pixels = Vec::with_capacity(3 * self.side() * self.side());
         for channel in 0..3 {
             let (mean, deviation) = (self.mean[channel] as f32, self.deviation[channel] as f32);
-            pixels.extend(image.pixels().map(|pixel| ((f64::from(pixel.0[channel]) * self.scale) as f32 - mean) / deviation));
+            pixels.extend(image.pixels().map(|pixel| {
+                ((f64::from(pixel.0[channel]) * self.scale) as f32 - mean) / deviation
+            }));
         }
         pixels
     }
@@ -163,33 +186,45 @@ fn triple(json: &Value, key: &str, default: [f64; 3]) -> Result<[f64; 3], String
     if value.is_null() {
         return Ok(default);
     }
-    let numbers: Option<Vec<f64>> = value.as_array().and_then(|values| values.iter().map(Value::as_f64).collect());
-    numbers.and_then(|numbers| numbers.try_into().ok()).ok_or_else(|| format!("{key} is {value}, expected three numbers"))
+    let numbers: Option<Vec<f64>> =
+        value.as_array().and_then(|values| values.iter().map(Value::as_f64).collect());
+    numbers
+        .and_then(|numbers| numbers.try_into().ok())
+        .ok_or_else(|| format!("{key} is {value}, expected three numbers"))
 }
 
-/// A size that is a number, `{"shortest_edge": n}` or `{"height": n, "width": n}`: (height, width, shortest edge).
+/// A size that is a number, `{"shortest_edge": n}` or `{"height": n, "width": n}`: (height, width,
+/// shortest edge).
 fn size(json: &Value, key: &str) -> Result<Option<Resize>, String> {
-    let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0 && n <= MAX_SIDE);
+    let number = |value: &Value| {
+        value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0 && n <= MAX_SIDE)
+    };
     let value = &json[key];
     if value.is_null() {
         return Ok(None);
     }
-    let wrong = || format!("{key} is {value}; expected a number, shortest_edge, or height and width");
+    let wrong =
+        || format!("{key} is {value}; expected a number, shortest_edge, or height and width");
     let found = if value.is_number() {
         number(value).map(Resize::Shortest)
     } else if value.get("shortest_edge").is_some() {
         number(&value["shortest_edge"]).map(Resize::Shortest)
     } else {
-        number(&value["height"]).zip(number(&value["width"])).map(|(height, width)| Resize::Exactly(height, width))
+        number(&value["height"])
+            .zip(number(&value["width"]))
+            .map(|(height, width)| Resize::Exactly(height, width))
     };
     found.map(Some).ok_or_else(wrong)
 }
 
-/// `CLIPImageProcessor` (or `CLIPFeatureExtractor`, its older name).
+/// Reads the configuration of a `CLIPImageProcessor` (or `CLIPFeatureExtractor`, its older name).
 fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
-    let kind = json["image_processor_type"].as_str().or(json["feature_extractor_type"].as_str()).unwrap_or("CLIPImageProcessor");
+    let kind = json["image_processor_type"]
+        .as_str()
+        .or(json["feature_extractor_type"].as_str())
+        .unwrap_or("CLIPImageProcessor");
     if !["CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"].contains(&kind) {
-        return Err(format!("is for a {kind}; Lethe prepares images as CLIPImageProcessor does"));
+        return Err(format!("is for a {kind}; Lethe supports CLIPImageProcessor"));
     }
     let wanted = size(json, "size")?.unwrap_or(Resize::Shortest(224));
     let resize = if flag(json, "do_resize", true)? { wanted } else { Resize::None };
@@ -199,51 +234,84 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
         _ => Err("images must be square".to_owned()),
     };
     let side = if flag(json, "do_center_crop", true)? {
-        // A plain number is both sides of the crop.
+        // A plain number gives both sides of the crop.
         square(size(json, "crop_size")?.unwrap_or(Resize::Exactly(224, 224)))?
     } else {
         match resize {
             Resize::Exactly(height, width) if height == width => height,
-            _ => return Err("without a centre crop, size must give equal height and width".to_owned()),
+            _ => {
+                return Err(
+                    "without a centre crop, `size` must have equal height and width".to_owned()
+                );
+            }
         }
     };
     let filter = match &json["resample"] {
         Value::Null => Filter::Bicubic,
-        value => value.as_u64().and_then(Filter::from_number).ok_or_else(|| format!("resample is {value}, expected 0 to 5"))?,
+        value => value
+            .as_u64()
+            .and_then(Filter::from_number)
+            .ok_or_else(|| format!("resample is {value}, expected 0 to 5"))?,
     };
     let scale = match (flag(json, "do_rescale", true)?, &json["rescale_factor"]) {
         (false, _) => 1.0,
         (true, Value::Null) => 1.0 / 255.0,
-        (true, value) => value.as_f64().ok_or_else(|| format!("rescale_factor is {value}, expected a number"))?,
+        (true, value) => {
+            value.as_f64().ok_or_else(|| format!("rescale_factor is {value}, expected a number"))?
+        }
     };
     let (mean, deviation) = if flag(json, "do_normalize", true)? {
         (triple(json, "image_mean", CLIP_MEAN)?, triple(json, "image_std", CLIP_DEVIATION)?)
     } else {
         ([0.0; 3], [1.0; 3])
     };
-    Ok(Preprocessor { resize, filter, side, centre: Centre::Down, scale, mean, deviation })
+    Ok(Preprocessor {
+        resize,
+        filter,
+        side,
+        crop_rounding: CropRounding::Down,
+        scale,
+        mean,
+        deviation,
+    })
 }
 
-/// `preprocess_cfg` beside `model_cfg`.
+/// Reads `preprocess_cfg` of open_clip's configuration.
 fn open_clip(json: &Value) -> Result<Preprocessor, String> {
     let settings = &json["preprocess_cfg"];
-    let size = [&settings["size"], &json["model_cfg"]["vision_cfg"]["image_size"]].into_iter().find(|value| !value.is_null());
+    let size = [&settings["size"], &json["model_cfg"]["vision_cfg"]["image_size"]]
+        .into_iter()
+        .find(|value| !value.is_null());
     let side = match size {
         None => 224,
-        Some(Value::Array(sides)) if sides.len() == 2 && sides[0] == sides[1] => sides[0].as_u64().unwrap_or(0) as u32,
-        Some(value) => {
-            value.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| format!("image size is {value}, expected one number"))?
+        Some(Value::Array(sides)) if sides.len() == 2 && sides[0] == sides[1] => {
+            sides[0].as_u64().unwrap_or(0) as u32
         }
+        Some(value) => value
+            .as_u64()
+            .and_then(|n| u32::try_from(n).ok())
+            .ok_or_else(|| format!("image size is {value}, expected one number"))?,
     };
     let name = settings["interpolation"].as_str().unwrap_or("bicubic");
-    let filter = Filter::from_name(name).ok_or_else(|| format!("interpolation is `{name}`, expected bicubic, bilinear or nearest"))?;
+    let filter = Filter::from_name(name).ok_or_else(|| {
+        format!("interpolation is `{name}`, expected bicubic, bilinear or nearest")
+    })?;
     let resize = match settings["resize_mode"].as_str().unwrap_or("shortest") {
         "shortest" => Resize::Shortest(side),
         "squash" => Resize::Exactly(side, side),
         other => return Err(format!("resize_mode is `{other}`, expected shortest or squash")),
     };
-    let (mean, deviation) = (triple(settings, "mean", CLIP_MEAN)?, triple(settings, "std", CLIP_DEVIATION)?);
-    Ok(Preprocessor { resize, filter, side, centre: Centre::ToEven, scale: 1.0 / 255.0, mean, deviation })
+    let (mean, deviation) =
+        (triple(settings, "mean", CLIP_MEAN)?, triple(settings, "std", CLIP_DEVIATION)?);
+    Ok(Preprocessor {
+        resize,
+        filter,
+        side,
+        crop_rounding: CropRounding::ToEven,
+        scale: 1.0 / 255.0,
+        mean,
+        deviation,
+    })
 }
 
 #[cfg(test)]
@@ -256,20 +324,30 @@ mod tests {
     fn the_spellings_of_a_size_are_understood() {
         let side = |json: Value| hugging_face(&json).map(|p| (p.resize, p.side));
         assert_eq!(side(json!({})).unwrap(), (Resize::Shortest(224), 224));
-        assert_eq!(side(json!({ "size": 48, "crop_size": 40 })).unwrap(), (Resize::Shortest(48), 40));
+        assert_eq!(
+            side(json!({ "size": 48, "crop_size": 40 })).unwrap(),
+            (Resize::Shortest(48), 40)
+        );
         assert_eq!(
             side(json!({ "size": { "shortest_edge": 48 }, "crop_size": { "height": 48, "width": 48 } })).unwrap(),
             (Resize::Shortest(48), 48)
         );
-        assert_eq!(side(json!({ "size": { "height": 9, "width": 9 }, "do_center_crop": false })).unwrap(), (Resize::Exactly(9, 9), 9));
+        assert_eq!(
+            side(json!({ "size": { "height": 9, "width": 9 }, "do_center_crop": false })).unwrap(),
+            (Resize::Exactly(9, 9), 9)
+        );
         assert!(side(json!({ "size": { "longest_edge": 9 } })).is_err());
         assert!(side(json!({ "crop_size": { "height": 8, "width": 9 } })).is_err());
         assert!(side(json!({ "size": 48, "do_center_crop": false })).is_err());
     }
 
     #[test]
-    fn what_is_not_computed_is_refused() {
-        assert!(hugging_face(&json!({ "image_processor_type": "ViTImageProcessor" })).unwrap_err().contains("ViTImageProcessor"));
+    fn unsupported_configurations_are_refused() {
+        assert!(
+            hugging_face(&json!({ "image_processor_type": "ViTImageProcessor" }))
+                .unwrap_err()
+                .contains("ViTImageProcessor")
+        );
         assert!(hugging_face(&json!({ "resample": 9 })).is_err());
         for wrong in [
             json!({ "image_mean": [0.5] }),
@@ -288,29 +366,37 @@ mod tests {
     fn open_clip_takes_its_size_from_the_model() {
         let json = json!({ "model_cfg": { "vision_cfg": { "image_size": 32 } }, "preprocess_cfg": { "mean": [0.5, 0.5, 0.5], "resize_mode": "squash" } });
         let preprocessor = open_clip(&json).unwrap();
-        assert_eq!((preprocessor.resize, preprocessor.side, preprocessor.mean), (Resize::Exactly(32, 32), 32, [0.5; 3]));
+        assert_eq!(
+            (preprocessor.resize, preprocessor.side, preprocessor.mean),
+            (Resize::Exactly(32, 32), 32, [0.5; 3])
+        );
     }
 
     #[test]
-    fn an_odd_excess_is_cut_as_each_library_cuts_it() {
-        let offsets = |centre: Centre| [1, 2, 3, 5, 7].map(|excess| centre.offset(excess));
-        assert_eq!(offsets(Centre::Down), [0, 1, 1, 2, 3]);
-        assert_eq!(offsets(Centre::ToEven), [0, 1, 2, 2, 4]);
+    fn an_odd_excess_is_rounded_like_in_each_library() {
+        let offsets =
+            |rounding: CropRounding| [1, 2, 3, 5, 7].map(|excess| rounding.offset(excess));
+        assert_eq!(offsets(CropRounding::Down), [0, 1, 1, 2, 3]);
+        assert_eq!(offsets(CropRounding::ToEven), [0, 1, 2, 2, 4]);
     }
 
     #[test]
-    fn a_small_image_is_framed_in_black() {
+    fn a_small_image_is_padded_with_black() {
         let preprocessor = Preprocessor {
             resize: Resize::None,
             filter: Filter::Bicubic,
             side: 4,
-            centre: Centre::Down,
+            crop_rounding: CropRounding::Down,
             scale: 1.0,
             mean: [0.0; 3],
             deviation: [1.0; 3],
         };
-        let framed = preprocessor.centre(&RgbImage::from_pixel(1, 2, image::Rgb([9; 3])));
-        let lit: Vec<(u32, u32)> = framed.enumerate_pixels().filter(|(_, _, p)| p.0 == [9; 3]).map(|(x, y, _)| (x, y)).collect();
+        let padded = preprocessor.centre_crop(&RgbImage::from_pixel(1, 2, image::Rgb([9; 3])));
+        let lit: Vec<(u32, u32)> = padded
+            .enumerate_pixels()
+            .filter(|(_, _, p)| p.0 == [9; 3])
+            .map(|(x, y, _)| (x, y))
+            .collect();
         assert_eq!(lit, [(2, 1), (2, 2)]);
     }
 }

@@ -1,13 +1,13 @@
-//! The model's own tokeniser, from `tokenizer.json`.
+//! The model's tokenizer, from `tokenizer.json`.
 
 use std::path::Path;
 
-use super::Error;
+use super::error::Error;
 
-/// Largest tokeniser file, bytes.
+/// Largest tokenizer file, bytes.
 const MAX_FILE: u64 = 256 << 20;
 
-/// Turns texts into token ids, start and end included, without padding.
+/// Converts texts to token ids, including start and end tokens, without padding.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -17,8 +17,9 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` in a model's folder. Texts are cut to `context` tokens, keeping the end token; ids are
-    /// below `vocabulary`. Padding and truncation that the file asks for are switched off: batches are made elsewhere.
+    /// Reads `tokenizer.json` in a model's folder. Texts are truncated to `context` tokens, keeping
+    /// the end token, and ids must be below `vocabulary`. Padding and truncation settings of the
+    /// file are ignored, because batches are built elsewhere.
     ///
     /// # Errors
     /// When the file is missing or cannot be read.
@@ -27,28 +28,36 @@ impl Tokenizer {
         let file = path.display().to_string();
         let wrong = |problem: String| Error::new(file.clone(), problem);
         match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > MAX_FILE => return Err(wrong("is larger than 256 MiB".into())),
+            Ok(metadata) if metadata.len() > MAX_FILE => {
+                return Err(wrong("is larger than 256 MiB".into()));
+            }
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(wrong(
-                    "is missing; write it in Python with transformers: AutoTokenizer.from_pretrained(model).save_pretrained(folder)".into(),
+                    "is missing; create it in Python with transformers: AutoTokenizer.from_pretrained(model).save_pretrained(folder)"
+                        .into(),
                 ));
             }
             Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
         }
-        let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|error| wrong(format!("is no tokeniser: {error}")))?;
+        let mut inner = tokenizers::Tokenizer::from_file(&path)
+            .map_err(|error| wrong(format!("is not a tokenizer: {error}")))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
         Ok(Self { inner, file, context, vocabulary })
     }
 
-    /// Token ids of a text.
+    /// Returns the token ids of a text.
     ///
     /// # Errors
-    /// When the tokeniser gives none, or an id that the model has no embedding for.
+    /// When the tokenizer fails, returns no token, or returns an id for which the model has no
+    /// embedding.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         let wrong = |problem: String| Error::new(self.file.clone(), problem);
-        let encoding = self.inner.encode_fast(text, true).map_err(|error| wrong(format!("cannot encode `{text}`: {error}")))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, true)
+            .map_err(|error| wrong(format!("cannot encode `{text}`: {error}")))?;
         let mut ids = encoding.get_ids().to_vec();
         if let Some(&end) = ids.last()
             && ids.len() > self.context
@@ -57,10 +66,11 @@ impl Tokenizer {
             ids[self.context - 1] = end;
         }
         match ids.iter().find(|&&id| id as usize >= self.vocabulary) {
-            Some(id) => {
-                Err(wrong(format!("gives token {id} for `{text}`, the model has {}; it belongs to another model", self.vocabulary)))
-            }
-            None if ids.is_empty() => Err(wrong(format!("gives no token for `{text}`"))),
+            Some(id) => Err(wrong(format!(
+                "returns token {id} for `{text}`, but the model has {} tokens; the file belongs to another model",
+                self.vocabulary
+            ))),
+            None if ids.is_empty() => Err(wrong(format!("returns no token for `{text}`"))),
             None => Ok(ids),
         }
     }
@@ -87,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_neither_padded_nor_cut_by_the_file() {
+    fn padding_and_truncation_of_the_file_are_ignored() {
         assert_eq!(tokenizer(16).encode("A cat, a dog").unwrap(), [1, 4, 5, 2, 4, 2, 3]);
     }
 
@@ -102,10 +112,20 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_says_how_to_write_it() {
+    fn the_error_of_a_missing_file_says_how_to_create_it() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(Tokenizer::from_model_dir(folder.path(), 16, 6).unwrap_err().problem.contains("save_pretrained"));
+        assert!(
+            Tokenizer::from_model_dir(folder.path(), 16, 6)
+                .unwrap_err()
+                .problem
+                .contains("save_pretrained")
+        );
         std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
-        assert!(Tokenizer::from_model_dir(folder.path(), 16, 6).unwrap_err().problem.contains("is no tokeniser"));
+        assert!(
+            Tokenizer::from_model_dir(folder.path(), 16, 6)
+                .unwrap_err()
+                .problem
+                .contains("is not a tokenizer")
+        );
     }
 }

@@ -1,32 +1,33 @@
-//! Pairs out of a WebDataset shard, one after another.
+//! An iterator over the image-text pairs of a WebDataset shard.
 
 use std::io::Read;
 
 use lethe_shared::shard::{MAX_IMAGE, Member, classify, read_caption};
 
-use super::Error;
+use super::error::Error;
 
 /// One image-text pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// Path up to the first dot of the file's name.
+    /// Path of the members, up to the first dot of the file name.
     pub key: String,
-    /// The image as it is stored.
+    /// The encoded image.
     pub image: Vec<u8>,
-    /// The caption, without the white space around it.
+    /// The caption, without surrounding white space.
     pub caption: String,
 }
 
-/// The pairs of a shard in order; stops at the first problem.
+/// Iterates over the pairs of a shard in order, and ends after the first error.
 #[allow(missing_debug_implementations)]
 pub struct Samples<'a, R: Read> {
     entries: tar::Entries<'a, R>,
     shard: String,
-    now: Partial,
+    current: Partial,
     captioned: bool,
     ended: bool,
 }
 
+/// The members of the current sample read so far.
 #[derive(Default)]
 struct Partial {
     key: Option<String>,
@@ -35,7 +36,7 @@ struct Partial {
 }
 
 impl Partial {
-    /// The sample, if there was one, whole.
+    /// Completes the sample; `None` when no member was read.
     fn finish(self, captioned: bool) -> Option<Result<Sample, String>> {
         let key = self.key?;
         Some(match (self.image, self.caption) {
@@ -48,25 +49,35 @@ impl Partial {
 }
 
 impl<'a, R: Read> Samples<'a, R> {
-    /// The pairs of an archive; `shard` is for messages.
+    /// Reads the pairs of an archive. `shard` is its name for messages.
     ///
     /// # Errors
-    /// When the archive cannot be read from its start.
+    /// When the archive has already been read in part.
     pub fn read(archive: &'a mut tar::Archive<R>, shard: &str) -> Result<Self, Error> {
-        let entries = archive.entries().map_err(|error| Error::new(shard, format!("is no tar file: {error}")))?;
-        Ok(Self { entries, shard: shard.to_owned(), now: Partial::default(), captioned: true, ended: false })
+        let entries = archive
+            .entries()
+            .map_err(|error| Error::new(shard, format!("is not a tar file: {error}")))?;
+        Ok(Self {
+            entries,
+            shard: shard.to_owned(),
+            current: Partial::default(),
+            captioned: true,
+            ended: false,
+        })
     }
 
-    /// The images alone: captions are not read, and those of samples are empty.
+    /// Reads images only; the captions of samples are empty.
     #[must_use]
     pub fn without_captions(self) -> Self {
         Self { captioned: false, ..self }
     }
 
-    /// Reads members until a sample is whole.
+    /// Reads members until a sample is complete.
     fn advance(&mut self) -> Result<Option<Sample>, String> {
         for entry in &mut self.entries {
-            let damaged = |error: std::io::Error| format!("is no whole tar file ({error}); write it again");
+            let damaged = |error: std::io::Error| {
+                format!("is not a complete tar file ({error}); create it again")
+            };
             let mut entry = entry.map_err(damaged)?;
             let member = classify(&entry)?;
             let key = match &member {
@@ -74,34 +85,42 @@ impl<'a, R: Read> Samples<'a, R> {
                 Member::Caption(_) if !self.captioned => continue,
                 Member::Image(key) | Member::Caption(key) => key.clone(),
             };
-            let mut whole = None;
-            if self.now.key.as_ref() != Some(&key) {
-                whole = std::mem::take(&mut self.now).finish(self.captioned);
-                self.now.key = Some(key.clone());
+            let mut complete = None;
+            if self.current.key.as_ref() != Some(&key) {
+                complete = std::mem::take(&mut self.current).finish(self.captioned);
+                self.current.key = Some(key.clone());
             }
             let size = entry.size();
             match member {
-                Member::Image(_) if self.now.image.is_some() => return Err(format!("sample `{key}` has two images")),
+                Member::Image(_) if self.current.image.is_some() => {
+                    return Err(format!("sample `{key}` has two images"));
+                }
                 Member::Image(_) => {
                     if size > MAX_IMAGE {
-                        return Err(format!("the image of sample `{key}` has {size} bytes, at most 64 MiB are read"));
+                        return Err(format!(
+                            "the image of sample `{key}` has {size} bytes, more than the limit of 64 MiB"
+                        ));
                     }
                     let mut bytes = Vec::with_capacity(size as usize);
                     entry.read_to_end(&mut bytes).map_err(damaged)?;
                     if bytes.len() as u64 != size {
-                        return Err(format!("the image of sample `{key}` is cut off; write the shard again"));
+                        return Err(format!(
+                            "the image of sample `{key}` is truncated; create the shard again"
+                        ));
                     }
-                    self.now.image = Some(bytes);
+                    self.current.image = Some(bytes);
                 }
-                _ if self.now.caption.is_some() => return Err(format!("sample `{key}` has two captions")),
-                _ => self.now.caption = Some(read_caption(&mut entry, size, &key)?),
+                _ if self.current.caption.is_some() => {
+                    return Err(format!("sample `{key}` has two captions"));
+                }
+                _ => self.current.caption = Some(read_caption(&mut entry, size, &key)?),
             }
-            if let Some(whole) = whole {
-                return whole.map(Some);
+            if let Some(sample) = complete {
+                return sample.map(Some);
             }
         }
         self.ended = true;
-        std::mem::take(&mut self.now).finish(self.captioned).transpose()
+        std::mem::take(&mut self.current).finish(self.captioned).transpose()
     }
 }
 
@@ -147,12 +166,14 @@ mod tests {
             ("d/b.x.txt", b"no"),
             ("d/b.webp", b"B"),
         ]);
-        let sample = |key: &str, image: &[u8], caption: &str| Ok(Sample { key: key.into(), image: image.into(), caption: caption.into() });
+        let sample = |key: &str, image: &[u8], caption: &str| {
+            Ok(Sample { key: key.into(), image: image.into(), caption: caption.into() })
+        };
         assert_eq!(found, [sample("a", b"A", "one"), sample("d/b", b"B", "two")]);
     }
 
     #[test]
-    fn images_stand_alone_where_captions_are_not_read() {
+    fn captions_may_be_missing_when_they_are_not_read() {
         let mut tar = tar::Builder::new(Vec::new());
         for (name, bytes) in [("a.png", "A"), ("a.txt", ""), ("b.txt", "two"), ("c.webp", "C")] {
             let mut header = tar::Header::new_ustar();
@@ -167,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_ends_the_reading() {
+    fn an_error_ends_the_iteration() {
         let found = samples(&[("a.png", b"A"), ("b.png", b"B"), ("b.txt", b"two")]);
         assert_eq!(found, [Err("s.tar: sample `a` has an image and no caption".to_owned())]);
         let found = samples(&[("a.png", b"A"), ("a.txt", b"one"), ("b.txt", b"two")]);

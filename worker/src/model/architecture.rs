@@ -1,6 +1,6 @@
-//! Names, shapes and roles of a CLIP's parameters in both layouts.
+//! Names, shapes and roles of CLIP's parameters in both checkpoint layouts.
 
-use lethe_shared::outcome::Tower;
+use lethe_shared::vocabulary::Tower;
 
 use super::config::{ClipConfig, Layout, TowerConfig};
 
@@ -8,14 +8,14 @@ use super::config::{ClipConfig, Layout, TowerConfig};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParameterId(pub(super) usize);
 
-/// What a parameter does; decides whether it can be edited.
+/// The role of a parameter, which decides whether it can be edited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Token, position, class or patch embedding: never a candidate.
     Embedding,
-    /// Weight of a linear map: a candidate.
+    /// Weight of a linear layer: a candidate.
     Linear,
-    /// Gain of a layer norm: a candidate where the manifest says so.
+    /// Gain of a layer norm: a candidate when the manifest enables it.
     Gain,
     /// Any bias: never a candidate.
     Bias,
@@ -23,19 +23,20 @@ pub enum Role {
     Scale,
 }
 
-/// Where in its tower a parameter acts; everything before stays as it was when the parameter changes.
+/// The stage of a tower in which a parameter acts. A change of the parameter leaves all earlier
+/// stages unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// Before the first block.
     Embed,
-    /// In this part of this block.
+    /// In one part of a block.
     Block(usize, Part),
     /// After the last block: final norm and projection.
     Project,
 }
 
 impl Stage {
-    /// The first stage of the same block.
+    /// Returns the first stage of the same block; `None` outside of blocks.
     #[must_use]
     pub fn block_start(self) -> Option<Self> {
         match self {
@@ -45,22 +46,22 @@ impl Stage {
     }
 }
 
-/// The parts of a block, in the order that a pass takes them.
+/// The parts of a transformer block, in the order of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// The first norm, queries, keys, values, and what the heads make of them.
+    /// The first layer norm, the query, key and value projections, and attention itself.
     Attention,
-    /// The map from the heads back to the residual stream.
-    Output,
-    /// The second norm and the first map of the MLP, with its activation.
-    Expand,
-    /// The map from the MLP's hidden units back to the residual stream.
-    Contract,
+    /// The projection of the attention heads back to the residual stream (`out_proj`).
+    OutProj,
+    /// The second layer norm and the first linear layer of the MLP with its activation (`fc1`).
+    Fc1,
+    /// The second linear layer of the MLP, back to the residual stream (`fc2`).
+    Fc2,
 }
 
 impl Part {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::Expand, Self::Contract];
+    /// All parts, in order.
+    pub const ALL: [Self; 4] = [Self::Attention, Self::OutProj, Self::Fc1, Self::Fc2];
 }
 
 /// One parameter of the model.
@@ -70,11 +71,11 @@ pub struct ParameterSpec {
     pub name: String,
     /// Shape in the checkpoint.
     pub shape: Vec<i64>,
-    /// What it does.
+    /// Its role.
     pub role: Role,
     /// The tower it belongs to; `None` for `logit_scale`.
     pub tower: Option<Tower>,
-    /// Where in the tower it acts.
+    /// The stage in which it acts.
     pub stage: Stage,
 }
 
@@ -94,7 +95,7 @@ pub(super) struct Linear {
 pub(super) enum QueryKeyValue {
     /// Three weights `[width, width]`.
     Split { query: Linear, key: Linear, value: Linear },
-    /// One weight `[3 · width, width]`: queries, keys, values.
+    /// One weight `[3 · width, width]`: queries, keys, values, in this order.
     Fused(Linear),
 }
 
@@ -102,10 +103,10 @@ pub(super) enum QueryKeyValue {
 pub(super) struct Block {
     pub(super) norm1: Norm,
     pub(super) attention: QueryKeyValue,
-    pub(super) out: Linear,
+    pub(super) out_proj: Linear,
     pub(super) norm2: Norm,
-    pub(super) expand: Linear,
-    pub(super) contract: Linear,
+    pub(super) fc1: Linear,
+    pub(super) fc2: Linear,
 }
 
 #[derive(Debug, Clone)]
@@ -128,7 +129,7 @@ pub(super) struct TextTower {
     pub(super) projection: ParameterId,
 }
 
-/// Which parameter does what.
+/// All parameters of a model and their roles.
 #[derive(Debug, Clone)]
 pub struct Architecture {
     parameters: Vec<ParameterSpec>,
@@ -138,7 +139,7 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// The parameters a checkpoint of this configuration has.
+    /// Lists the parameters that a checkpoint of this configuration contains.
     pub fn new(config: &ClipConfig) -> Self {
         match config.layout {
             Layout::HuggingFace => hugging_face(config),
@@ -146,28 +147,28 @@ impl Architecture {
         }
     }
 
-    /// All parameters, indexed by [`ParameterId`].
+    /// Returns all parameters, indexed by [`ParameterId`].
     pub fn parameters(&self) -> &[ParameterSpec] {
         &self.parameters
     }
 
-    /// Ids of all parameters, in order.
+    /// Returns the ids of all parameters, in order.
     pub fn ids(&self) -> impl Iterator<Item = ParameterId> + use<> {
         (0..self.parameters.len()).map(ParameterId)
     }
 
-    /// The parameter of this id.
+    /// Returns the description of a parameter.
     pub fn spec(&self, id: ParameterId) -> &ParameterSpec {
         &self.parameters[id.0]
     }
 
-    /// The parameter of this name.
+    /// Looks a parameter up by its name in the checkpoint.
     pub fn find(&self, name: &str) -> Option<ParameterId> {
         self.parameters.iter().position(|p| p.name == name).map(ParameterId)
     }
 
-    /// Layers that may be edited (method.md, "Which layers are candidates"): linear weights of both towers, and the
-    /// gains of layer norms where `gains` says so.
+    /// Returns the layers that may be edited (method.md, "Which layers are candidates"): linear
+    /// weights of both towers, and layer norm gains when `gains` is set.
     pub fn candidates(&self, gains: bool) -> Vec<ParameterId> {
         self.ids()
             .filter(|&id| match self.spec(id).role {
@@ -179,7 +180,7 @@ impl Architecture {
     }
 }
 
-/// Collects parameters while a layout is spelled out.
+/// Collects the parameters of a layout.
 struct Builder {
     parameters: Vec<ParameterSpec>,
     tower: Option<Tower>,
@@ -188,7 +189,13 @@ struct Builder {
 
 impl Builder {
     fn add(&mut self, name: String, shape: Vec<i64>, role: Role) -> ParameterId {
-        self.parameters.push(ParameterSpec { name, shape, role, tower: self.tower, stage: self.stage });
+        self.parameters.push(ParameterSpec {
+            name,
+            shape,
+            role,
+            tower: self.tower,
+            stage: self.stage,
+        });
         ParameterId(self.parameters.len() - 1)
     }
 
@@ -204,15 +211,23 @@ impl Builder {
     }
 
     fn linear_named(&mut self, weight: String, bias: String, output: i64, input: i64) -> Linear {
-        Linear { weight: self.add(weight, vec![output, input], Role::Linear), bias: self.add(bias, vec![output], Role::Bias) }
+        Linear {
+            weight: self.add(weight, vec![output, input], Role::Linear),
+            bias: self.add(bias, vec![output], Role::Bias),
+        }
     }
 
-    fn blocks(&mut self, tower: Tower, config: &TowerConfig, block: impl Fn(&mut Self, usize) -> Block) -> Vec<Block> {
+    fn blocks(
+        &mut self,
+        tower: Tower,
+        config: &TowerConfig,
+        block: impl Fn(&mut Self, usize) -> Block,
+    ) -> Vec<Block> {
         self.tower = Some(tower);
         (0..config.layers).map(|i| block(self, i)).collect()
     }
 
-    /// What is added next acts in this part of this block.
+    /// Sets the stage of the parameters that are added next.
     fn part(&mut self, block: usize, part: Part) -> &mut Self {
         self.stage = Stage::Block(block, part);
         self
@@ -238,40 +253,60 @@ fn hugging_face(config: &ClipConfig) -> Architecture {
                     key: b.linear(&format!("{at}.self_attn.k_proj"), width, width),
                     value: b.linear(&format!("{at}.self_attn.v_proj"), width, width),
                 },
-                out: b.part(i, Part::Output).linear(&format!("{at}.self_attn.out_proj"), width, width),
-                norm2: b.part(i, Part::Expand).norm(&format!("{at}.layer_norm2"), width),
-                expand: b.linear(&format!("{at}.mlp.fc1"), tower.mlp_width, width),
-                contract: b.part(i, Part::Contract).linear(&format!("{at}.mlp.fc2"), width, tower.mlp_width),
+                out_proj: b.part(i, Part::OutProj).linear(
+                    &format!("{at}.self_attn.out_proj"),
+                    width,
+                    width,
+                ),
+                norm2: b.part(i, Part::Fc1).norm(&format!("{at}.layer_norm2"), width),
+                fc1: b.linear(&format!("{at}.mlp.fc1"), tower.mlp_width, width),
+                fc2: b.part(i, Part::Fc2).linear(&format!("{at}.mlp.fc2"), width, tower.mlp_width),
             }
         }
     };
 
     b.at(Some(Tower::Text), Stage::Embed);
     let width = config.text.width;
-    let token = b.add("text_model.embeddings.token_embedding.weight".into(), vec![config.vocabulary, width], Role::Embedding);
-    let position = b.add("text_model.embeddings.position_embedding.weight".into(), vec![config.context_length, width], Role::Embedding);
+    let token = b.add(
+        "text_model.embeddings.token_embedding.weight".into(),
+        vec![config.vocabulary, width],
+        Role::Embedding,
+    );
+    let position = b.add(
+        "text_model.embeddings.position_embedding.weight".into(),
+        vec![config.context_length, width],
+        Role::Embedding,
+    );
     let blocks = b.blocks(Tower::Text, &config.text, block("text_model", config.text));
     b.at(Some(Tower::Text), Stage::Project);
     let norm_after = b.norm("text_model.final_layer_norm", width);
-    let projection = b.add("text_projection.weight".into(), vec![config.embedding, width], Role::Linear);
+    let projection =
+        b.add("text_projection.weight".into(), vec![config.embedding, width], Role::Linear);
     let text = TextTower { token, position, blocks, norm_after, projection };
 
     b.at(Some(Tower::Vision), Stage::Embed);
     let width = config.vision.width;
-    let class = b.add("vision_model.embeddings.class_embedding".into(), vec![width], Role::Embedding);
+    let class =
+        b.add("vision_model.embeddings.class_embedding".into(), vec![width], Role::Embedding);
     let patch = b.add(
         "vision_model.embeddings.patch_embedding.weight".into(),
         vec![width, 3, config.patch_size, config.patch_size],
         Role::Embedding,
     );
-    let position = b.add("vision_model.embeddings.position_embedding.weight".into(), vec![config.image_tokens(), width], Role::Embedding);
-    // The misspelling is the checkpoint's.
+    let position = b.add(
+        "vision_model.embeddings.position_embedding.weight".into(),
+        vec![config.image_tokens(), width],
+        Role::Embedding,
+    );
+    // Checkpoints contain this misspelling.
     let norm_before = b.norm("vision_model.pre_layrnorm", width);
     let blocks = b.blocks(Tower::Vision, &config.vision, block("vision_model", config.vision));
     b.at(Some(Tower::Vision), Stage::Project);
     let norm_after = b.norm("vision_model.post_layernorm", width);
-    let projection = b.add("visual_projection.weight".into(), vec![config.embedding, width], Role::Linear);
-    let vision = VisionTower { class, patch, position, norm_before, blocks, norm_after, projection };
+    let projection =
+        b.add("visual_projection.weight".into(), vec![config.embedding, width], Role::Linear);
+    let vision =
+        VisionTower { class, patch, position, norm_before, blocks, norm_after, projection };
 
     Architecture { parameters: b.parameters, vision, text, logit_scale }
 }
@@ -291,18 +326,28 @@ fn open_clip(config: &ClipConfig) -> Architecture {
                     3 * width,
                     width,
                 )),
-                out: b.part(i, Part::Output).linear(&format!("{at}.attn.out_proj"), width, width),
-                norm2: b.part(i, Part::Expand).norm(&format!("{at}.ln_2"), width),
-                expand: b.linear(&format!("{at}.mlp.c_fc"), tower.mlp_width, width),
-                contract: b.part(i, Part::Contract).linear(&format!("{at}.mlp.c_proj"), width, tower.mlp_width),
+                out_proj: b.part(i, Part::OutProj).linear(
+                    &format!("{at}.attn.out_proj"),
+                    width,
+                    width,
+                ),
+                norm2: b.part(i, Part::Fc1).norm(&format!("{at}.ln_2"), width),
+                fc1: b.linear(&format!("{at}.mlp.c_fc"), tower.mlp_width, width),
+                fc2: b.part(i, Part::Fc2).linear(
+                    &format!("{at}.mlp.c_proj"),
+                    width,
+                    tower.mlp_width,
+                ),
             }
         }
     };
 
     b.at(Some(Tower::Text), Stage::Embed);
     let width = config.text.width;
-    let token = b.add("token_embedding.weight".into(), vec![config.vocabulary, width], Role::Embedding);
-    let position = b.add("positional_embedding".into(), vec![config.context_length, width], Role::Embedding);
+    let token =
+        b.add("token_embedding.weight".into(), vec![config.vocabulary, width], Role::Embedding);
+    let position =
+        b.add("positional_embedding".into(), vec![config.context_length, width], Role::Embedding);
     let blocks = b.blocks(Tower::Text, &config.text, block("", config.text));
     b.at(Some(Tower::Text), Stage::Project);
     let norm_after = b.norm("ln_final", width);
@@ -312,14 +357,23 @@ fn open_clip(config: &ClipConfig) -> Architecture {
     b.at(Some(Tower::Vision), Stage::Embed);
     let width = config.vision.width;
     let class = b.add("visual.class_embedding".into(), vec![width], Role::Embedding);
-    let patch = b.add("visual.conv1.weight".into(), vec![width, 3, config.patch_size, config.patch_size], Role::Embedding);
-    let position = b.add("visual.positional_embedding".into(), vec![config.image_tokens(), width], Role::Embedding);
+    let patch = b.add(
+        "visual.conv1.weight".into(),
+        vec![width, 3, config.patch_size, config.patch_size],
+        Role::Embedding,
+    );
+    let position = b.add(
+        "visual.positional_embedding".into(),
+        vec![config.image_tokens(), width],
+        Role::Embedding,
+    );
     let norm_before = b.norm("visual.ln_pre", width);
     let blocks = b.blocks(Tower::Vision, &config.vision, block("visual.", config.vision));
     b.at(Some(Tower::Vision), Stage::Project);
     let norm_after = b.norm("visual.ln_post", width);
     let projection = b.add("visual.proj".into(), vec![width, config.embedding], Role::Linear);
-    let vision = VisionTower { class, patch, position, norm_before, blocks, norm_after, projection };
+    let vision =
+        VisionTower { class, patch, position, norm_before, blocks, norm_after, projection };
 
     Architecture { parameters: b.parameters, vision, text, logit_scale }
 }

@@ -1,11 +1,11 @@
-//! Sizes and switches of a CLIP, from the configuration file of either layout.
+//! Sizes and options of a CLIP model, from the configuration file of either checkpoint layout.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Error;
+use super::error::Error;
 
-/// How the two layouts name and store the same weights.
+/// The checkpoint layout: how the same weights are named and stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// `transformers`: split attention projections, every weight `[out, in]`.
@@ -17,15 +17,15 @@ pub enum Layout {
 /// Activation of the MLPs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// `x · σ(1.702 x)`, OpenAI's.
+    /// `x · σ(1.702 x)`, as in OpenAI's models.
     QuickGelu,
-    /// The exact one, by the error function.
+    /// The exact GELU, by the error function.
     Gelu,
     /// The tanh approximation (`gelu_pytorch_tanh`).
     GeluTanh,
 }
 
-/// Which token's hidden state stands for the text.
+/// The pooled token of a text: the one whose hidden state becomes the embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextPooling {
     /// The first token with this id.
@@ -51,7 +51,7 @@ pub struct TowerConfig {
     pub norm_epsilon: f64,
 }
 
-/// Everything the forward pass must know beside the weights.
+/// Everything the forward pass needs besides the weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
     /// Naming and storage of the weights.
@@ -64,28 +64,34 @@ pub struct ClipConfig {
     pub image_size: i64,
     /// Side of a patch, pixels.
     pub patch_size: i64,
-    /// Largest number of tokens, start and end included.
+    /// Largest number of tokens of a text, including start and end.
     pub context_length: i64,
-    /// Number of token ids.
+    /// Number of token ids in the vocabulary.
     pub vocabulary: i64,
     /// Width of the shared embedding space.
     pub embedding: i64,
-    /// Which token stands for the text.
+    /// How the pooled token of a text is found.
     pub pooling: TextPooling,
 }
 
 impl ClipConfig {
-    /// Tokens of an image: one class token and the patches.
+    /// Returns the number of tokens of an image: one class token and the patches.
     pub fn image_tokens(&self) -> i64 {
         1 + (self.image_size / self.patch_size).pow(2)
     }
 
-    /// Reads a parsed `config.json` (`transformers`) or `open_clip_config.json`, told apart by their keys.
+    /// Reads a parsed `config.json` (`transformers`) or `open_clip_config.json`, distinguished by
+    /// their keys.
     ///
     /// # Errors
-    /// [`Error::Config`] for an unreadable file, a model that is no ViT CLIP, or sizes that make no sense.
+    /// [`Error::Config`] when a field is malformed, the model is not a ViT CLIP, or a size is out
+    /// of range.
     pub fn from_json(file: &str, json: &Value) -> Result<Self, Error> {
-        let config = if json.get("model_cfg").is_some() { open_clip(file, json)? } else { hugging_face(file, json)? };
+        let config = if json.get("model_cfg").is_some() {
+            open_clip(file, json)?
+        } else {
+            hugging_face(file, json)?
+        };
         config.check(file)?;
         Ok(config)
     }
@@ -111,11 +117,23 @@ impl ClipConfig {
         }
         for (what, tower) in [("vision", &self.vision), ("text", &self.text)] {
             if tower.heads < 1 || tower.width % tower.heads != 0 {
-                return Err(bad(file, format!("the {what} tower's width {} does not divide into {} heads", tower.width, tower.heads)));
+                return Err(bad(
+                    file,
+                    format!(
+                        "the {what} tower's width {} does not divide into {} heads",
+                        tower.width, tower.heads
+                    ),
+                ));
             }
         }
         if self.patch_size > self.image_size {
-            return Err(bad(file, format!("a patch of {} pixels is larger than the image of {}", self.patch_size, self.image_size)));
+            return Err(bad(
+                file,
+                format!(
+                    "a patch of {} pixels is larger than the image of {}",
+                    self.patch_size, self.image_size
+                ),
+            ));
         }
         Ok(())
     }
@@ -130,11 +148,14 @@ fn activation(file: &str, name: &str) -> Result<Activation, Error> {
         "quick_gelu" => Ok(Activation::QuickGelu),
         "gelu" => Ok(Activation::Gelu),
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
-        other => Err(bad(file, format!("activation `{other}` is not known; expected quick_gelu, gelu or gelu_pytorch_tanh"))),
+        other => Err(bad(
+            file,
+            format!("unknown activation `{other}`; expected quick_gelu, gelu or gelu_pytorch_tanh"),
+        )),
     }
 }
 
-/// Fields as `transformers` writes them; absent ones take its defaults.
+/// Fields as `transformers` writes them; missing fields take its defaults.
 #[derive(Deserialize)]
 #[serde(default)]
 struct HfTower {
@@ -176,28 +197,39 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
     if kind != "clip" {
         return Err(bad(
             file,
-            format!("model_type is `{kind}`; Lethe edits CLIP models (`clip`, or an open_clip folder with open_clip_config.json)"),
+            format!(
+                "model_type is `{kind}`; Lethe edits CLIP models (`clip`, or an open_clip folder with open_clip_config.json)"
+            ),
         ));
     }
     let section = |name: &str, vision: bool| -> Result<HfTower, Error> {
         let mut merged = serde_json::Map::new();
         if vision {
-            // The vision tower's own defaults.
+            // Defaults of the vision tower that differ from the text tower's.
             merged.insert("hidden_size".into(), 768.into());
             merged.insert("intermediate_size".into(), 3072.into());
             merged.insert("num_attention_heads".into(), 12.into());
         }
         match json.get(name) {
-            Some(Value::Object(given)) => merged.extend(given.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone()))),
+            Some(Value::Object(given)) => merged.extend(
+                given.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())),
+            ),
             None | Some(Value::Null) => {}
             Some(_) => return Err(bad(file, format!("`{name}` is not an object"))),
         }
-        serde_json::from_value(Value::Object(merged)).map_err(|e| bad(file, format!("`{name}`: {e}")))
+        serde_json::from_value(Value::Object(merged))
+            .map_err(|e| bad(file, format!("`{name}`: {e}")))
     };
     let vision = section("vision_config", true)?;
     let text = section("text_config", false)?;
     if vision.num_channels != 3 {
-        return Err(bad(file, format!("vision_config.num_channels is {}; only RGB models are supported", vision.num_channels)));
+        return Err(bad(
+            file,
+            format!(
+                "vision_config.num_channels is {}; only RGB models are supported",
+                vision.num_channels
+            ),
+        ));
     }
     let tower = |t: &HfTower| -> Result<TowerConfig, Error> {
         Ok(TowerConfig {
@@ -218,9 +250,13 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
         context_length: text.max_position_embeddings,
         vocabulary: text.vocab_size,
         embedding: json.get("projection_dim").and_then(Value::as_i64).unwrap_or(512),
-        // eos_token_id 2 marks checkpoints whose configuration was written wrongly; `transformers` then pools at
-        // the largest id, as OpenAI's code does.
-        pooling: if text.eos_token_id == 2 { TextPooling::LargestId } else { TextPooling::FirstOf(text.eos_token_id) },
+        // Older checkpoints contain a wrong eos_token_id of 2. `transformers` then pools at the
+        // largest id, like OpenAI's code.
+        pooling: if text.eos_token_id == 2 {
+            TextPooling::LargestId
+        } else {
+            TextPooling::FirstOf(text.eos_token_id)
+        },
     })
 }
 
@@ -288,7 +324,7 @@ fn layers_12() -> usize {
     12
 }
 
-/// Options of open_clip that change the forward pass in ways this code does not follow.
+/// Options of open_clip that change the forward pass in ways this crate does not support.
 const OPEN_CLIP_UNSUPPORTED: &[(&str, &[&str])] = &[
     (
         "vision_cfg",
@@ -320,11 +356,14 @@ const OPEN_CLIP_UNSUPPORTED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Values of those options that mean the same as leaving them out.
+/// Returns whether an option's value is equivalent to leaving the option out.
 fn is_default(key: &str, value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
-        Value::String(s) => matches!((key, s.as_str()), ("pool_type", "tok" | "argmax") | ("pos_embed_type", "learnable")),
+        Value::String(s) => matches!(
+            (key, s.as_str()),
+            ("pool_type", "tok" | "argmax") | ("pos_embed_type", "learnable")
+        ),
         Value::Object(o) => o.is_empty(),
         _ => false,
     }
@@ -337,25 +376,46 @@ fn open_clip(file: &str, json: &Value) -> Result<ClipConfig, Error> {
             if let Some(value) = model[*section].get(*key)
                 && !is_default(key, value)
             {
-                return Err(bad(file, format!("model_cfg.{section}.{key} = {value} is not supported; Lethe edits plain ViT CLIPs")));
+                return Err(bad(
+                    file,
+                    format!(
+                        "model_cfg.{section}.{key} = {value} is not supported; Lethe edits plain ViT CLIPs"
+                    ),
+                ));
             }
         }
     }
     for key in ["custom_text", "multimodal_cfg"] {
         if model.get(key).is_some_and(|v| !is_default(key, v)) {
-            return Err(bad(file, format!("model_cfg.{key} is not supported; Lethe edits plain ViT CLIPs")));
+            return Err(bad(
+                file,
+                format!("model_cfg.{key} is not supported; Lethe edits plain ViT CLIPs"),
+            ));
         }
     }
-    let parsed: OpenClip = serde_json::from_value(model.clone()).map_err(|e| bad(file, format!("model_cfg: {e}")))?;
+    let parsed: OpenClip =
+        serde_json::from_value(model.clone()).map_err(|e| bad(file, format!("model_cfg: {e}")))?;
     let (vision, text) = (&parsed.vision_cfg, &parsed.text_cfg);
     let (Some(layers), Some(patch_size)) = (vision.layers.as_u64(), vision.patch_size) else {
-        return Err(bad(file, "model_cfg.vision_cfg describes no ViT (layers must be a number, patch_size given)"));
+        return Err(bad(
+            file,
+            "model_cfg.vision_cfg does not describe a ViT: layers must be a number, and patch_size is required",
+        ));
     };
     let Some(image_size) = vision.image_size.as_i64() else {
-        return Err(bad(file, "model_cfg.vision_cfg.image_size must be one number (square images)"));
+        return Err(bad(
+            file,
+            "model_cfg.vision_cfg.image_size must be one number (square images)",
+        ));
     };
     if vision.head_width < 1 || vision.width % vision.head_width != 0 {
-        return Err(bad(file, format!("model_cfg.vision_cfg: width {} does not divide into heads of {}", vision.width, vision.head_width)));
+        return Err(bad(
+            file,
+            format!(
+                "model_cfg.vision_cfg: width {} does not divide into heads of {}",
+                vision.width, vision.head_width
+            ),
+        ));
     }
     let activation = if parsed.quick_gelu { Activation::QuickGelu } else { Activation::Gelu };
     let tower = |width: i64, layers: usize, heads: i64, ratio: f64| TowerConfig {
@@ -368,7 +428,12 @@ fn open_clip(file: &str, json: &Value) -> Result<ClipConfig, Error> {
     };
     Ok(ClipConfig {
         layout: Layout::OpenClip,
-        vision: tower(vision.width, layers.min(4096) as usize, vision.width / vision.head_width, vision.mlp_ratio),
+        vision: tower(
+            vision.width,
+            layers.min(4096) as usize,
+            vision.width / vision.head_width,
+            vision.mlp_ratio,
+        ),
         text: tower(text.width, text.layers, text.heads, text.mlp_ratio),
         image_size,
         patch_size,

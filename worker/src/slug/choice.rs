@@ -1,43 +1,43 @@
-//! The choice among the layers on which a concept was forgotten (paper section 3.3): lowest forget accuracy, then highest utility, then
-//! smallest relative change.
+//! The choice among the layers on which a concept was forgotten (paper section 3.3): lowest forget
+//! accuracy, then highest utility, then smallest relative change.
 //!
-//! An edit of the text tower tells its utility while it is searched. That of a vision layer costs the validation images once more from
-//! the edited block on, so such a layer is looked at only for as long as it may be the best: with every image that it misses, the most
-//! that its utility can be falls. [`hardest_first`] puts the images that are missed first.
+//! The search measures the utility of edits of the text tower. For an edit of the vision tower, all
+//! validation images have to pass through the edited blocks once more. Such a candidate is
+//! therefore evaluated only while it can still win: with every image that it misclassifies, the
+//! highest utility it can reach falls. [`hardest_first`] orders the images so that likely misses
+//! come first.
 
 use std::cmp::Ordering;
 
-use lethe_shared::manifest::Stop;
-use lethe_shared::outcome::{Hits, LayerAnswer, Trial};
+use lethe_shared::measurement::{Hits, LayerAnswer, Trial};
+use lethe_shared::vocabulary::Stop;
 use tch::{Device, Kind, Tensor};
 
-use super::search::{Found, Ground, Subject, edited_layer};
+use super::trial::{CandidateEdit, EvaluationContext, ForgetSet, SelectedEdit, edited_layer};
 use crate::corpus;
-use crate::model::{Error, ParameterId};
+use crate::model::Error;
 use crate::zero_shot;
 
-/// The best answer of a concept.
-#[derive(Debug)]
-pub struct Answer {
-    /// The layer.
-    pub id: ParameterId,
-    /// Step, accuracies, utility.
-    pub summary: LayerAnswer,
-    /// Hits per class on the validation images with this edit alone.
-    pub validation: Hits,
-}
-
-/// An answer's place in the order: the best is the least.
+/// The key by which candidates are ordered: the least is the best.
 #[derive(Debug, Clone, Copy)]
-struct Place<'a> {
-    /// The forget accuracy that `stop` names, and the other.
+struct SelectionKey<'a> {
+    /// The forget accuracy that `stop` names, then the other one.
     accuracies: (f64, f64),
     utility: f64,
     relative_step: f64,
     layer: &'a str,
 }
 
-impl Place<'_> {
+impl<'a> SelectionKey<'a> {
+    /// The key of a candidate with this utility.
+    fn new(candidate: &CandidateEdit<'a>, utility: f64, stop: Stop) -> Self {
+        let accuracies = match stop {
+            Stop::Fa5 => (candidate.accuracy.fa5, candidate.accuracy.fa1),
+            Stop::Fa1 => (candidate.accuracy.fa1, candidate.accuracy.fa5),
+        };
+        Self { accuracies, utility, relative_step: candidate.relative_step, layer: candidate.name }
+    }
+
     fn cmp(&self, other: &Self) -> Ordering {
         let (a, b) = (self, other);
         a.accuracies
@@ -50,103 +50,118 @@ impl Place<'_> {
     }
 }
 
-impl Found<'_> {
-    /// Its place with this utility.
-    fn place(&self, utility: f64, stop: Stop) -> Place<'_> {
-        let accuracies = match stop {
-            Stop::Fa5 => (self.accuracy.fa5, self.accuracy.fa1),
-            Stop::Fa1 => (self.accuracy.fa1, self.accuracy.fa5),
-        };
-        Place { accuracies, utility, relative_step: self.relative_step, layer: self.name }
-    }
-}
-
-/// The best of the answers: lowest forget accuracy (of the measure that `stop` names, then the other), then highest utility, then
-/// smallest relative change, then first by name. Utilities that were measured on the way are put on record in `trials`: of every
-/// answer on the text tower, and of those on the vision tower that were the best so far.
+/// Selects the best candidate: lowest forget accuracy (the one that `stop` names, then the other),
+/// then highest utility, then smallest relative change, then first layer by name.
+///
+/// Records the utilities that it knows in `trials`: of every candidate on the text tower, and of
+/// each candidate on the vision tower that was evaluated to the end.
 ///
 /// # Errors
-/// When libtorch refuses, or when `go_on` does: it is asked before every look at validation images.
+/// When libtorch returns an error, or `check_cancelled` does, which is called before validation
+/// images are evaluated.
 pub fn choose<E: From<Error>>(
-    ground: Ground<'_>,
-    subject: &Subject<'_>,
-    mut found: Vec<Found<'_>>,
+    context: EvaluationContext<'_>,
+    forget_set: &ForgetSet<'_>,
+    mut candidates: Vec<CandidateEdit<'_>>,
     stop: Stop,
     trials: &mut [Trial],
-    go_on: impl Fn() -> Result<(), E>,
-) -> Result<Option<Answer>, E> {
-    let utility = |hits: &Hits| hits.mean_top1(|class| class != subject.class);
-    let mut on_record = |found: &Found<'_>, utility: f64| {
-        if let Some(trial) = trials.iter_mut().find(|trial| trial.step == found.step && trial.layer == found.name) {
+    check_cancelled: impl Fn() -> Result<(), E>,
+) -> Result<Option<SelectedEdit>, E> {
+    let utility = |hits: &Hits| hits.mean_top1(|class| class != forget_set.class);
+    let mut record = |candidate: &CandidateEdit<'_>, utility: f64| {
+        if let Some(trial) = trials
+            .iter_mut()
+            .find(|trial| trial.step == candidate.step && trial.layer == candidate.name)
+        {
             trial.utility = Some(utility);
         }
     };
-    // What costs nothing to compare with comes first.
-    found.sort_by_key(|found| found.validation.is_none());
-    let mut best: Option<(Found<'_>, Hits)> = None;
-    for mut one in found {
-        let hits = match one.validation.take() {
-            Some(hits) => {
-                on_record(&one, utility(&hits));
-                Some(hits)
+    // Candidates of known utility come first, so that the others have something to be compared
+    // with.
+    candidates.sort_by_key(|candidate| candidate.validation.is_none());
+    let mut best: Option<(CandidateEdit<'_>, Hits)> = None;
+    for mut candidate in candidates {
+        let can_win = |candidate: &CandidateEdit<'_>, highest_utility: f64| match &best {
+            Some((best, hits)) => {
+                let best_key = SelectionKey::new(best, utility(hits), stop);
+                SelectionKey::new(candidate, highest_utility, stop).cmp(&best_key).is_lt()
             }
+            None => true,
+        };
+        let hits = match candidate.validation.take() {
+            Some(hits) => Some(hits),
             None => {
-                go_on()?;
-                let may_win = |at_most: f64| match &best {
-                    Some((best, hits)) => one.place(at_most, stop).cmp(&best.place(utility(hits), stop)).is_lt(),
-                    None => true,
-                };
-                look(ground, subject, &one, may_win)?.inspect(|hits| on_record(&one, utility(hits)))
+                check_cancelled()?;
+                evaluate_while_it_can_win(context, forget_set, &candidate, |highest| {
+                    can_win(&candidate, highest)
+                })?
             }
         };
         let Some(hits) = hits else { continue };
-        let wins =
-            best.as_ref().is_none_or(|(best, of_best)| one.place(utility(&hits), stop).cmp(&best.place(utility(of_best), stop)).is_lt());
-        if wins {
-            best = Some((one, hits));
+        record(&candidate, utility(&hits));
+        if can_win(&candidate, utility(&hits)) {
+            best = Some((candidate, hits));
         }
     }
-    Ok(best.map(|(found, validation)| {
+    Ok(best.map(|(candidate, validation)| {
         let summary = LayerAnswer {
-            layer: found.name.to_owned(),
-            tower: found.tower,
-            step: found.step,
-            relative_step: found.relative_step,
-            fa1: found.accuracy.fa1,
-            fa5: found.accuracy.fa5,
+            layer: candidate.name.to_owned(),
+            tower: candidate.tower,
+            step: candidate.step,
+            relative_step: candidate.relative_step,
+            fa1: candidate.accuracy.fa1,
+            fa5: candidate.accuracy.fa5,
             utility: utility(&validation),
         };
-        Answer { id: found.id, summary, validation }
+        SelectedEdit { id: candidate.id, summary, validation }
     }))
 }
 
-/// Hits on the validation images under an edit of the vision tower; `None` as soon as its utility can no longer be one that may win.
-/// Whether it can is asked image by image, so that how passes are cut shows in nothing.
-fn look(ground: Ground<'_>, subject: &Subject<'_>, found: &Found<'_>, may_win: impl Fn(f64) -> bool) -> Result<Option<Hits>, Error> {
+/// Counts hits on the validation images under an edit of the vision tower. Returns `None` as soon
+/// as the highest utility that the edit can still reach does not satisfy `can_win`, which is asked
+/// after every image, so that batch sizes do not affect results.
+fn evaluate_while_it_can_win(
+    context: EvaluationContext<'_>,
+    forget_set: &ForgetSet<'_>,
+    candidate: &CandidateEdit<'_>,
+    can_win: impl Fn(f64) -> bool,
+) -> Result<Option<Hits>, Error> {
     let mut hits = Hits::default();
-    let others = ground.validation_labels.iter().filter(|&&label| label != subject.class).count();
+    let others =
+        context.validation_labels.iter().filter(|&&label| label != forget_set.class).count();
     let share = |right: usize| if others == 0 { 0.0 } else { right as f64 / others as f64 };
-    let mut may_be_right = others;
-    let mut left = ground.validation_labels;
-    if !may_win(share(may_be_right)) {
+    let mut possibly_right = others;
+    let mut remaining_labels = context.validation_labels;
+    if !can_win(share(possibly_right)) {
         return Ok(None);
     }
-    if left.is_empty() {
+    if remaining_labels.is_empty() {
         return Ok(Some(hits));
     }
-    let images = ground.validation.ok_or_else(|| Error::Tensor { tensor: "pixels".into(), problem: "are not at hand".into() })?;
-    let original = ground.parameters.weights();
-    let edited = original.with(found.id, edited_layer(ground.parameters, found.id, found.gradient, found.step)?);
-    for embedded in images.embed_in_turn(ground.clip, &original, &edited, Some(found.id)) {
+    let missing = || Error::Tensor {
+        tensor: "pixels".into(),
+        problem: "were not loaded, but an edit of the vision tower needs them".into(),
+    };
+    let images = context.validation_images.ok_or_else(missing)?;
+    let original = context.parameters.weights();
+    let edited = original.with(
+        candidate.id,
+        edited_layer(context.parameters, candidate.id, candidate.gradient, candidate.step)?,
+    );
+    for embedded in images.embed_lazily(context.clip, &original, &edited, Some(candidate.id)) {
         let embedded = embedded?;
-        let (here, after) = left.split_at(left.len().min(embedded.size()[0] as usize));
-        left = after;
-        let labels = corpus::labels(here, ground.parameters.device())?;
-        for (rank, &label) in zero_shot::ranks(&embedded, ground.classes, &labels)?.into_iter().zip(here) {
+        let (labels, after) =
+            remaining_labels.split_at(remaining_labels.len().min(embedded.size()[0] as usize));
+        remaining_labels = after;
+        let label_tensor = corpus::labels(labels, context.parameters.device())?;
+        for (rank, &label) in zero_shot::ranks(&embedded, context.class_embeddings, &label_tensor)?
+            .into_iter()
+            .zip(labels)
+        {
             hits.count(rank, label);
-            if rank > 0 && label != subject.class {
-                may_be_right -= 1;
-                if !may_win(share(may_be_right)) {
+            if rank > 0 && label != forget_set.class {
+                possibly_right -= 1;
+                if !can_win(share(possibly_right)) {
                     return Ok(None);
                 }
             }
@@ -155,12 +170,17 @@ fn look(ground: Ground<'_>, subject: &Subject<'_>, found: &Found<'_>, may_win: i
     Ok(Some(hits))
 }
 
-/// The order in which images `[n, d]` are looked at under edits: by how far the best of the other classes `[c, d]` stands above their
-/// own under the unedited model, so that those come first which an edit is least likely to leave right.
+/// Returns the order in which to evaluate images `[n, d]` under edits: by the margin of their own
+/// class over the best of the other classes `[c, d]` under the unedited model, smallest first. The
+/// first images are those that an edit is most likely to get wrong.
 ///
 /// # Errors
-/// When shapes do not fit.
-pub fn hardest_first(images: &Tensor, classes: &Tensor, labels: &Tensor) -> Result<Vec<i64>, Error> {
+/// When shapes do not match or libtorch returns an error.
+pub fn hardest_first(
+    images: &Tensor,
+    classes: &Tensor,
+    labels: &Tensor,
+) -> Result<Vec<i64>, Error> {
     let scores = zero_shot::scores(images, classes)?;
     let column = labels.f_unsqueeze(1)?;
     let own = scores.f_gather(1, &column, false)?.f_squeeze_dim(1)?;
@@ -176,18 +196,23 @@ pub fn hardest_first(images: &Tensor, classes: &Tensor, labels: &Tensor) -> Resu
 mod tests {
     use super::*;
 
-    fn place(layer: &str, accuracies: (f64, f64), utility: f64, relative_step: f64) -> Place<'_> {
-        Place { accuracies, utility, relative_step, layer }
+    fn key(
+        layer: &str,
+        accuracies: (f64, f64),
+        utility: f64,
+        relative_step: f64,
+    ) -> SelectionKey<'_> {
+        SelectionKey { accuracies, utility, relative_step, layer }
     }
 
     #[test]
-    fn forgetting_comes_before_utility_before_size() {
-        let base = place("a", (0.0, 0.0), 0.8, 0.1);
+    fn keys_order_by_forgetting_then_utility_then_size() {
+        let base = key("a", (0.0, 0.0), 0.8, 0.1);
         for (other, expected) in [
-            (place("b", (0.0, 0.1), 0.9, 0.01), Ordering::Less),
-            (place("b", (0.0, 0.0), 0.9, 0.5), Ordering::Greater),
-            (place("b", (0.0, 0.0), 0.8, 0.05), Ordering::Greater),
-            (place("b", (0.0, 0.0), 0.8, 0.1), Ordering::Less),
+            (key("b", (0.0, 0.1), 0.9, 0.01), Ordering::Less),
+            (key("b", (0.0, 0.0), 0.9, 0.5), Ordering::Greater),
+            (key("b", (0.0, 0.0), 0.8, 0.05), Ordering::Greater),
+            (key("b", (0.0, 0.0), 0.8, 0.1), Ordering::Less),
         ] {
             assert_eq!(base.cmp(&other), expected, "{other:?}");
             assert_eq!(other.cmp(&base), expected.reverse(), "{other:?}");
@@ -195,12 +220,24 @@ mod tests {
     }
 
     #[test]
-    fn images_that_are_missed_by_most_come_first() {
+    fn images_with_the_smallest_margin_come_first() {
         let rows = |values: &[f32]| Tensor::from_slice(values).view([-1, 2]);
-        let (images, classes) = (rows(&[1.0, 0.0, 0.0, 1.0, 0.8, 0.6, 0.6, 0.8]), rows(&[1.0, 0.0, 0.0, 1.0]));
+        let (images, classes) =
+            (rows(&[1.0, 0.0, 0.0, 1.0, 0.8, 0.6, 0.6, 0.8]), rows(&[1.0, 0.0, 0.0, 1.0]));
         // Margins: 1, −1, 0.2, −0.2.
-        assert_eq!(hardest_first(&images, &classes, &Tensor::from_slice(&[0i64; 4])).unwrap(), [1, 3, 2, 0]);
-        assert_eq!(hardest_first(&images, &classes.narrow(0, 0, 1), &Tensor::from_slice(&[0i64; 4])).unwrap(), [0, 1, 2, 3]);
-        assert!(hardest_first(&images.narrow(0, 0, 0), &classes, &Tensor::from_slice(&[0i64; 0])).unwrap().is_empty());
+        assert_eq!(
+            hardest_first(&images, &classes, &Tensor::from_slice(&[0i64; 4])).unwrap(),
+            [1, 3, 2, 0]
+        );
+        assert_eq!(
+            hardest_first(&images, &classes.narrow(0, 0, 1), &Tensor::from_slice(&[0i64; 4]))
+                .unwrap(),
+            [0, 1, 2, 3]
+        );
+        assert!(
+            hardest_first(&images.narrow(0, 0, 0), &classes, &Tensor::from_slice(&[0i64; 0]))
+                .unwrap()
+                .is_empty()
+        );
     }
 }

@@ -1,38 +1,44 @@
 //! Gradients of the two losses, taken once at the original weights.
 //!
-//! Each batch starts from nothing; what is kept is a sum in float64 in batch order, so that the result does not
-//! depend on who computed which batch.
+//! Batch gradients are added in float64 and in batch order, so results do not depend on which
+//! worker computes which batch.
 //!
-//! A batch that one pass does not hold is embedded in micro-batches without a graph; the loss is taken over all of its
-//! embeddings, and the loss's gradient with respect to each of them is carried back through the towers micro-batch by
-//! micro-batch (gradient caching, arXiv 2101.06983). That is the same loss and, but for the order of sums, the same gradient.
+//! A batch that is too large for one pass is embedded in micro-batches without an autograd graph.
+//! The loss is computed over all of its embeddings, and its gradient with respect to each embedding
+//! is propagated through the towers micro-batch by micro-batch (gradient caching, arXiv
+//! 2101.06983). The loss is the same and the gradient differs only by the order of summation.
 
 use tch::{Kind, Tensor};
 
 use super::loss;
 use crate::micro_batch::MicroBatch;
-use crate::model::clip::Input;
-use crate::model::{Clip, Error, ParameterId, TokenBatch, Weights};
+use crate::model::{Clip, Error, Input, NotFinite, ParameterId, TokenBatch, Weights};
 
-/// Which loss a batch is for.
+/// The loss of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// [`loss::forget`]; a batch counts by its pairs.
+    /// [`loss::forget`]; the weight of a batch is its number of pairs.
     Forget,
-    /// [`loss::retain`]; every batch counts once.
+    /// [`loss::retain`]; every batch has weight 1.
     Retain,
 }
 
 impl Loss {
-    /// The loss over unit embeddings `[n, d]`; a scalar tensor.
-    fn over(self, images: &Tensor, texts: &Tensor, clip: &Clip, weights: &Weights) -> Result<Tensor, Error> {
+    /// Computes the loss over unit embeddings `[n, d]`; a scalar tensor.
+    fn over(
+        self,
+        images: &Tensor,
+        texts: &Tensor,
+        clip: &Clip,
+        weights: &Weights,
+    ) -> Result<Tensor, Error> {
         match self {
             Self::Forget => loss::forget(images, texts),
             Self::Retain => loss::retain(images, texts, &clip.scale(weights)?),
         }
     }
 
-    /// What a batch of `pairs` counts.
+    /// Returns the weight of a batch of this many pairs.
     fn weight(self, pairs: i64) -> f64 {
         match self {
             Self::Forget => pairs as f64,
@@ -44,9 +50,10 @@ impl Loss {
 /// The images of a batch.
 #[derive(Debug, Clone, Copy)]
 pub enum Images<'a> {
-    /// Preprocessed `[n, 3, s, s]`, to go through the vision tower.
+    /// Preprocessed images `[n, 3, s, s]`, to be embedded by the vision tower.
     Pixels(&'a Tensor),
-    /// As the original vision tower embeds them `[n, d]`, where none of its layers is wanted: nothing there depends on a layer.
+    /// Embeddings `[n, d]` by the original vision tower, for gradients of layers outside that
+    /// tower.
     Embedded(&'a Tensor),
 }
 
@@ -58,7 +65,7 @@ impl Images<'_> {
     }
 }
 
-/// A sum of batch gradients.
+/// A weighted sum of batch gradients.
 #[derive(Debug)]
 pub struct GradientSum {
     layers: Vec<ParameterId>,
@@ -69,33 +76,45 @@ pub struct GradientSum {
 }
 
 impl GradientSum {
-    /// An empty sum over these layers.
+    /// Creates an empty sum for some layers.
     pub fn new(layers: Vec<ParameterId>, micro_batch: MicroBatch) -> Self {
         let sums = layers.iter().map(|_| None).collect();
         Self { layers, sums, weight: 0.0, loss: 0.0, micro_batch }
     }
 
-    /// Adds the gradient of one batch of pairs: images, and the texts in the same order. After an error the sum is of no use.
+    /// Adds the gradient of one batch of pairs: images, and their texts in the same order. After an
+    /// error the sum must not be used.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when the loss is not finite, [`Error::Memory`] when a micro-batch is too large for the device;
-    /// otherwise when libtorch refuses.
-    pub fn add(&mut self, kind: Loss, clip: &Clip, weights: &Weights, images: Images<'_>, texts: &TokenBatch) -> Result<(), Error> {
+    /// [`Error::NotFinite`] when the loss is not finite, [`Error::Memory`] when a micro-batch does
+    /// not fit the device's memory; otherwise when libtorch returns an error.
+    pub fn add(
+        &mut self,
+        kind: Loss,
+        clip: &Clip,
+        weights: &Weights,
+        images: Images<'_>,
+        texts: &TokenBatch,
+    ) -> Result<(), Error> {
         let pairs = images.items();
         let weight = kind.weight(pairs);
         let (graph, leaves) = weights.with_leaves(&self.layers)?;
-        let seen = matches!(images, Images::Embedded(_));
-        let micro_batch = self.micro_batch.for_items_of(clip.pair_bytes(&self.layers, texts.ids.size()[1], seen));
+        let already_embedded = matches!(images, Images::Embedded(_));
+        let micro_batch = self.micro_batch.for_item_bytes(clip.pair_bytes(
+            &self.layers,
+            texts.ids.size()[1],
+            already_embedded,
+        ));
         let texts = Input::Texts(texts);
-        let value = if micro_batch.at_most(pairs) == pairs {
-            micro_batch.pass(pairs, || {
+        let value = if micro_batch.clamp(pairs) == pairs {
+            micro_batch.run(pairs, || {
                 let images = match images {
                     Images::Pixels(pixels) => clip.embed(&graph, Input::Images(pixels))?,
                     Images::Embedded(embedded) => embedded.shallow_clone(),
                 };
                 let loss = kind.over(&images, &clip.embed(&graph, texts)?, clip, &graph)?;
-                let value = finite(&loss)?;
-                self.take(Tensor::f_run_backward(&[&loss], &leaves, false, false)?, weight)?;
+                let value = finite_value(&loss)?;
+                self.accumulate(Tensor::f_run_backward(&[&loss], &leaves, false, false)?, weight)?;
                 Ok(value)
             })?
         } else {
@@ -103,25 +122,34 @@ impl GradientSum {
                 Images::Pixels(pixels) => vec![texts, Input::Images(pixels)],
                 Images::Embedded(_) => vec![texts],
             };
-            let embedded = inputs.iter().map(|&input| embed_apart(clip, weights, input, micro_batch)).collect::<Result<Vec<_>, Error>>()?;
-            let seen = match images {
+            let embedded = inputs
+                .iter()
+                .map(|&input| embed_detached(clip, weights, input, micro_batch))
+                .collect::<Result<Vec<_>, Error>>()?;
+            let image_embeddings = match images {
                 Images::Pixels(_) => &embedded[1],
                 Images::Embedded(known) => known,
             };
-            let loss = kind.over(seen, &embedded[0], clip, &graph)?;
-            let value = finite(&loss)?;
-            let wanted: Vec<&Tensor> = embedded.iter().chain(&leaves).collect();
-            let mut gradients = Tensor::f_run_backward(&[&loss], &wanted, false, false)?;
-            // What does not go through an embedding: the factor on cosines, where it is among the layers.
-            self.take(gradients.split_off(embedded.len()), weight)?;
-            for (input, pull) in inputs.into_iter().zip(&gradients) {
-                for (start, count) in micro_batch.cut(pairs) {
-                    micro_batch.pass(count, || {
+            let loss = kind.over(image_embeddings, &embedded[0], clip, &graph)?;
+            let value = finite_value(&loss)?;
+            let sources: Vec<&Tensor> = embedded.iter().chain(&leaves).collect();
+            let mut gradients = Tensor::f_run_backward(&[&loss], &sources, false, false)?;
+            // Gradients that do not pass through an embedding: that of the factor on cosines, if it
+            // is among the layers.
+            self.accumulate(gradients.split_off(embedded.len()), weight)?;
+            for (input, output_gradient) in inputs.into_iter().zip(&gradients) {
+                for (start, count) in micro_batch.passes(pairs) {
+                    micro_batch.run(count, || {
                         let embedded = clip.embed(&graph, input.narrow(start, count)?.input())?;
-                        // None of the layers may be in this tower.
+                        // False when none of the layers is in this tower.
                         if embedded.requires_grad() {
-                            let pulled = embedded.f_mul(&pull.f_narrow(0, start, count)?)?.f_sum(Kind::Float)?;
-                            self.take(Tensor::f_run_backward(&[&pulled], &leaves, false, false)?, weight)?;
+                            let projected = embedded
+                                .f_mul(&output_gradient.f_narrow(0, start, count)?)?
+                                .f_sum(Kind::Float)?;
+                            self.accumulate(
+                                Tensor::f_run_backward(&[&projected], &leaves, false, false)?,
+                                weight,
+                            )?;
                         }
                         Ok(())
                     })?;
@@ -134,10 +162,11 @@ impl GradientSum {
         Ok(())
     }
 
-    /// Adds gradients of the layers, weighed, in float64.
-    fn take(&mut self, gradients: Vec<Tensor>, weight: f64) -> Result<(), Error> {
+    /// Adds the weighted gradients of the layers in float64.
+    fn accumulate(&mut self, gradients: Vec<Tensor>, weight: f64) -> Result<(), Error> {
         for (sum, gradient) in self.sums.iter_mut().zip(gradients) {
-            // A layer that this batch does not reach has gradient zero.
+            // The gradient of a layer that does not affect this batch is undefined, which means
+            // zero.
             if !gradient.defined() {
                 continue;
             }
@@ -150,28 +179,28 @@ impl GradientSum {
         Ok(())
     }
 
-    /// What the batches weigh together: pairs for L_f, batches for L_r.
+    /// Returns the total weight: the number of pairs for L_f, of batches for L_r.
     pub fn weight(&self) -> f64 {
         self.weight
     }
 
-    /// Mean loss; NaN when nothing was added.
+    /// Returns the mean loss; NaN when the sum is empty.
     pub fn loss(&self) -> f64 {
         self.loss / self.weight
     }
 
-    /// The sum as float32, one tensor per layer, in the layers' shapes.
+    /// Returns the sum as float32, one tensor per layer, in the layers' shapes.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// When libtorch returns an error.
     pub fn sum(&self, weights: &Weights) -> Result<Vec<(ParameterId, Tensor)>, Error> {
         self.scaled(weights, 1.0)
     }
 
-    /// The mean as float32, one tensor per layer, in the layers' shapes.
+    /// Returns the mean as float32, one tensor per layer, in the layers' shapes.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when a gradient is not finite.
+    /// When libtorch returns an error.
     pub fn mean(&self, weights: &Weights) -> Result<Vec<(ParameterId, Tensor)>, Error> {
         self.scaled(weights, 1.0 / self.weight)
     }
@@ -189,21 +218,28 @@ impl GradientSum {
     }
 }
 
-/// Unit embeddings of a whole batch, cut loose from the weights, as leaves of a graph of their own.
-fn embed_apart(clip: &Clip, weights: &Weights, input: Input<'_>, micro_batch: MicroBatch) -> Result<Tensor, Error> {
+/// Embeds a whole batch, detached from the weights; the embeddings are leaves of a new autograd
+/// graph.
+fn embed_detached(
+    clip: &Clip,
+    weights: &Weights,
+    input: Input<'_>,
+    micro_batch: MicroBatch,
+) -> Result<Tensor, Error> {
     let embedded = {
         let _guard = tch::no_grad_guard();
-        let pass = |(start, count)| micro_batch.pass(count, || clip.embed(weights, input.narrow(start, count)?.input()));
-        Tensor::f_cat(&micro_batch.cut(input.items()).map(pass).collect::<Result<Vec<_>, Error>>()?, 0)?
+        let pass = |(start, count)| {
+            micro_batch.run(count, || clip.embed(weights, input.narrow(start, count)?.input()))
+        };
+        Tensor::f_cat(
+            &micro_batch.passes(input.items()).map(pass).collect::<Result<Vec<_>, Error>>()?,
+            0,
+        )?
     };
     Ok(embedded.f_set_requires_grad(true)?)
 }
 
-fn finite(loss: &Tensor) -> Result<f64, Error> {
+fn finite_value(loss: &Tensor) -> Result<f64, Error> {
     let value = loss.f_double_value(&[])?;
-    if value.is_finite() {
-        Ok(value)
-    } else {
-        Err(Error::Tensor { tensor: "loss".into(), problem: format!("is {value}; weights or pixels are out of range") })
-    }
+    if value.is_finite() { Ok(value) } else { Err(NotFinite::new("values of the loss").into()) }
 }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::model::Error;
+use crate::model::{Error, NotFinite};
 
 /// The scores of one layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -11,55 +11,80 @@ pub struct Scores {
     pub weight_norm: f64,
     /// ‖g_f,l‖₂.
     pub gradient_norm: f64,
-    /// ‖g_f,l‖₂ / ‖θ_l‖₂: how much forgetting moves this layer; higher is better.
+    /// ‖g_f,l‖₂ / ‖θ_l‖₂: how much forgetting changes this layer; higher is better.
     pub importance: f64,
-    /// cos(g_f,l , g_r,l), signed.
+    /// cos(g_f,l , g_r,l), with its sign.
     pub cosine: f64,
 }
 
 impl Scores {
-    /// |cos(g_f,l , g_r,l)|: how much moving this layer hurts retention; lower is better.
+    /// Returns |cos(g_f,l , g_r,l)|: how much a change of this layer affects retained data; lower
+    /// is better.
     pub fn alignment(&self) -> f64 {
         self.cosine.abs()
     }
 
-    /// Scores one layer from its weight, forget gradient and retain gradient, all of one shape; sums in float64 on
-    /// the tensors' device.
+    /// Scores one layer from its weight, forget gradient and retain gradient, all of the same
+    /// shape. Sums run in float64 on the tensors' device.
     ///
-    /// A gradient of length zero has no direction: its cosine is 0. A weight of length zero cannot be changed by a
-    /// share of itself: its importance is 0.
+    /// A gradient of length zero has no direction, so its cosine is 0. A weight of length zero has
+    /// an importance of 0, because no relative change of it is defined.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when a norm is not finite.
-    pub fn of(layer: &str, weight: &Tensor, forget: &Tensor, retain: &Tensor) -> Result<Self, Error> {
-        let flat = |t: &Tensor| -> Result<Tensor, Error> { Ok(t.f_reshape([-1])?.f_to_kind(Kind::Double)?) };
+    /// [`Error::NotFinite`] when a norm is not finite.
+    pub fn new(
+        layer: &str,
+        weight: &Tensor,
+        forget: &Tensor,
+        retain: &Tensor,
+    ) -> Result<Self, Error> {
+        let flat = |t: &Tensor| -> Result<Tensor, Error> {
+            Ok(t.f_reshape([-1])?.f_to_kind(Kind::Double)?)
+        };
         let (weight, forget, retain) = (flat(weight)?, flat(forget)?, flat(retain)?);
-        // Fetched together: each fetch waits until a device has done all that was asked of it.
-        let dots = [weight.f_dot(&weight)?, forget.f_dot(&forget)?, retain.f_dot(&retain)?, forget.f_dot(&retain)?];
+        // Fetched together because every fetch from a device waits until all its queued work is
+        // done.
+        let dots = [
+            weight.f_dot(&weight)?,
+            forget.f_dot(&forget)?,
+            retain.f_dot(&retain)?,
+            forget.f_dot(&retain)?,
+        ];
         let mut values = [0.0; 4];
         Tensor::f_stack(&dots, 0)?.f_to_device(Device::Cpu)?.f_copy_data(&mut values, 4)?;
-        let ([weight_norm, gradient_norm, retain_norm], shared) = ([values[0], values[1], values[2]].map(f64::sqrt), values[3]);
+        let ([weight_norm, gradient_norm, retain_norm], shared) =
+            ([values[0], values[1], values[2]].map(f64::sqrt), values[3]);
         let product = gradient_norm * retain_norm;
         let cosine = if product > 0.0 { (shared / product).clamp(-1.0, 1.0) } else { 0.0 };
         let importance = if weight_norm > 0.0 { gradient_norm / weight_norm } else { 0.0 };
-        if [weight_norm, gradient_norm, retain_norm, cosine, importance].iter().any(|v| !v.is_finite()) {
-            return Err(Error::Tensor { tensor: layer.into(), problem: "weight or gradient is not finite".into() });
+        if [weight_norm, gradient_norm, retain_norm, cosine, importance]
+            .iter()
+            .any(|v| !v.is_finite())
+        {
+            return Err(NotFinite::new(format!(
+                "norms of the weight or the gradients of layer `{layer}`"
+            ))
+            .into());
         }
         Ok(Self { weight_norm, gradient_norm, importance, cosine })
     }
 
-    /// R = ‖θ_l‖ / ‖g_f,l‖: the step that changes a layer by its own length. `None` when there is no gradient.
+    /// Returns R = ‖θ_l‖ / ‖g_f,l‖, the step that changes a layer by its own length; `None` when
+    /// weight or gradient is zero.
     pub fn unit_step(&self) -> Option<f64> {
-        (self.gradient_norm > 0.0 && self.weight_norm > 0.0).then(|| self.weight_norm / self.gradient_norm)
+        (self.gradient_norm > 0.0 && self.weight_norm > 0.0)
+            .then(|| self.weight_norm / self.gradient_norm)
     }
 }
 
-/// Which layers are on the front: a layer stays unless another one has strictly lower alignment **and** strictly
-/// higher importance. Takes (importance, alignment) pairs.
+/// Returns which layers are on the Pareto front, given (importance, alignment) pairs. A layer is on
+/// it unless another one has strictly lower alignment **and** strictly higher importance.
 pub fn pareto_front(scores: &[(f64, f64)]) -> Vec<bool> {
     scores
         .iter()
-        .map(|&(importance, alignment)| !scores.iter().any(|&(other, aligned)| aligned < alignment && other > importance))
+        .map(|&(importance, alignment)| {
+            !scores.iter().any(|&(other, aligned)| aligned < alignment && other > importance)
+        })
         .collect()
 }
 
@@ -84,7 +109,7 @@ mod tests {
         let weight = Tensor::from_slice(&[3f32, 4.0]);
         let forget = Tensor::from_slice(&[1f32, 0.0]);
         let retain = Tensor::from_slice(&[-1f32, 1.0]);
-        let scores = Scores::of("l", &weight, &forget, &retain).unwrap();
+        let scores = Scores::new("l", &weight, &forget, &retain).unwrap();
         assert_eq!(scores.weight_norm, 5.0);
         assert_eq!(scores.importance, 0.2);
         assert!((scores.cosine + 0.5f64.sqrt()).abs() < 1e-12);
@@ -95,13 +120,13 @@ mod tests {
     fn no_gradient_has_no_direction_and_no_step() {
         let weight = Tensor::from_slice(&[3f32, 4.0]);
         let zero = Tensor::from_slice(&[0f32, 0.0]);
-        let scores = Scores::of("l", &weight, &zero, &weight).unwrap();
+        let scores = Scores::new("l", &weight, &zero, &weight).unwrap();
         assert_eq!((scores.importance, scores.cosine, scores.unit_step()), (0.0, 0.0, None));
     }
 
     #[test]
     fn infinite_weights_are_refused() {
         let weight = Tensor::from_slice(&[f32::INFINITY, 4.0]);
-        assert!(Scores::of("l", &weight, &weight, &weight).is_err());
+        assert!(matches!(Scores::new("l", &weight, &weight, &weight), Err(Error::NotFinite(_))));
     }
 }

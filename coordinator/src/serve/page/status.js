@@ -1,4 +1,4 @@
-// Draws what the coordinator sends. Text goes in as text, never as markup.
+// Draws the state that the coordinator sends. Names are inserted as text, never as markup.
 "use strict";
 
 const make = (tag, text, cls) => {
@@ -48,6 +48,21 @@ const facts = (pairs) => {
   return list;
 };
 
+// Report, record and card of a finished run's release, from this server.
+const files = (run) => {
+  const line = make("p", null, "files");
+  [["report", "report.html"], ["record", "composition.json"], ["model card", "README.md"]].forEach(([name, file]) => {
+    const link = make("a", name);
+    link.href = `runs/${encodeURIComponent(run.run)}/${file}`;
+    line.append(link);
+  });
+  return line;
+};
+
+// Titles of phases whose names in the API are older than today's terms.
+const titles = new Map([["doses", "coefficients"]]);
+const titled = (name) => titles.get(name) ?? name;
+
 const drawRun = (run, now) => {
   const node = make("article");
   const title = make("h3");
@@ -58,19 +73,23 @@ const drawRun = (run, now) => {
   if (run.problem) node.append(make("p", run.problem, "problem"));
   if (run.live) {
     const live = run.live;
-    if (live.stage) node.append(make("p", `now: ${live.stage}`));
+    if (live.stage) node.append(make("p", `now: ${titled(live.stage)}`));
     if (live.phases.length) {
-      node.append(table(["phase", "jobs", "", "a minute", "time", "left"], live.phases.map((phase) => [
-        phase.name, `${phase.done}/${phase.total}` + (phase.found ? ` (${phase.found} found done)` : ""), bar(phase.done, phase.total),
+      node.append(table(["phase", "jobs", "", "per minute", "elapsed", "remaining"], live.phases.map((phase) => [
+        titled(phase.name), `${phase.done}/${phase.total}` + (phase.found ? ` (${phase.found} reused)` : ""), bar(phase.done, phase.total),
         phase.per_minute ?? "", span(phase.seconds), span(phase.seconds_left),
       ])));
     }
     if (live.workers.length) {
-      node.append(table(["worker", "works on", "for"], live.workers.map((worker) => [worker.name, worker.job, span(worker.seconds)])));
+      node.append(table(["worker", "job", "elapsed"], live.workers.map((worker) => [worker.name, worker.job, span(worker.seconds)])));
+    }
+    if (live.paused.length) {
+      node.append(table(["paused worker", "reason"], live.paused.map((worker) => [worker.name, make("p", worker.reason, "problem")])));
     }
     live.problems.slice(-5).forEach((problem) => node.append(make("p", problem, "problem")));
   }
-  node.append(facts([["jobs as", run.plan], ["coordinator", run.coordinator], ["release", run.release], ["digest", run.digest]]));
+  node.append(facts([["name in jobs", run.plan], ["coordinator", run.coordinator], ["release", run.release], ["digest", run.digest]]));
+  if (run.release && run.exit_code !== null) node.append(files(run));
   return node;
 };
 
@@ -79,15 +98,15 @@ const draw = (all) => {
   const runs = all.runs.map((run) => drawRun(run, all.now));
   document.getElementById("runs").replaceChildren(...(runs.length ? runs : [make("p", "none yet", "quiet")]));
   const letters = all.dead_letters.slice().reverse().map((letter) => [
-    letter.job ?? letter.letter, letter.run ?? "", letter.cause, letter.attempts, make("p", letter.error, "problem"), letter.worker,
+    letter.job ?? letter.letter, letter.run ?? "", letter.class, letter.attempts, make("p", letter.error, "problem"), letter.worker,
     when(letter.time),
   ]);
   document.getElementById("dead").replaceChildren(letters.length
-    ? table(["job", "run", "cause", "attempts", "error", "buried by", "when"], letters) : make("p", "none", "quiet"));
+    ? table(["job", "run", "error class", "attempts", "error", "reported by", "time"], letters) : make("p", "none", "quiet"));
 };
 
 const link = document.getElementById("link");
 const events = new EventSource("api/v1/events");
 events.onopen = () => { link.textContent = "live"; };
-events.onerror = () => { link.textContent = "connection lost, trying again …"; };
+events.onerror = () => { link.textContent = "connection lost, reconnecting …"; };
 events.onmessage = (event) => draw(JSON.parse(event.data));

@@ -1,0 +1,185 @@
+//! The command `lethe evaluate`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use lethe_operations::log::say;
+use lethe_operations::trace::TraceContext;
+use lethe_shared::address::Address;
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::exit;
+use lethe_shared::manifest::Gates;
+use lethe_shared::record::verdict::JudgedConcept;
+use lethe_shared::record::{Composition, Measured, Utility};
+use lethe_shared::retry::RetryPolicy;
+use lethe_store as store;
+use lethe_store::Store;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
+
+use super::common::{cache, here, print};
+use super::find;
+use super::workers::Workers;
+use crate::compose::gate_rules;
+use crate::failure::Failure;
+use crate::intake::plan::Plan;
+use crate::present::run_summary;
+use crate::release::evaluation::{self, Evaluation};
+use crate::release::read::Release;
+use crate::retry::retry;
+use crate::run;
+use crate::run::evaluate::{self, Basis};
+
+#[derive(Debug, Args)]
+pub(super) struct Evaluate {
+    /// The release: its folder, STORE/releases/NAME/DIGEST, or NAME, NAME:NUMBER or NAME@CHANNEL in
+    /// --store.
+    release: String,
+    /// The manifest of the run that found its edits, if the store has none or the data has moved
+    /// since. If concepts were added from other runs, also the manifests of those.
+    #[arg(long, value_name = "MANIFEST")]
+    manifest: Vec<PathBuf>,
+    /// The store for outcomes, the run's manifest and the measurements, by default the store of the
+    /// release. If the release is given by name, it is looked up here; without this option in
+    /// LETHE_STORE, or else in ./store.
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+    /// Gates to check in addition to the record's: a file with a `[gates]` section.
+    #[arg(long, value_name = "FILE")]
+    gates: Option<PathBuf>,
+    #[command(flatten)]
+    workers: Workers,
+    /// Print one JSON object on stdout as the last line.
+    #[arg(long)]
+    json: bool,
+    /// Folder for files downloaded from remote addresses.
+    #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
+    cache: Option<PathBuf>,
+}
+
+/// The last line of `lethe evaluate --json`.
+#[derive(Debug, Serialize)]
+struct Evaluated<'a> {
+    release: String,
+    /// Folder with the measurements, card and report; absent if the release's own record has them.
+    evaluation: Option<String>,
+    digest: Digest,
+    concepts: BTreeMap<&'a str, Option<Measured>>,
+    /// Concepts that have an edit and are not removed, with the reasons.
+    not_removed: Vec<JudgedConcept>,
+    utility: &'a Utility,
+    missed: Vec<String>,
+    warnings: Vec<String>,
+    jobs_found: usize,
+    jobs_done: usize,
+}
+
+pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Result<u8, Failure> {
+    let more = options.gates.as_deref().map(Gates::read).transpose()?;
+    let (release, store) = open(options).await?;
+    let there = evaluation::measured(&store, &release).await?;
+    let (record, jobs_found, jobs_done) = if there.is_measured() {
+        (there, 0, 0)
+    } else {
+        judge(options, &release, store.clone(), cancel).await?
+    };
+    let asked = || record.gates.iter().chain(&more);
+    let (missed, warnings) =
+        (gate_rules::all_missed(asked(), &record), gate_rules::warnings(asked(), &record));
+    let apart = !release.record.is_measured();
+    let folder =
+        apart.then(|| format!("{}/{}", store.name(), evaluation::folder(&release.reference())));
+    for gate in &missed {
+        say("error", &format!("a gate is not met: {gate}"));
+    }
+    for warning in &warnings {
+        say("warning", warning);
+    }
+    let code = if missed.is_empty() { exit::DONE } else { exit::NOT_PASSED };
+    if options.json {
+        let evaluated = Evaluated {
+            release: release.address(),
+            evaluation: folder,
+            digest: record.digest,
+            concepts: record
+                .concepts
+                .iter()
+                .map(|concept| (concept.id.as_str(), concept.composed))
+                .collect(),
+            not_removed: record.not_removed(),
+            utility: &record.utility,
+            missed,
+            warnings,
+            jobs_found,
+            jobs_done,
+        };
+        print(&serde_json::to_string(&evaluated).map_err(Failure::input)?)?;
+    } else {
+        let jobs = format!("{jobs_done} executed, {jobs_found} reused");
+        print(&run_summary::evaluation_table(
+            &record,
+            &release.address(),
+            &jobs,
+            folder.as_deref(),
+            &warnings,
+        ))?;
+    }
+    Ok(code)
+}
+
+/// Returns the release, and the store with its run's outcomes.
+async fn open(options: &Evaluate) -> Result<(Release, Store), Failure> {
+    let release = find::release(&options.release, options.store.as_deref()).await?;
+    let store = match options.store.as_deref().map(|text| here("--store", text)).transpose()? {
+        Some(address) => Store::open(&address)?,
+        None if release.stored => release.store.clone(),
+        None => {
+            return Err(Failure::input(format!(
+                "{} is not in a store; give the store for its measurements with --store",
+                release.address()
+            )));
+        }
+    };
+    Ok((release, store))
+}
+
+/// Measures a release. Returns its record with the measurements, and the numbers of reused and
+/// executed jobs.
+async fn judge(
+    options: &Evaluate,
+    release: &Release,
+    store: Store,
+    cancel: CancellationToken,
+) -> Result<(Composition, usize, usize), Failure> {
+    let cache = cache(options.cache.as_ref());
+    let mut given = Vec::new();
+    for manifest in &options.manifest {
+        given.push(Plan::make(manifest, &cache).await?);
+    }
+    let basis = Basis::find(release, &store, given, &cache).await?;
+    let plan = &basis.plan;
+    let folder =
+        store::fetch_folder(&Address::parse(&release.address()).map_err(Failure::input)?, &cache)
+            .await?;
+    let released = tokio::task::spawn_blocking(move || Checkpoint::open(&folder));
+    let released = released.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
+    let change = evaluate::change(&plan.checkpoint, &released, &release.record)?;
+    retry(&RetryPolicy::service(options.workers.give_up()), "probe the store", &cancel, || {
+        store.probe()
+    })
+    .await?;
+    let span =
+        info_span!("run", run = %plan.run, trace = TraceContext::of_run(&plan.run).trace_id());
+    let judged = options.workers.with(plan, store.clone(), &cache, cancel, async |dispatcher| {
+        let judgement = run::judge_change(plan, dispatcher, &change, &basis.edited()).await?;
+        let (found, done) = (judgement.jobs_found, judgement.jobs_done);
+        let evaluation = Evaluation::new(release, judgement)
+            .write(&dispatcher.store, &dispatcher.fence, release)
+            .await?;
+        Ok((evaluation.onto(release.record.clone()), found, done))
+    });
+    judged.instrument(span).await
+}

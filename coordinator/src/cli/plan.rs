@@ -1,0 +1,242 @@
+//! The command `lethe plan`.
+
+use lethe_operations::log::say;
+use lethe_shared::exit;
+use lethe_shared::manifest::{CompositionMethod, Spread, TargetKind};
+use lethe_shared::vocabulary::{Tower, Towers};
+use serde::Serialize;
+
+use super::common::{Common, print};
+use crate::downstream::Target;
+use crate::downstream::layers::candidates;
+use crate::exec::jobs;
+use crate::failure::Failure;
+use crate::intake::plan::{Plan, groups};
+use crate::progress::human_bytes;
+
+/// The last line of `lethe plan --json`.
+#[derive(Debug, Serialize)]
+struct Planned {
+    run: String,
+    model: lethe_shared::reference::ModelRef,
+    store: String,
+    classes: usize,
+    concepts: usize,
+    forget_pairs: u64,
+    retain_pairs: u64,
+    retain_batches: u64,
+    retain_texts: usize,
+    retain_text_slices: usize,
+    retain_images: u64,
+    covered_classes: usize,
+    never_seen_classes: usize,
+    validation_pairs: u64,
+    test_pairs: u64,
+    jobs: usize,
+    dose_jobs: usize,
+    shard_bytes: u64,
+    model_bytes: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    targets: Vec<PlannedTarget>,
+    /// Layers that may be edited, so that edits have an effect in all targets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<Vec<String>>,
+    warnings: Vec<String>,
+}
+
+/// A target of a planned run.
+#[derive(Debug, Serialize)]
+struct PlannedTarget {
+    name: String,
+    kind: TargetKind,
+    tower: Tower,
+    bytes: u64,
+}
+
+pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
+    let plan = Plan::make(&options.manifest, &options.cache()).await?;
+    let store = options.store(&plan.manifest)?;
+    let pairs = |shards: &[lethe_shared::reference::ShardRef]| {
+        shards.iter().map(|shard| shard.pairs).sum::<u64>()
+    };
+    let held_out =
+        [&plan.validation, &plan.test].into_iter().filter(|shards| !shards.is_empty()).count();
+    let slices = plan.concepts.len().div_ceil(jobs::CONCEPTS_PER_JOB);
+    let composition = &plan.manifest.composition;
+    let planned = Planned {
+        run: plan.run.clone(),
+        model: plan.model.clone(),
+        store: store.to_string(),
+        classes: plan.classes.names().len(),
+        concepts: plan.concepts.len(),
+        forget_pairs: plan.concepts.iter().map(crate::intake::plan::PlannedConcept::pairs).sum(),
+        retain_pairs: pairs(&plan.retain),
+        retain_batches: plan.retain_batches(),
+        retain_texts: plan.retain_texts.iter().map(Vec::len).sum(),
+        retain_text_slices: plan.retain_texts.len(),
+        retain_images: pairs(&plan.retain_images),
+        covered_classes: plan.covered.len(),
+        // Every concept has a class of its own.
+        never_seen_classes: plan.classes.names().len() - plan.concepts.len() - plan.covered.len(),
+        validation_pairs: pairs(&plan.validation),
+        test_pairs: pairs(&plan.test),
+        jobs: plan.retain.len()
+            + 1
+            + 2 * held_out
+            + plan.concepts.len()
+            + slices
+            + corrections(&plan),
+        dose_jobs: match composition.method {
+            CompositionMethod::Margins => margin_rounds(&plan, slices)?,
+            method if method.corrects() => composition.rounds as usize * slices,
+            _ => 0,
+        },
+        shard_bytes: plan.shard_bytes(),
+        model_bytes: plan.checkpoint.tensor_bytes(),
+        targets: plan.targets.iter().map(target).collect(),
+        layers: plan.layers.as_ref().map(|layers| layers.iter().cloned().collect()),
+        warnings: plan.warnings.clone(),
+    };
+    for warning in &planned.warnings {
+        say("warning", warning);
+    }
+    if options.json {
+        print(&serde_json::to_string(&planned).map_err(Failure::input)?)?;
+        return Ok(exit::DONE);
+    }
+    print(&table(&planned, &plan))?;
+    Ok(exit::DONE)
+}
+
+fn target(target: &Target) -> PlannedTarget {
+    PlannedTarget {
+        name: target.request.name.clone(),
+        kind: target.request.kind,
+        tower: target.tower(),
+        bytes: target.bytes(),
+    }
+}
+
+/// Returns the number of jobs that preconditioned directions need in addition to those of summed
+/// ones: moments, surveys, the effect matrix.
+fn corrections(plan: &Plan) -> usize {
+    let composition = &plan.manifest.composition;
+    if !composition.method.corrects() {
+        return 0;
+    }
+    let towers = if composition.towers == Towers::Both { 2 } else { 1 };
+    let texts = if composition.towers == Towers::Vision { 0 } else { plan.retain_texts.len() };
+    towers * (plan.retain.len() + 1) + texts + plan.retain_images.len() + plan.concepts.len() + 1
+}
+
+/// Returns the number of jobs that composition by margins needs for its kernels and rounds: at most
+/// those of all trial compositions and of all rounds.
+fn margin_rounds(plan: &Plan, slices: usize) -> Result<usize, Failure> {
+    let composition = &plan.manifest.composition;
+    let (mut layers, mut trials) = (0, 0);
+    for tower in [Tower::Text, Tower::Vision] {
+        if !composition.towers.include(tower) {
+            continue;
+        }
+        let own = candidates(&plan.checkpoint, tower)?;
+        layers += own;
+        if composition.spread.unwrap_or(Spread::of(tower)) == Spread::One {
+            trials += own * (2 * (1 + slices) + 1);
+        }
+    }
+    let rounds = composition.rounds.max(1) as usize * (1 + slices) + 9 * slices;
+    Ok(slices + layers + trials + rounds + plan.concepts.len())
+}
+
+fn table(planned: &Planned, plan: &Plan) -> String {
+    let groups: Vec<String> =
+        groups(plan).into_iter().map(|(group, count)| format!("{group} {count}")).collect();
+    let gradients = planned.retain_batches
+        + plan
+            .concepts
+            .iter()
+            .map(|c| c.pairs().div_ceil(u64::from(plan.settings.batch_size)))
+            .sum::<u64>();
+    let rows = [
+        ("run", planned.run.clone()),
+        (
+            "model",
+            format!(
+                "{} ({} of weights, digest {})",
+                planned.model.address,
+                human_bytes(planned.model_bytes),
+                planned.model.weights.short()
+            ),
+        ),
+        ("concepts", format!("{} ({})", planned.concepts, groups.join(", "))),
+        ("classes", planned.classes.to_string()),
+        ("forget pairs", planned.forget_pairs.to_string()),
+        (
+            "retain pairs",
+            format!(
+                "{} in {} full batches of {}",
+                planned.retain_pairs, planned.retain_batches, plan.settings.batch_size
+            ),
+        ),
+        (
+            "retain texts",
+            format!("{} in {} slices", planned.retain_texts, planned.retain_text_slices),
+        ),
+        (
+            "retain images",
+            format!("{} in {} shards", planned.retain_images, plan.retain_images.len()),
+        ),
+        (
+            "retained classes",
+            format!(
+                "{} covered by retain captions and texts, {} never seen",
+                planned.covered_classes, planned.never_seen_classes
+            ),
+        ),
+        ("validation, test pairs", format!("{}, {}", planned.validation_pairs, planned.test_pairs)),
+        ("data", human_bytes(planned.shard_bytes)),
+        (
+            "jobs",
+            match planned.dose_jobs {
+                0 => planned.jobs.to_string(),
+                most => format!("{}, and at most {most} more to adjust coefficients", planned.jobs),
+            },
+        ),
+        (
+            "work",
+            format!(
+                "{gradients} gradient batches; {}",
+                match plan.manifest.composition.method {
+                    CompositionMethod::Margins => format!(
+                        "at most {} constraints a concept, no search",
+                        plan.manifest.composition.images
+                    ),
+                    method => format!(
+                        "at most {} evaluations on {} of each concept",
+                        plan.settings.search_evaluations,
+                        if method.corrects() { "one layer" } else { "each front layer" }
+                    ),
+                }
+            ),
+        ),
+        ("store", planned.store.clone()),
+    ];
+    let targets = planned.targets.iter().map(|target| {
+        let shown = format!(
+            "{} ({}: {} tower, {})",
+            target.name,
+            target.kind.name(),
+            target.tower.name(),
+            human_bytes(target.bytes)
+        );
+        ("target", shown)
+    });
+    let layers = planned
+        .layers
+        .iter()
+        .map(|layers| ("layers shared with targets", layers.len().to_string()));
+    let rows: Vec<_> = rows.into_iter().chain(targets).chain(layers).collect();
+    let lines: Vec<String> =
+        rows.iter().map(|(name, value)| format!("  {name:<26}{value}")).collect();
+    format!("everything the manifest names exists and is valid\n{}", lines.join("\n"))
+}

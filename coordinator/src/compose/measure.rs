@@ -1,0 +1,283 @@
+//! Computes the numbers of a release from outcomes: forgetting and utility. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lethe_shared::measurement::{Accuracy, Answers, Chosen, ClassHits, Hits};
+use lethe_shared::record::{
+    FirstClass, Group, Measured, Retained, Said, Utility, UtilityOn, WorstClass,
+};
+use serde::{Deserialize, Serialize};
+
+/// Number of classes in the list of the worst.
+const WORST: usize = 10;
+
+/// The measurements of a composed model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    /// Accuracy on each concept that has an edit, by id.
+    pub concepts: BTreeMap<String, Measured>,
+    /// The model's predictions on each concept's forget images, by id.
+    pub said: BTreeMap<String, Said>,
+    /// Accuracy on retained classes, before and after.
+    pub utility: Utility,
+    /// Jobs whose stored outcome was reused.
+    pub jobs_found: usize,
+    /// Jobs executed by this invocation.
+    pub jobs_done: usize,
+}
+
+/// Returns the accuracy on one concept for the original weights. `base` are their hits on the
+/// validation set.
+pub fn before(forget: Accuracy, class: u32, base: Option<&Hits>) -> Measured {
+    Measured {
+        fa1: forget.fa1,
+        fa5: forget.fa5,
+        held_out: base.and_then(|hits| hits.classes.get(&class).copied()),
+        utility: base.map(|hits| hits.mean_top1(|other| other != class)),
+    }
+}
+
+/// Returns the accuracy on one concept with its edit alone.
+pub fn alone(chosen: &Chosen, class: u32, base: Option<&Hits>) -> Measured {
+    Measured {
+        fa1: chosen.answer.fa1,
+        fa5: chosen.answer.fa5,
+        held_out: chosen.validation.classes.get(&class).copied(),
+        utility: base.map(|_| chosen.answer.utility),
+    }
+}
+
+/// Returns the accuracy on one concept in the composed model.
+pub fn composed(forget: &Hits, class: u32, validation: Option<&Hits>) -> Measured {
+    let own = |other: u32| other == class;
+    Measured {
+        fa1: forget.mean_top1(own),
+        fa5: forget.mean_top5(own),
+        held_out: validation.and_then(|hits| hits.classes.get(&class).copied()),
+        utility: None,
+    }
+}
+
+/// Returns the predictions of a model, with the names of classes.
+pub fn said(answers: &Answers, names: &[String]) -> Said {
+    let named = |&(class, images): &(u32, u32)| FirstClass {
+        class: names.get(class as usize).cloned().unwrap_or_default(),
+        images,
+    };
+    Said { similarity: answers.similarity, first: answers.first.iter().map(named).collect() }
+}
+
+/// The grouping of classes in utility measurements.
+#[derive(Debug)]
+pub struct Fates<'a, R> {
+    /// Returns whether a class is retained.
+    pub retained: R,
+    /// Retained classes that the retain statistics cover.
+    pub covered: &'a BTreeSet<u32>,
+    /// Classes of the concepts that have an edit.
+    pub removed: &'a BTreeSet<u32>,
+}
+
+/// Returns the accuracy over the chosen classes before and after; `None` if there is no image of
+/// any.
+fn group(before: &Hits, after: &Hits, chosen: impl Fn(u32) -> bool) -> Option<Group> {
+    let own = before.classes.iter().filter(|(class, hits)| chosen(**class) && hits.n > 0);
+    let (classes, images) =
+        own.fold((0, 0), |(classes, images), (_, hits)| (classes + 1, images + u64::from(hits.n)));
+    let accuracy =
+        |hits: &Hits| Retained { ta1: hits.mean_top1(&chosen), ta5: hits.mean_top5(&chosen) };
+    (images > 0).then(|| Group {
+        classes,
+        images,
+        before: accuracy(before),
+        after: accuracy(after),
+    })
+}
+
+/// Returns the share of TA@1 that is kept on the group of retained classes that keeps least: the
+/// classes that the retain statistics cover, or those that they do not. A mean over both would hide
+/// what the smaller group loses.
+pub fn least_kept(
+    before: &Hits,
+    after: &Hits,
+    retained: impl Fn(u32) -> bool,
+    covered: &BTreeSet<u32>,
+) -> f64 {
+    [true, false]
+        .into_iter()
+        .filter_map(|is_covered| {
+            group(before, after, |class| retained(class) && covered.contains(&class) == is_covered)
+        })
+        .filter(|group| group.before.ta1 > 0.0)
+        .map(|group| group.after.ta1 / group.before.ta1)
+        .reduce(f64::min)
+        .unwrap_or(0.0)
+}
+
+/// Returns the utility on one set: accuracy on retained classes before and after, the classes that
+/// lost most, and each group of classes.
+pub fn utility<R: Fn(u32) -> bool>(
+    before: &Hits,
+    after: &Hits,
+    fates: &Fates<'_, R>,
+    names: &[String],
+) -> UtilityOn {
+    let retained = &fates.retained;
+    let accuracy =
+        |hits: &Hits| Retained { ta1: hits.mean_top1(retained), ta5: hits.mean_top5(retained) };
+    let images = before
+        .classes
+        .iter()
+        .filter(|(class, _)| retained(**class))
+        .map(|(_, hits)| u64::from(hits.n))
+        .sum();
+    let share = |hits: ClassHits, count: u32| f64::from(count) / f64::from(hits.n.max(1));
+    let mut lost: Vec<(f64, f64, u32)> = before
+        .classes
+        .iter()
+        .filter(|(class, _)| retained(**class))
+        .map(|(&class, &was)| {
+            let is = after.classes.get(&class).copied().unwrap_or_default();
+            (
+                share(was, was.top1) - share(is, is.top1),
+                share(was, was.top5) - share(is, is.top5),
+                class,
+            )
+        })
+        .filter(|&(first, fifth, _)| first > 0.0 || fifth > 0.0)
+        .collect();
+    lost.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(&b.2)));
+    let worst = lost
+        .into_iter()
+        .take(WORST)
+        .map(|(_, _, class)| WorstClass {
+            class: names.get(class as usize).cloned().unwrap_or_default(),
+            before: before.classes.get(&class).copied().unwrap_or_default(),
+            after: after.classes.get(&class).copied().unwrap_or_default(),
+        })
+        .collect();
+    UtilityOn {
+        images,
+        before: accuracy(before),
+        after: accuracy(after),
+        worst,
+        covered: group(before, after, |class| retained(class) && fates.covered.contains(&class)),
+        never_seen: group(before, after, |class| {
+            retained(class) && !fates.covered.contains(&class)
+        }),
+        removed: group(before, after, |class| fates.removed.contains(&class)),
+    }
+}
+
+/// Summary statistics of some values.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Number of values.
+    pub count: usize,
+    /// Smallest.
+    pub min: f64,
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub median: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Returns the statistics of values, or `None` if there are none.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        Some(Self { count: values.len(), min, mean, median: at(0.5), p90: at(0.9), max })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hits(classes: &[(u32, u32, u32, u32)]) -> Hits {
+        Hits {
+            classes: classes
+                .iter()
+                .map(|&(class, n, top1, top5)| (class, ClassHits { n, top1, top5 }))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn the_worst_lose_most_and_removed_classes_do_not_count() {
+        let before = hits(&[(0, 2, 2, 2), (1, 2, 2, 2), (2, 4, 4, 4), (3, 1, 0, 1)]);
+        let after = hits(&[(0, 2, 0, 0), (1, 2, 1, 2), (2, 4, 4, 4), (3, 1, 0, 0)]);
+        let names: Vec<String> = ["removed", "half", "whole", "fifth"].map(String::from).into();
+        let (covered, removed) = (BTreeSet::from([1]), BTreeSet::from([0]));
+        let fates = Fates { retained: |class| class != 0, covered: &covered, removed: &removed };
+        let found = utility(&before, &after, &fates, &names);
+        assert_eq!(found.images, 7);
+        assert_eq!((found.before.ta1, found.after.ta1), (6.0 / 7.0, 5.0 / 7.0));
+        assert_eq!(
+            found.worst.iter().map(|w| w.class.as_str()).collect::<Vec<_>>(),
+            ["half", "fifth"]
+        );
+    }
+
+    #[test]
+    fn groups_are_told_apart_and_empty_ones_are_absent() {
+        // Class 4 is a concept of the manifest without an edit: neither retained nor removed.
+        let before = hits(&[(0, 2, 2, 2), (1, 2, 2, 2), (2, 4, 3, 4), (3, 0, 0, 0), (4, 9, 9, 9)]);
+        let after = hits(&[(0, 2, 0, 1), (1, 2, 1, 2), (2, 4, 0, 1), (3, 0, 0, 0), (4, 9, 9, 9)]);
+        let (covered, removed) = (BTreeSet::from([1]), BTreeSet::from([0]));
+        let retained = |class| class != 0 && class != 4;
+        let found = utility(
+            &before,
+            &after,
+            &Fates { retained, covered: &covered, removed: &removed },
+            &[],
+        );
+        let shape = |group: Option<Group>| {
+            group.map(|g| {
+                (g.classes, g.images, g.before.ta1, g.after.ta1, g.before.ta5, g.after.ta5)
+            })
+        };
+        assert_eq!(shape(found.covered), Some((1, 2, 1.0, 0.5, 1.0, 1.0)));
+        assert_eq!(shape(found.never_seen), Some((1, 4, 0.75, 0.0, 1.0, 0.25)));
+        assert_eq!(shape(found.removed), Some((1, 2, 1.0, 0.0, 1.0, 0.5)));
+        let none = BTreeSet::new();
+        let found =
+            utility(&before, &after, &Fates { retained, covered: &none, removed: &none }, &[]);
+        assert_eq!(
+            (found.covered, found.removed, found.never_seen.map(|g| g.images)),
+            (None, None, Some(6))
+        );
+        assert_eq!(found.images, 6);
+    }
+
+    #[test]
+    fn the_group_that_keeps_least_decides() {
+        let before = hits(&[(0, 4, 4, 4), (1, 4, 4, 4), (2, 4, 2, 4), (3, 4, 0, 4)]);
+        let after = hits(&[(0, 4, 0, 0), (1, 4, 3, 4), (2, 4, 1, 4), (3, 4, 4, 4)]);
+        let of = |retained: &dyn Fn(u32) -> bool| {
+            least_kept(&before, &after, retained, &BTreeSet::from([1]))
+        };
+        assert_eq!(of(&|class| class == 1 || class == 2), 0.5);
+        assert_eq!(of(&|class| class == 1), 0.75);
+        // A group in which nothing was right before says nothing.
+        assert_eq!(of(&|class| class == 1 || class == 3), 0.75);
+        assert_eq!(of(&|_| false), 0.0);
+    }
+
+    #[test]
+    fn a_spread_of_known_values() {
+        let spread = Spread::of((0..=10).map(f64::from).rev().collect()).unwrap();
+        assert_eq!(
+            (spread.min, spread.mean, spread.median, spread.p90, spread.max),
+            (0.0, 5.0, 5.0, 9.0, 10.0)
+        );
+        assert_eq!(Spread::of(Vec::new()), None);
+    }
+}

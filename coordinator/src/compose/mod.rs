@@ -1,0 +1,25 @@
+//! Composition: merges edits into one change per layer, and computes the effects of that change.
+//! Pure: no IO, no libtorch.
+//!
+//! | file | content |
+//! |---|---|
+//! | [`recipe`] | the parts of a composition, and the edits that follow from them |
+//! | [`dosing`] | coefficients of edits that act together |
+//! | [`margins`] | coefficients of forget images by margin constraints |
+//! | [`layers`] | selection of the edited layers |
+//! | [`apply`], [`merge`] | many edits into one change per layer |
+//! | [`near_duplicates`] | concepts with nearly the same edits |
+//! | [`protected`] | protected texts, and how far their outputs move |
+//! | [`measure`] | forgetting and utility |
+//! | [`gate_rules`] | whether a record meets its gates |
+
+pub mod apply;
+pub mod dosing;
+pub mod gate_rules;
+pub mod layers;
+pub mod margins;
+pub mod measure;
+pub mod merge;
+pub mod near_duplicates;
+pub mod protected;
+pub mod recipe;

@@ -1,0 +1,32 @@
+//! Targets: models that contain one of CLIP's towers and get a release's edits too
+//! (`docs/targets.md`).
+//!
+//! Edits are made for a CLIP model. Here the edited layers are located in another model's files by
+//! the function of each tensor, not by its name. The other model must hold the same weights: the
+//! effect of an edit on a different CLIP model would be unknown.
+//!
+//! | file | content |
+//! |---|---|
+//! | `target.rs` | a target: locates its tower, and compares it with the base's |
+//! | `encoder.rs` | one tower of a target |
+//! | `folder.rs` | a target's files, local or remote |
+//! | `pipeline.rs`, `llava.rs` | the towers in a target of each kind, and the layers that it uses |
+//! | `same.rs` | compares a target's tower with the base's |
+//! | `layers.rs` | restricts edits to layers that have an effect in every target |
+//! | `apply.rs` | applies edits to its tensors |
+//! | `stage.rs` | its files in the release |
+
+mod apply;
+mod encoder;
+mod folder;
+pub mod layers;
+mod llava;
+mod pipeline;
+mod same;
+mod stage;
+mod target;
+
+pub use self::apply::Edited;
+pub use self::encoder::{Encoder, Reach};
+pub use self::stage::{Staged, stage};
+pub use self::target::Target;

@@ -1,0 +1,402 @@
+//! Creates the jobs of a run, phase by phase. Pure: from a plan and earlier outputs to jobs.
+
+use lethe_shared::job::TypedJob;
+use lethe_shared::manifest::CompositionMethod;
+use lethe_shared::reference::{ArtifactRef, FileSpec, Locations, ShardRef};
+use lethe_shared::task::{
+    AnyTask, Condense, Constraints, Correction, Direction, Effects, EffectsPart, Evaluate,
+    EvaluateItem, ImageEffects, ImageEffectsPart, Kernel, Label, Margins, MarginsOf, MomentSource,
+    Moments, MomentsPart, MomentsReduce, Protect, RetainGradient, RetainGradientOutput, RetainPart,
+    RetainReduce, Search, Survey, Task, Tokens, WeightedChange, WeightedConstraints,
+};
+use lethe_shared::vocabulary::{MethodSettings, Tower, Towers};
+
+use crate::intake::plan::{Plan, PlannedConcept};
+
+/// Number of concepts whose forget sets one evaluation job covers. It is part of those jobs' ids,
+/// so it must not depend on the number of workers.
+pub const CONCEPTS_PER_JOB: usize = 25;
+
+/// Returns a job of this plan. `shards` are the files that it reads.
+fn job<'a, T: Task + Into<AnyTask>>(
+    plan: &Plan,
+    concept: Option<&str>,
+    task: T,
+    shards: impl IntoIterator<Item = &'a ShardRef>,
+) -> TypedJob<T> {
+    TypedJob::new(&plan.run, concept, plan.model.spec(), task, Locations::of(&plan.model, shards))
+}
+
+fn specs(shards: &[ShardRef]) -> Vec<FileSpec> {
+    shards.iter().map(ShardRef::spec).collect()
+}
+
+/// Returns the towers whose layers are ranked: those that edits may change. (SLUG's full search
+/// ranks both.)
+fn ranked(plan: &Plan) -> Towers {
+    let composition = &plan.manifest.composition;
+    if composition.method.corrects() { composition.towers } else { Towers::Both }
+}
+
+/// Returns one job per retain shard.
+pub fn retain_gradients(plan: &Plan) -> Vec<TypedJob<RetainGradient>> {
+    let (batch_size, towers) = (plan.settings.batch_size, ranked(plan));
+    let one = |shard: &ShardRef| {
+        job(plan, None, RetainGradient { shard: shard.spec(), batch_size, towers }, [shard])
+    };
+    plan.retain.iter().map(one).collect()
+}
+
+/// Returns the job that sums the parts of the retain gradient, in shard order.
+pub fn retain_reduce(plan: &Plan, parts: &[RetainGradientOutput]) -> TypedJob<RetainReduce> {
+    let part = |p: &RetainGradientOutput| RetainPart {
+        sum: p.sum,
+        batches: p.batches,
+        loss_sum: p.loss_sum,
+    };
+    job(plan, None, RetainReduce { parts: parts.iter().map(part).collect() }, [])
+}
+
+/// The second moments of one tower: jobs over the retain set, then jobs over unlabelled data.
+#[derive(Debug)]
+pub struct MomentJobs {
+    /// The tower.
+    pub tower: Tower,
+    /// One job per retain shard.
+    pub paired: Vec<TypedJob<Moments>>,
+    /// One job per slice of unlabelled texts, or per shard of unlabelled images.
+    pub unlabelled: Vec<TypedJob<Moments>>,
+}
+
+/// Returns the moment jobs of each tower that may change. `texts` are the artifacts of the slices
+/// of unlabelled texts.
+pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
+    let tokens = match plan.manifest.composition.method {
+        CompositionMethod::Margins => Tokens::Together,
+        _ => Tokens::Apart,
+    };
+    let of = |shards: &[ShardRef],
+              source: fn(FileSpec) -> MomentSource|
+     -> Vec<TypedJob<Moments>> {
+        shards
+            .iter()
+            .map(|shard| job(plan, None, Moments { source: source(shard.spec()), tokens }, [shard]))
+            .collect()
+    };
+    let of_texts = |texts: &ArtifactRef| {
+        job(plan, None, Moments { source: MomentSource::Texts(*texts), tokens }, [])
+    };
+    let mut towers = Vec::new();
+    if plan.manifest.composition.towers.include(Tower::Text) {
+        towers.push(MomentJobs {
+            tower: Tower::Text,
+            paired: of(&plan.retain, MomentSource::Captions),
+            unlabelled: texts.iter().map(of_texts).collect(),
+        });
+    }
+    if plan.manifest.composition.towers.include(Tower::Vision) {
+        let unlabelled = of(&plan.retain_images, MomentSource::ImagesAlone);
+        let paired = of(&plan.retain, MomentSource::Images);
+        towers.push(MomentJobs { tower: Tower::Vision, paired, unlabelled });
+    }
+    towers
+}
+
+/// Default of `composition.vision_cost`: on the demo, it keeps most of the retained classes.
+const VISION_COST: f64 = 16.0;
+
+/// Returns the job that computes, from a tower's sums, the matrices that correct directions.
+pub fn moments_reduce(
+    plan: &Plan,
+    tower: Tower,
+    paired: Vec<MomentsPart>,
+    unlabelled: Vec<MomentsPart>,
+) -> TypedJob<MomentsReduce> {
+    let composition = &plan.manifest.composition;
+    let correction = match composition.method {
+        CompositionMethod::NullSpace => Correction::NullSpace(composition.null_energy),
+        _ => Correction::Ridge { inputs: composition.ridge, outputs: composition.output_ridge },
+    };
+    let cost = match (tower, composition.towers) {
+        (Tower::Vision, Towers::Both) => composition.vision_cost.unwrap_or(VISION_COST),
+        _ => 1.0,
+    };
+    job(
+        plan,
+        None,
+        MomentsReduce {
+            paired,
+            unlabelled,
+            unlabelled_weight: composition.unlabelled_weight,
+            correction,
+            cost,
+        },
+        [],
+    )
+}
+
+/// Returns one survey job per concept.
+pub fn surveys(
+    plan: &Plan,
+    retain_gradient: ArtifactRef,
+    folds: &[ArtifactRef],
+) -> Vec<TypedJob<Survey>> {
+    let one = |planned: &PlannedConcept| {
+        let task = Survey {
+            forget: specs(&planned.forget),
+            retain_gradient,
+            folds: folds.to_vec(),
+            towers: ranked(plan),
+            batch_size: plan.settings.batch_size,
+            normalisation_gains: plan.settings.normalisation_gains,
+        };
+        job(plan, Some(&planned.concept.id), task, &planned.forget)
+    };
+    plan.concepts.iter().map(one).collect()
+}
+
+/// Returns the job that makes directions on these text layers orthogonal to the layer inputs of
+/// `texts`.
+pub fn protect(
+    plan: &Plan,
+    texts: ArtifactRef,
+    layers: Vec<String>,
+    inverses: &[ArtifactRef],
+) -> TypedJob<Protect> {
+    job(plan, None, Protect { texts, layers, inverses: inverses.to_vec() }, [])
+}
+
+/// Returns the search settings of one concept.
+fn settings(plan: &Plan, planned: &PlannedConcept) -> MethodSettings {
+    MethodSettings { stop: planned.stop, ..plan.settings.clone() }
+}
+
+/// Returns the direction job of one concept on its layer. `layers` are all layers of the run.
+pub fn direction(
+    plan: &Plan,
+    planned: &PlannedConcept,
+    layer: &str,
+    layers: &[String],
+    inverses: &[ArtifactRef],
+    classes: ArtifactRef,
+) -> TypedJob<Direction> {
+    let task = Direction {
+        class: planned.concept.class_index,
+        forget: specs(&planned.forget),
+        validation: specs(&plan.validation),
+        inverses: inverses.to_vec(),
+        classes,
+        layer: layer.to_owned(),
+        layers: layers.to_vec(),
+        method: settings(plan, planned),
+    };
+    job(plan, Some(&planned.concept.id), task, planned.forget.iter().chain(&plan.validation))
+}
+
+/// Returns the job that computes the effect of each edit on each concept.
+pub fn effects(plan: &Plan, concepts: Vec<EffectsPart>) -> TypedJob<Effects> {
+    job(plan, None, Effects { concepts }, [])
+}
+
+/// Returns one search job per concept.
+pub fn searches(
+    plan: &Plan,
+    retain_gradient: ArtifactRef,
+    classes: ArtifactRef,
+) -> Vec<TypedJob<Search>> {
+    let one = |planned: &PlannedConcept| {
+        let task = Search {
+            class: planned.concept.class_index,
+            forget: specs(&planned.forget),
+            validation: specs(&plan.validation),
+            retain_gradient,
+            classes,
+            layers: plan.layers.as_ref().map(|layers| layers.iter().cloned().collect()),
+            method: settings(plan, planned),
+        };
+        job(plan, Some(&planned.concept.id), task, planned.forget.iter().chain(&plan.validation))
+    };
+    plan.concepts.iter().map(one).collect()
+}
+
+/// Returns one job per concept that computes its margin constraints at some layers.
+pub fn constraints(
+    plan: &Plan,
+    concepts: &[&PlannedConcept],
+    layers: &[String],
+    inverses: &[ArtifactRef],
+    classes: ArtifactRef,
+) -> Vec<TypedJob<Constraints>> {
+    let one = |planned: &&PlannedConcept| {
+        let task = Constraints {
+            class: planned.concept.class_index,
+            forget: specs(&planned.forget),
+            classes,
+            layers: layers.to_vec(),
+            inverses: inverses.to_vec(),
+            images: plan.manifest.composition.images,
+        };
+        job(plan, Some(&planned.concept.id), task, &planned.forget)
+    };
+    concepts.iter().map(one).collect()
+}
+
+/// Returns one job per layer that computes the kernel of all constraints there.
+pub fn kernels(
+    plan: &Plan,
+    layers: &[String],
+    concepts: &[ArtifactRef],
+    inverses: &[ArtifactRef],
+) -> Vec<TypedJob<Kernel>> {
+    let one = |layer: &String| {
+        let task = Kernel {
+            layer: layer.clone(),
+            concepts: concepts.to_vec(),
+            inverses: inverses.to_vec(),
+        };
+        job(plan, None, task, [])
+    };
+    layers.iter().map(one).collect()
+}
+
+/// Returns the job that computes the change of some layers by all constraints.
+pub fn weighted_change(
+    plan: &Plan,
+    layers: &[String],
+    concepts: Vec<WeightedConstraints>,
+    inverses: &[ArtifactRef],
+) -> TypedJob<WeightedChange> {
+    let task = WeightedChange { layers: layers.to_vec(), concepts, inverses: inverses.to_vec() };
+    job(plan, None, task, [])
+}
+
+/// Returns the jobs that measure the margins of the forget images of these concepts.
+pub fn margins(
+    plan: &Plan,
+    concepts: &[&PlannedConcept],
+    change: Option<ArtifactRef>,
+    classes: ArtifactRef,
+) -> Vec<TypedJob<Margins>> {
+    let of = |planned: &&PlannedConcept| MarginsOf {
+        class: planned.concept.class_index,
+        rank: planned.stop.rank(),
+        forget: specs(&planned.forget),
+    };
+    let slice = |slice: &[&PlannedConcept]| {
+        let task = Margins {
+            change,
+            concepts: slice.iter().map(of).collect(),
+            classes,
+            images: plan.manifest.composition.images,
+        };
+        job(plan, None, task, slice.iter().flat_map(|planned| &planned.forget))
+    };
+    concepts.chunks(CONCEPTS_PER_JOB).map(slice).collect()
+}
+
+/// Returns the job that condenses a concept's constraints to one direction per layer.
+pub fn condense(
+    plan: &Plan,
+    planned: &PlannedConcept,
+    layers: &[String],
+    constraints: WeightedConstraints,
+    inverses: &[ArtifactRef],
+    ranks: &[u32],
+) -> TypedJob<Condense> {
+    let task = Condense {
+        layers: layers.to_vec(),
+        factors: constraints.factors,
+        coefficients: constraints.coefficients,
+        inverses: inverses.to_vec(),
+        ranks: ranks.to_vec(),
+    };
+    job(plan, Some(&planned.concept.id), task, [])
+}
+
+/// Returns the job that computes the effect of each concept's edit on each forget image.
+pub fn image_effects(
+    plan: &Plan,
+    layers: &[String],
+    concepts: Vec<ImageEffectsPart>,
+) -> TypedJob<ImageEffects> {
+    job(plan, None, ImageEffects { layers: layers.to_vec(), concepts }, [])
+}
+
+/// Returns the jobs that evaluate a changed model on the validation set; none without one.
+pub fn validation(
+    plan: &Plan,
+    change: ArtifactRef,
+    classes: ArtifactRef,
+) -> Vec<TypedJob<Evaluate>> {
+    let mut jobs = held_out(plan, Some(change), classes);
+    jobs.truncate(usize::from(!plan.validation.is_empty()));
+    jobs
+}
+
+/// Name of the validation set in evaluation jobs.
+pub const VALIDATION: &str = "validation";
+/// Name of the test set in evaluation jobs.
+pub const TEST: &str = "test";
+
+/// Returns the name of a concept's forget set in evaluation jobs.
+pub fn forget_item(concept: &str) -> String {
+    format!("forget/{concept}")
+}
+
+/// Returns the jobs that evaluate the unedited model on validation and test set. (Concept jobs
+/// evaluate it on forget sets.)
+pub fn base_evaluation(plan: &Plan, classes: ArtifactRef) -> Vec<TypedJob<Evaluate>> {
+    held_out(plan, None, classes)
+}
+
+/// Returns the jobs that evaluate the composed model on the forget sets of edited concepts and on
+/// validation and test set.
+pub fn composed_evaluation(
+    plan: &Plan,
+    edited: &[&PlannedConcept],
+    change: ArtifactRef,
+    classes: ArtifactRef,
+) -> Vec<TypedJob<Evaluate>> {
+    let mut jobs = held_out(plan, Some(change), classes);
+    jobs.extend(forget_evaluation(plan, edited, change, classes));
+    jobs
+}
+
+/// Returns the jobs that evaluate a composed model on the forget sets of these concepts.
+pub fn forget_evaluation(
+    plan: &Plan,
+    edited: &[&PlannedConcept],
+    change: ArtifactRef,
+    classes: ArtifactRef,
+) -> Vec<TypedJob<Evaluate>> {
+    let item = |planned: &&PlannedConcept| EvaluateItem {
+        name: forget_item(&planned.concept.id),
+        shards: specs(&planned.forget),
+        label: Label::Class(planned.concept.class_index),
+    };
+    let slice = |slice: &[&PlannedConcept]| {
+        let task =
+            Evaluate { change: Some(change), items: slice.iter().map(item).collect(), classes };
+        job(plan, None, task, slice.iter().flat_map(|planned| &planned.forget))
+    };
+    edited.chunks(CONCEPTS_PER_JOB).map(slice).collect()
+}
+
+fn held_out(
+    plan: &Plan,
+    change: Option<ArtifactRef>,
+    classes: ArtifactRef,
+) -> Vec<TypedJob<Evaluate>> {
+    [(VALIDATION, &plan.validation), (TEST, &plan.test)]
+        .into_iter()
+        .filter(|(_, shards)| !shards.is_empty())
+        .map(|(name, shards)| {
+            let item = EvaluateItem {
+                name: name.to_owned(),
+                shards: specs(shards),
+                label: Label::Caption,
+            };
+            job(plan, None, Evaluate { change, items: vec![item], classes }, shards)
+        })
+        .collect()
+}

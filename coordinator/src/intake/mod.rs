@@ -1,0 +1,21 @@
+//! Intake: from a manifest, and all files that it names, to a plan.
+//!
+//! | file | content |
+//! |---|---|
+//! | [`plan`] | the plan: data, and values computed from it |
+//! | `read.rs` | makes the plan of a manifest |
+//! | `concepts.rs`, `data.rs`, `files.rs` | concepts, data and files that a manifest names |
+//! | [`repeated`] | data that a manifest names more than once |
+//! | [`coverage`] | the classes that retain statistics cover |
+//! | [`run_manifest`] | the manifest that a run stores, and reads back |
+
+mod concepts;
+pub mod coverage;
+mod data;
+mod files;
+pub mod plan;
+mod read;
+pub mod repeated;
+pub mod run_manifest;
+
+pub use self::read::quick_check;

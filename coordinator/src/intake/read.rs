@@ -1,0 +1,239 @@
+//! Makes the plan of a manifest: finds, hashes and checks all files that the manifest names.
+//! Computes nothing on a device, and writes only to the cache.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::manifest::{Error, Manifest};
+use lethe_shared::phrases::Phrases;
+use lethe_shared::reference::{ClassTexts, ModelRef};
+use lethe_shared::vocabulary::MethodSettings;
+use lethe_store as store;
+
+use super::concepts::{
+    check_policy, find_forget_shards, hide, read_classes, read_concepts, read_salt,
+};
+use super::coverage::Named;
+use super::data::{Wanted, read_images, read_protected, read_texts, retain_warnings, shards};
+use super::files::missing;
+use super::plan::{Plan, classes_of};
+use crate::downstream::{Target, layers};
+use crate::failure::Failure;
+
+impl Plan {
+    /// Reads a manifest and all files that it names. Remote files are downloaded into `cache`.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] with the problems of the manifest and its files;
+    /// [`Failure::Infrastructure`] when a store or disk cannot be read.
+    ///
+    /// # Example
+    /// ```no_run,standalone_crate
+    /// use std::path::Path;
+    ///
+    /// use lethe::failure::Failure;
+    /// use lethe::intake::plan::Plan;
+    ///
+    /// # async fn example() -> Result<(), Failure> {
+    /// let plan = Plan::make(Path::new("job.toml"), Path::new("/var/cache/lethe")).await?;
+    /// for warning in &plan.warnings {
+    ///     eprintln!("warning: {warning}");
+    /// }
+    /// println!("{}: {} concepts, {} bytes", plan.run, plan.concepts.len(), plan.shard_bytes());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn make(manifest_path: &Path, cache: &Path) -> Result<Self, Failure> {
+        Self::of(Manifest::read(manifest_path)?, cache).await
+    }
+
+    /// Makes the plan of a manifest that is already read. Remote files are downloaded into `cache`.
+    ///
+    /// # Errors
+    /// As [`make`](Self::make).
+    pub async fn of(mut manifest: Manifest, cache: &Path) -> Result<Self, Failure> {
+        let classes = Arc::new(read_classes(&manifest, cache).await?);
+        let phrases = Phrases::new(classes.names())
+            .map_err(|error| Failure::input(Error::new(classes.file(), error.to_string())))?;
+        let phrases = Arc::new(phrases);
+        let concepts = read_concepts(&manifest, &classes, cache).await?;
+        let (model, checkpoint) = open_model(&manifest, cache).await?;
+        let targets = Target::open_all(&manifest, &checkpoint, cache).await?;
+        let place = |problem: String| {
+            Error::new(format!("{}: release.target", manifest.file.display()), problem).to_string()
+        };
+        let among = layers::among(&manifest, &checkpoint, &targets)
+            .map_err(|problems| Failure::BadInput(problems.into_iter().map(place).collect()))?;
+
+        let (naming, labels) =
+            (Wanted::Naming(Arc::clone(&phrases)), Wanted::Classes(Arc::clone(&classes)));
+        let (retain, captions) =
+            shards(&manifest, "data.retain", &manifest.data.retain, naming, cache).await?;
+        let (retain_texts, text_files, mut texts) =
+            read_texts(&manifest, Arc::clone(&phrases), cache).await?;
+        let retain_images = read_images(&manifest, cache).await?;
+        let mut protected = read_protected(&manifest, &concepts, cache).await?;
+        let (validation, _) =
+            shards(&manifest, "data.validation", &manifest.data.validation, labels.clone(), cache)
+                .await?;
+        let (test, _) = shards(&manifest, "data.test", &manifest.data.test, labels, cache).await?;
+        let mut warnings = retain_warnings(&retain, &manifest)?;
+        check_policy(&manifest, &concepts)?;
+        let mut concepts = find_forget_shards(concepts, &manifest, cache).await?;
+        if validation.is_empty() {
+            warnings.push(
+                "without validation shards, ties between layers go to the smaller change"
+                    .to_owned(),
+            );
+        }
+        warnings.extend(targets.iter().flat_map(|target| target.warnings.iter().cloned()));
+        let layers = among.map(|among| {
+            warnings.extend(among.warnings);
+            among.layers
+        });
+        if let Some(protected) = &protected {
+            for class in protected.prompts.iter().flat_map(|prompt| phrases.find(prompt)) {
+                *texts.entry(class).or_default() += 1;
+            }
+            if manifest.gates.protected.is_none() {
+                warnings
+                    .push("data.protect without gates.protected: by how much these texts move is on record, and bounds nothing".to_owned());
+            }
+        }
+        let named = Named { captions, texts };
+        warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
+        let covered = named.covered(&classes_of(&concepts));
+
+        if let Some(salt) = read_salt(&manifest, cache).await? {
+            hide(&mut manifest, &mut concepts, &salt);
+            protected
+                .iter_mut()
+                .flat_map(|protected| &mut protected.names)
+                .for_each(|name| *name = salt.hash(name));
+        }
+
+        let settings = MethodSettings::from(&manifest.method);
+        let class_texts = ClassTexts {
+            names: classes.names().to_vec(),
+            template: manifest.data.template.clone(),
+        };
+        let mut plan = Self {
+            run: String::new(),
+            identity: Digest::of(b""),
+            manifest,
+            model,
+            checkpoint,
+            classes: Arc::unwrap_or_clone(classes),
+            class_texts,
+            retain,
+            retain_texts,
+            retain_images,
+            text_files,
+            protected,
+            covered,
+            named,
+            validation,
+            test,
+            concepts,
+            settings,
+            targets,
+            layers,
+            warnings,
+        };
+        plan.warnings.extend(plan.repeated_data());
+        plan.identity = plan.identify()?;
+        plan.run = format!("{}-{}", plan.manifest.name, plan.identity.short());
+        Ok(plan)
+    }
+}
+
+/// Checks class list, concept table, policy, and whether files on this machine exist. Does not read
+/// data or weights.
+///
+/// # Errors
+/// [`Failure::BadInput`] with the problems; [`Failure::Infrastructure`] when a store or disk cannot
+/// be read.
+pub async fn quick_check(manifest: &Manifest, cache: &Path) -> Result<(), Failure> {
+    let classes = read_classes(manifest, cache).await?;
+    let concepts = read_concepts(manifest, &classes, cache).await?;
+    check_policy(manifest, &concepts)?;
+    let model = manifest.address("model.uri", &manifest.model.uri)?;
+    let mut named = vec![(format!("{}: model.uri", manifest.file.display()), model)];
+    for target in &manifest.release.target {
+        let place = format!("{}: release.target `{}`", manifest.file.display(), target.name);
+        named.push((place, manifest.address("release.target", &target.uri)?));
+    }
+    let data = &manifest.data;
+    for (field, patterns) in [
+        ("data.retain", &data.retain),
+        ("data.retain_images", &data.retain_images),
+        ("data.validation", &data.validation),
+        ("data.test", &data.test),
+    ] {
+        for pattern in patterns {
+            named.push((
+                format!("{}: {field}", manifest.file.display()),
+                manifest.address(field, pattern)?,
+            ));
+        }
+    }
+    for concept in &concepts {
+        named.extend(concept.forget.iter().map(|pattern| {
+            (format!("{}: concept `{}`", concept.place, concept.id), pattern.clone())
+        }));
+    }
+    if let Some(list) = &manifest.data.protect {
+        named.push((
+            format!("{}: data.protect", manifest.file.display()),
+            manifest.address("data.protect", list)?,
+        ));
+    }
+    for (place, pattern) in named.iter().filter(|(_, pattern)| pattern.as_local().is_some()) {
+        for address in store::expand(pattern).await.map_err(|error| missing(place, error))? {
+            let there = match address.as_local() {
+                Some(path) => tokio::fs::try_exists(path).await.unwrap_or(true),
+                None => true,
+            };
+            if !there {
+                return Err(Failure::input(Error::new(
+                    place.clone(),
+                    format!("{address} does not exist"),
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn open_model(manifest: &Manifest, cache: &Path) -> Result<(ModelRef, Checkpoint), Failure> {
+    let place = format!("{}: model.uri", manifest.file.display());
+    let address = manifest.address("model.uri", &manifest.model.uri)?;
+    let folder =
+        store::fetch_folder(&address, cache).await.map_err(|error| missing(&place, error))?;
+    let opened = tokio::task::spawn_blocking(move || {
+        let checkpoint = Checkpoint::open(&folder)?;
+        let broken = checkpoint.non_finite()?;
+        let (weights, settings) = (checkpoint.digest()?, checkpoint.settings_digest()?);
+        Ok::<_, lethe_shared::checkpoint::Error>((checkpoint, broken, weights, settings))
+    });
+    let (checkpoint, broken, weights, settings) = opened
+        .await
+        .map_err(|error| Failure::Infrastructure(error.to_string()))?
+        .map_err(|error| Failure::input(Error::new(place.clone(), error.to_string())))?;
+    if let Some(first) = broken.first() {
+        let others = if broken.len() > 1 {
+            format!(" and {} other tensors hold", broken.len() - 1)
+        } else {
+            " holds".to_owned()
+        };
+        return Err(Failure::input(Error::new(
+            place,
+            format!(
+                "{address}: `{first}`{others} NaN or infinite values; this checkpoint cannot be edited"
+            ),
+        )));
+    }
+    Ok((ModelRef { weights, settings, precision: manifest.method.precision, address }, checkpoint))
+}

@@ -1,0 +1,11 @@
+//! Texts about a run or a release, made from its record without IO.
+//!
+//! | file | content |
+//! |---|---|
+//! | [`run_summary`] | the summary of a run: the table that `lethe run` prints, and its JSON |
+//! | [`card`] | the model card of a release |
+//! | [`report`] | the report of a release, one HTML page |
+
+pub mod card;
+pub mod report;
+pub mod run_summary;

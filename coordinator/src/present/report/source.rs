@@ -1,0 +1,25 @@
+//! The input of a report.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use lethe_shared::record::Composition;
+
+use crate::compose::dosing::Interference;
+use crate::present::run_summary::Report;
+
+/// Thumbnails by concept, as JPEG files.
+pub type Thumbnails = BTreeMap<String, Bytes>;
+
+/// The input of a report.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The release's record.
+    pub record: &'a Composition,
+    /// The effect matrix in the record's order, if coefficients are solved.
+    pub interference: Option<&'a Interference>,
+    /// Thumbnails of its concepts, if there are any.
+    pub thumbnails: &'a Thumbnails,
+    /// The run that made it, for its times; `None` in the report that is stored with a release.
+    pub run: Option<&'a Report>,
+}

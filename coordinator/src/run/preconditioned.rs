@@ -1,0 +1,233 @@
+//! Edits along preconditioned directions, with coefficients solved together
+//! (`docs/composition.md`).
+//!
+//! The phases are:
+//! 1. Collect the second moments of retained data.
+//! 2. Survey the layers for every concept, and select the best layers for the run.
+//! 3. Find each concept's direction on its layer, and its step alone.
+//! 4. Compute the effect of each edit on each concept.
+//! 5. Solve the coefficients together, and adjust the targets over some rounds of evaluation of the
+//!    composed model.
+
+use std::collections::BTreeMap;
+
+use lethe_shared::edit::{self, Edit};
+use lethe_shared::record::Missing;
+use lethe_shared::reference::ArtifactRef;
+use lethe_shared::task::{EffectsPart, SurveyOutput};
+use lethe_shared::vocabulary::{Stop, Tower};
+use safetensors::SafeTensors;
+
+use super::context::{Run, concept_results};
+use super::edits::{Edits, Found, FoundEdit, Stored, unsolved};
+use super::judgement::{HeldOut, counted};
+use super::statistics::{Surveyed, protect, survey};
+use crate::compose::dosing::{Aim, Seen, adjust};
+use crate::compose::recipe::Recipe;
+use crate::compose::{layers, near_duplicates};
+use crate::exec::jobs;
+use crate::failure::Failure;
+use crate::intake::plan::PlannedConcept;
+
+pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut), Failure> {
+    let plan = run.plan;
+    let Surveyed { base, moments, concepts: surveyed, mut missing } = survey(run).await?;
+    let rankings: Vec<&[_]> =
+        surveyed.iter().map(|(_, survey)| survey.ranking.as_slice()).collect();
+    let assignment =
+        layers::assign(&rankings, plan.manifest.composition.layers as usize, plan.layers.as_ref());
+
+    let mut inverses = moments.inverses;
+    let of_texts = |name: &&String| {
+        rankings
+            .iter()
+            .copied()
+            .flatten()
+            .any(|layer| layer.layer == **name && layer.tower == Tower::Text)
+    };
+    let text_layers = assignment.layers.iter().filter(of_texts).cloned().collect();
+    let protected = protect(run, text_layers, &mut inverses).await?;
+    let found = directions(run, surveyed, &assignment, &inverses, &mut missing).await?;
+    let recipe = if found.is_empty() { unsolved(&found)? } else { dose(run, &found).await? };
+    Ok((Edits { found, missing, recipe, moments: inverses, protected }, base))
+}
+
+async fn directions<'a>(
+    run: &mut Run<'a>,
+    surveyed: Vec<(&'a PlannedConcept, SurveyOutput)>,
+    assignment: &layers::Assignment,
+    inverses: &[ArtifactRef],
+    missing: &mut Vec<Missing>,
+) -> Result<Vec<Found<'a>>, Failure> {
+    let plan = run.plan;
+    let (mut tasks, mut concepts, mut surveys) = (Vec::new(), Vec::new(), Vec::new());
+    for ((planned, survey), layer) in surveyed.into_iter().zip(&assignment.of) {
+        match layer {
+            Some(layer) => {
+                tasks.push(jobs::direction(
+                    plan,
+                    planned,
+                    layer,
+                    &assignment.layers,
+                    inverses,
+                    run.classes,
+                ));
+                concepts.push(planned);
+                surveys.push(survey);
+            }
+            None => {
+                let reason = "no layer of the towers that may change has second moments; see composition.towers".to_owned();
+                missing.push(Missing { id: planned.concept.id.clone(), reason });
+            }
+        }
+    }
+    let ended = run.of_concepts("concepts", tasks).await?;
+    let mut lost = Vec::new();
+    let results = concept_results(&concepts, ended, &mut lost)?;
+    let mut surveys: Vec<(&PlannedConcept, SurveyOutput)> =
+        concepts.into_iter().zip(surveys).collect();
+    surveys.retain(|(planned, _)| !lost.iter().any(|missing| missing.id == planned.concept.id));
+    missing.extend(lost);
+    let mut found = Vec::new();
+    for ((planned, result), (_, survey)) in results.into_iter().zip(surveys) {
+        let Some(chosen) = result.chosen else {
+            let best = result.search.iter().map(|trial| trial.fa5).fold(f64::INFINITY, f64::min);
+            let reason = format!(
+                "no step on its layer forgot within {} evaluations (lowest FA@5 {:.0} %); raise method.search_evaluations",
+                plan.settings.search_evaluations,
+                100.0 * best
+            );
+            missing.push(Missing { id: planned.concept.id.clone(), reason });
+            continue;
+        };
+        found.push(Found {
+            planned,
+            pairs: survey.pairs,
+            before: result.before,
+            ranking: survey.ranking,
+            search: result.search,
+            edit: FoundEdit::from(&chosen),
+            alone: Some(chosen),
+            gradients: Some(result.gradients),
+            said: Some(result.said),
+            thumbnails: result.thumbnails,
+        });
+    }
+    Ok(found)
+}
+
+/// Solves all coefficients together, and adjusts the target of each concept by its measurement in
+/// the composed model. Returns the recipe with the fewest concepts still showing, and among those
+/// with the least cost.
+async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure> {
+    let plan = run.plan;
+    let mut recipe = recipe(run, found).await?;
+    for group in near_duplicates::near_duplicates(&recipe) {
+        let names = group.join(", ");
+        tracing::warn!(
+            "the model hardly tells these concepts apart, what removes one goes far towards removing the others: {names}"
+        );
+    }
+    let rounds = plan.manifest.composition.rounds;
+    if rounds == 0 {
+        return Ok(recipe);
+    }
+    let stored = Stored::of(plan, run.dispatcher);
+    let mut wanted: Vec<f64> = recipe.parts().iter().filter_map(|part| part.target).collect();
+    let aim = |found: &Found<'_>| Aim {
+        tolerance: found.planned.tolerance,
+        top: u64::from(found.planned.stop.rank()),
+    };
+    let aims: Vec<Aim> = found.iter().map(aim).collect();
+    let mut best: Option<(usize, f64, Vec<f64>)> = None;
+    for round in 0..=rounds {
+        recipe = recipe.with_targets(&wanted);
+        let edits = recipe.edits();
+        let seen = look(run, found, &edits, &stored).await?;
+        // Only concepts with strength 1 are expected to be forgotten.
+        let judged = |i: usize| found[i].planned.concept.strength == 1.0;
+        let showing =
+            (0..found.len()).filter(|&i| judged(i) && seen[i].share > aims[i].tolerance).count();
+        let steps: Vec<f64> = edits.iter().map(Edit::factor).collect();
+        let cost =
+            recipe.interference().map_or(0.0, |interference| interference.predicted_cost(&steps));
+        if best.as_ref().is_none_or(|(least, cheapest, _)| {
+            showing < *least || (showing == *least && cost < *cheapest)
+        }) {
+            best = Some((showing, cost, wanted.clone()));
+        }
+        tracing::info!(round, showing, cost, "doses");
+        let before = wanted.clone();
+        adjust(&mut wanted, &seen, &aims);
+        for i in (0..found.len()).filter(|&i| !judged(i)) {
+            wanted[i] = before[i];
+        }
+        if wanted == before {
+            break;
+        }
+    }
+    Ok(match best {
+        Some((_, _, wanted)) => recipe.with_targets(&wanted),
+        None => recipe,
+    })
+}
+
+/// Returns the recipe whose targets are the first-order effects of each edit alone.
+async fn recipe(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure> {
+    let part = |found: &Found<'_>| {
+        let without = || {
+            Failure::Infrastructure(format!(
+                "concept {} has no gradients to solve doses with",
+                found.planned.concept.id
+            ))
+        };
+        let gradients = found.gradients.ok_or_else(without)?;
+        Ok(EffectsPart {
+            layer: found.edit.layer.clone(),
+            gradients,
+            direction: found.edit.direction,
+        })
+    };
+    let parts = found.iter().map(part).collect::<Result<Vec<_>, Failure>>()?;
+    let result = run.one("doses", jobs::effects(run.plan, parts)).await?;
+    let file = run.dispatcher.artifact(&run.plan.run, &result.effect).await?;
+    let damaged = |problem: String| {
+        Failure::Infrastructure(format!("artifact {}: {problem}", result.effect.digest))
+    };
+    let parsed = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
+    let view = parsed.tensor("effect").map_err(|error| damaged(error.to_string()))?;
+    let effect = edit::widen("effect", view.data(), view.dtype())?;
+    let own = |i: usize| effect.get(i * found.len() + i).copied().unwrap_or(f64::NAN);
+    let parts =
+        (0..found.len()).map(|i| found[i].part(Some(found[i].edit.step * own(i)))).collect();
+    Recipe::solved(parts, effect).map_err(damaged)
+}
+
+/// Measures each concept in the model composed of these edits.
+async fn look(
+    run: &mut Run<'_>,
+    found: &[Found<'_>],
+    edits: &[Edit],
+    stored: &Stored<'_>,
+) -> Result<Vec<Seen>, Failure> {
+    let (_, change) = run.compose(edits, stored).await?;
+    let planned: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
+    let evaluated =
+        run.all("doses", jobs::forget_evaluation(run.plan, &planned, change, run.classes)).await?;
+    let (mut hits, mut best) = (BTreeMap::new(), BTreeMap::new());
+    for output in evaluated {
+        hits.extend(output.items);
+        best.extend(output.best);
+    }
+    let seen = |found: &Found<'_>| {
+        let item = jobs::forget_item(&found.planned.concept.id);
+        let hits = counted(&hits, found.planned)?;
+        let own = |class: u32| class == found.planned.concept.class_index;
+        let share = match found.planned.stop {
+            Stop::Fa1 => hits.mean_top1(own),
+            Stop::Fa5 => hits.mean_top5(own),
+        };
+        Ok(Seen { share, best: best.get(&item).copied().unwrap_or(0) })
+    };
+    found.iter().map(seen).collect()
+}

@@ -1,0 +1,467 @@
+//! The sections of a manifest as they are written, with their defaults.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::concepts;
+use super::error::Error;
+use super::gates::Gates;
+use super::targets::ReleaseTarget;
+use crate::address::Address;
+use crate::vocabulary::{MethodSettings, Precision, Stop, Tower, Towers};
+
+/// A manifest as it is written; see [the module](super) for an overview.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Lethe manifest")]
+pub struct Manifest {
+    /// Version of this format: 1.
+    pub version: u32,
+    /// Name of the run and of the release: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// The model to edit.
+    pub model: ModelSection,
+    /// Data that must be retained, and data for evaluation.
+    pub data: DataSection,
+    /// The concepts to remove.
+    pub concepts: ConceptsSection,
+    /// How edits are searched for.
+    #[serde(default)]
+    pub method: MethodSection,
+    /// How edits are composed.
+    #[serde(default)]
+    pub composition: CompositionSection,
+    /// When a run counts as complete.
+    #[serde(default)]
+    pub policy: PolicySection,
+    /// Bounds that the release must meet before `latest` is moved to it; a run that misses one ends
+    /// with exit code 4.
+    #[serde(default)]
+    pub gates: Gates,
+    /// How a run uses this machine; without `--nats`.
+    #[serde(default)]
+    pub execution: ExecutionSection,
+    /// Where results are written.
+    #[serde(default)]
+    pub release: ReleaseSection,
+    /// The file that it was read from.
+    #[serde(skip)]
+    pub file: PathBuf,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// Folder of a CLIP checkpoint as `transformers` or open_clip writes it.
+    pub uri: String,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// WebDataset shards of image-text pairs that the model must retain.
+    pub retain: Vec<String>,
+    /// UTF-8 text files with one unlabelled text per line, from any corpus that does not name the
+    /// removed concepts. They extend the retain statistics of the text tower, and so protect more.
+    #[serde(default)]
+    pub retain_texts: Vec<String>,
+    /// Shards of images that show none of the removed concepts; captions are ignored. They extend
+    /// the retain statistics of the vision tower.
+    #[serde(default)]
+    pub retain_images: Vec<String>,
+    /// UTF-8 text file with one name per line. The template makes texts of them, whose embeddings
+    /// must not change: edits of the text tower avoid the inputs that these texts give to the
+    /// edited layer. `gates.protected` bounds the remaining change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protect: Option<String>,
+    /// Shards that the step search and the choice of a layer may use; captions are class names.
+    /// Without any, the smaller change decides between equal layers.
+    #[serde(default)]
+    pub validation: Vec<String>,
+    /// Shards that are used for the report only; captions are class names.
+    #[serde(default)]
+    pub test: Vec<String>,
+    /// File of zero-shot class names, one per line.
+    pub classes: String,
+    /// Prompt in which `{}` or `{name}` stands for the class name.
+    #[serde(default = "default_template")]
+    pub template: String,
+}
+
+fn default_template() -> String {
+    "{}".to_owned()
+}
+
+/// `[concepts]`: a table or a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConceptsSection {
+    /// CSV or JSONL file with the columns `id`, `name`, `class`, `forget`, `strength`, `group`,
+    /// `stop`, `tolerance`.
+    #[serde(default)]
+    pub table: Option<String>,
+    /// The same fields in the manifest itself.
+    #[serde(default)]
+    pub list: Vec<concepts::Row>,
+    /// Strengths of groups; each is multiplied by the strength of the concept.
+    #[serde(default)]
+    pub groups: BTreeMap<String, f64>,
+}
+
+/// `[method]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MethodSection {
+    /// Pairs per gradient batch.
+    #[schemars(range(min = 2, max = 65536))]
+    pub batch_size: u32,
+    /// Step-size evaluations per front layer.
+    #[schemars(range(min = 1, max = 1000))]
+    pub search_evaluations: u32,
+    /// The search on a layer ends when the relative width of its bracket is below this; 0 uses all
+    /// evaluations.
+    pub search_tolerance: f64,
+    /// A concept counts as forgotten when this accuracy on its forget set is 0.
+    pub stop: Stop,
+    /// Whether the gains of layer norms are candidates as well.
+    pub normalisation_gains: bool,
+    /// Precision of matrix multiplications in the towers.
+    pub precision: Precision,
+}
+
+impl Default for MethodSection {
+    fn default() -> Self {
+        Self {
+            batch_size: 128,
+            search_evaluations: 10,
+            search_tolerance: 0.0,
+            stop: Stop::Fa5,
+            normalisation_gains: false,
+            precision: Precision::Float32,
+        }
+    }
+}
+
+impl From<&MethodSection> for MethodSettings {
+    fn from(method: &MethodSection) -> Self {
+        Self {
+            batch_size: method.batch_size,
+            search_evaluations: method.search_evaluations,
+            search_tolerance: method.search_tolerance,
+            stop: method.stop,
+            normalisation_gains: method.normalisation_gains,
+        }
+    }
+}
+
+/// How edits are composed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum CompositionMethod {
+    /// Steps along D = (M + ρ_M I)⁻¹ g (C + ρI)⁻¹, with a coefficient per edit that is solved for
+    /// all edits together. C and M are second moments over retained data, of a layer's inputs and
+    /// of the gradients at its outputs.
+    #[default]
+    Preconditioned,
+    /// One constraint per forget image: its own class must rank below others by a margin. All
+    /// constraints are solved together at the least cost to retained data, without a search per
+    /// concept, and measured again for some rounds.
+    Margins,
+    /// Steps along g P, with coefficients solved together. P projects onto the directions with the
+    /// smallest second moments over retained data (AlphaEdit, arXiv 2410.02355).
+    NullSpace,
+    /// θ_l + Σ α·λ·g over the edits of a layer: SLUG's full search per concept, summed as by its
+    /// authors.
+    Sum,
+    /// The same edits, divided by the number of edits on each layer (model soups, arXiv
+    /// 2203.05482).
+    Mean,
+    /// The same edits, merged by TIES (arXiv 2306.01708): trim, elect signs, average the values
+    /// that agree.
+    Ties,
+    /// The same edits, merged by DARE (arXiv 2311.03099): drop values at random, scale up the rest,
+    /// add.
+    Dare,
+}
+
+impl CompositionMethod {
+    /// Its name in manifests and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preconditioned => "preconditioned",
+            Self::Margins => "margins",
+            Self::NullSpace => "null-space",
+            Self::Sum => "sum",
+            Self::Mean => "mean",
+            Self::Ties => "ties",
+            Self::Dare => "dare",
+        }
+    }
+
+    /// Returns whether directions are preconditioned by second moments and coefficients solved
+    /// together; otherwise each edit is the result of SLUG's full search.
+    pub fn corrects(self) -> bool {
+        matches!(self, Self::Preconditioned | Self::Margins | Self::NullSpace)
+    }
+}
+
+/// The layers that a concept's edit changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Spread {
+    /// One layer, the same for all concepts: the one that keeps most when all are removed.
+    One,
+    /// All layers that end an MLP.
+    All,
+}
+
+impl Spread {
+    /// Returns the default for edits of a tower.
+    pub fn of(tower: Tower) -> Self {
+        match tower {
+            Tower::Text => Self::One,
+            Tower::Vision => Self::All,
+        }
+    }
+}
+
+/// `[composition]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompositionSection {
+    /// The method. The other fields apply to `preconditioned` and `null-space`, unless they name
+    /// another method.
+    pub method: CompositionMethod,
+    /// Towers that edits may change; only their layers are scored. (SLUG's full search always uses
+    /// both.)
+    pub towers: Towers,
+    /// Most layers that the edits of a run are distributed over.
+    #[schemars(range(min = 1, max = 64))]
+    pub layers: u32,
+    /// `margins`: whether a concept's edit is spread over all layers that end an MLP, or changes
+    /// one. By default `one` for the text tower and `all` for the vision tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Spread>,
+    /// `margins`: by how much of a cosine the class of a forget image must rank below the fifth
+    /// best other class (the best, with `stop = "fa1"`). A larger value forgets more on images that
+    /// are not in the forget set, and costs more. By default 0.02 for the text tower and 0.05 for
+    /// the vision tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// `margins` with both towers: what a change of image embeddings costs, relative to the same
+    /// change of text embeddings. A larger value leaves more of the removal to the text tower. By
+    /// default 16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vision_cost: Option<f64>,
+    /// `margins`: most forget images of a concept that become constraints.
+    #[schemars(range(min = 1, max = 1024))]
+    pub images: u32,
+    /// `margins`: largest rank of a concept's direction at a layer. A smaller rank makes the edits
+    /// in a release smaller and a little less efficient. By default 2 for the text tower and 32
+    /// for the vision tower.
+    #[schemars(range(min = 1, max = 1024))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u32>,
+    /// `preconditioned` and `margins`: ridge ρ on the second moments of inputs, as a share of their
+    /// mean diagonal. A larger value shortens the steps and protects less.
+    pub ridge: f64,
+    /// `preconditioned` and `margins`: ridge ρ_M on the second moments of gradients at the outputs
+    /// of a layer, as a share of their mean diagonal. A smaller value turns edits more towards
+    /// outputs that retained data is insensitive to; 1000 and more turns this correction off.
+    pub output_ridge: f64,
+    /// `null-space`: largest share of the trace of the second moments in the subspace that edits
+    /// may use.
+    pub null_energy: f64,
+    /// `ties`: share of the values of each edit that is kept.
+    pub density: f64,
+    /// `dare`: probability that a value of an edit is dropped.
+    pub drop: f64,
+    /// Weight of unlabelled data relative to the retain set in the second moments. A larger value
+    /// protects unlabelled data more and the retain set less.
+    pub unlabelled_weight: f64,
+    /// Share of a concept's forget images that may still be recognised by the measure
+    /// `method.stop`.
+    pub tolerance: f64,
+    /// Rounds of evaluating the composed model on the forget sets and adjusting coefficients; 0
+    /// uses the coefficients as solved.
+    #[schemars(range(max = 100))]
+    pub rounds: u32,
+}
+
+impl Default for CompositionSection {
+    fn default() -> Self {
+        Self {
+            method: CompositionMethod::default(),
+            towers: Towers::default(),
+            layers: 1,
+            spread: None,
+            margin: None,
+            vision_cost: None,
+            images: 16,
+            rank: None,
+            ridge: 0.0003,
+            output_ridge: 0.3,
+            null_energy: 0.01,
+            density: 0.2,
+            drop: 0.9,
+            unlabelled_weight: 0.5,
+            tolerance: 0.0,
+            rounds: 12,
+        }
+    }
+}
+
+/// Which concepts must be removed for a run to count as complete.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Required {
+    /// `"all"`.
+    All(All),
+    /// At least this share of the concepts, above 0 and at most 1.
+    Share(f64),
+    /// At least these concepts, by id.
+    These(Vec<String>),
+}
+
+/// The word `all`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum All {
+    /// Every concept.
+    All,
+}
+
+/// `[policy]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicySection {
+    /// Which concepts must be removed; when some are not, the run ends with exit code 3.
+    pub required: Required,
+    /// Whether concepts that the base model did not know get a receipt as well. By default they are
+    /// listed without a receipt.
+    // The name of a run contains a digest of this section, which a default must not change.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub receipts_for_unknown: bool,
+}
+
+impl Default for PolicySection {
+    fn default() -> Self {
+        Self { required: Required::All(All::All), receipts_for_unknown: false }
+    }
+}
+
+/// `[execution]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExecutionSection {
+    /// Worker threads; 0 means one per CPU core, or four with a GPU.
+    #[schemars(range(max = 1024))]
+    pub workers: u32,
+    /// `auto` (a GPU when there is one), `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Which machines may share a run: `any`, or `same` for machines of one arithmetic class,
+    /// whose results are bit-identical.
+    pub arithmetic: Arithmetic,
+}
+
+impl Default for ExecutionSection {
+    fn default() -> Self {
+        Self { workers: 0, device: "auto".to_owned(), arithmetic: Arithmetic::Any }
+    }
+}
+
+/// Which machines may share a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Arithmetic {
+    /// All machines. The last bits of results may depend on which machine ran which job; the
+    /// summary lists the arithmetic classes.
+    #[default]
+    Any,
+    /// Machines of the same arithmetic class as the one that ran the first job. Workers of
+    /// another class leave the jobs.
+    Same,
+}
+
+/// How a release names the concepts that it removes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Names {
+    /// By id, name and class, as in the manifest.
+    #[default]
+    Plain,
+    /// By salted hashes: only the holder of the salt can identify them.
+    Hashed,
+}
+
+impl Names {
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
+}
+
+/// `[release]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReleaseSection {
+    /// Where artifacts and releases go; `--store` overrides it.
+    pub uri: String,
+    /// Other models that contain one of the model's towers, and receive its edits. Edits are then
+    /// restricted to layers that these models use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub target: Vec<ReleaseTarget>,
+    /// How the release names concepts: `plain`, or `hashed` when names are personal data.
+    #[serde(skip_serializing_if = "Names::is_plain")]
+    pub names: Names,
+    /// With `names = "hashed"`: a secret file of 16 to 4096 bytes. It is read, but never stored or
+    /// sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub salt: Option<String>,
+    /// Licence of the weights for the model card, as the Hub names it: `apache-2.0`, `mit`, `other`
+    /// …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// Name of the base model on the Hub, for the model card: `openai/clip-vit-base-patch32`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_model: Option<String>,
+}
+
+impl Default for ReleaseSection {
+    fn default() -> Self {
+        Self {
+            uri: "store".to_owned(),
+            target: Vec::new(),
+            names: Names::Plain,
+            salt: None,
+            license: None,
+            base_model: None,
+        }
+    }
+}
+
+impl Manifest {
+    /// Resolves an address in the manifest; `field` appears in messages.
+    ///
+    /// # Errors
+    /// When the text is not an address.
+    pub fn address(&self, field: &str, text: &str) -> Result<Address, Error> {
+        Address::resolve(text, self.file.parent()).map_err(|error| {
+            Error::new(format!("{}: {field}", self.file.display()), error.to_string())
+        })
+    }
+
+    /// Returns the concepts that are listed in the manifest itself.
+    pub fn inline_concepts(&self) -> Vec<(usize, concepts::Row)> {
+        (1..).zip(self.concepts.list.iter().cloned()).collect()
+    }
+
+    /// Returns the JSON Schema of manifests.
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
+    }
+}

@@ -1,0 +1,356 @@
+//! Fetching files and folders from addresses to this machine.
+
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt;
+use lethe_shared::address::Address;
+use lethe_shared::digest::{Digest, Hasher};
+use lethe_shared::reference::ArtifactRef;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt};
+use tokio::io::AsyncWriteExt;
+
+use crate::error::Error;
+use crate::store::{REQUESTS, Store, blocking};
+
+/// Most files that a pattern may match.
+const MAX_MATCHES: usize = 1_000_000;
+
+/// Returns a local path of the file at `address`. A local file is used in place; a remote one is
+/// downloaded once into `cache`. Digest and size are checked against the expected ones.
+///
+/// # Cancel safety
+/// A cancelled call may leave a temporary file in `cache`. The copy itself is whole or absent.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Corrupt`] when the file is not the expected one.
+pub async fn fetch_file(
+    address: &Address,
+    cache: &Path,
+    expected: Option<(Digest, u64)>,
+) -> Result<PathBuf, Error> {
+    match address {
+        Address::Local(path) => {
+            if let Some((digest, bytes)) = expected {
+                check(path, digest, bytes).await?;
+            } else {
+                tokio::fs::metadata(path)
+                    .await
+                    .map_err(|error| Error::from_io(&path.display().to_string(), error))?;
+            }
+            Ok(path.clone())
+        }
+        Address::Remote(url) => {
+            let (store, key) = parent(url)?;
+            let meta =
+                store.inner.head(&key).await.map_err(|error| store.error(key.as_ref(), error))?;
+            // Without a digest, the metadata of the object names the copy.
+            let name = match expected {
+                Some((digest, _)) => digest,
+                None => Digest::of(
+                    format!("{url}\n{:?}\n{}\n{}", meta.e_tag, meta.last_modified, meta.size)
+                        .as_bytes(),
+                ),
+            };
+            let path = cache.join(name.to_string());
+            if tokio::fs::try_exists(&path)
+                .await
+                .map_err(|error| Error::from_io(&path.display().to_string(), error))?
+            {
+                match expected {
+                    None => return Ok(path),
+                    // A damaged copy is downloaded again.
+                    Some((digest, bytes)) if check(&path, digest, bytes).await.is_ok() => {
+                        return Ok(path);
+                    }
+                    Some(_) => {}
+                }
+            }
+            REQUESTS.run(|| download(&store, &key, &path, expected)).await?;
+            Ok(path)
+        }
+    }
+}
+
+/// Downloads to a temporary name and renames: the target is whole or absent.
+pub(crate) async fn download(
+    store: &Store,
+    key: &Key,
+    path: &Path,
+    expected: Option<(Digest, u64)>,
+) -> Result<(), Error> {
+    let local = |error: std::io::Error| Error::from_io(&path.display().to_string(), error);
+    if let Some(folder) = path.parent() {
+        tokio::fs::create_dir_all(folder).await.map_err(local)?;
+    }
+    let staged = path.with_extension(format!("part-{}-{:x}", std::process::id(), next_number()));
+    let fetched = async {
+        let found = copy(store, key, &staged).await?;
+        if expected.is_some_and(|expected| expected != found) {
+            return Err(changed(&format!("{}/{key}", store.name)));
+        }
+        tokio::fs::rename(&staged, path).await.map_err(local)
+    };
+    let result = fetched.await;
+    if result.is_err() {
+        // The first error is the one to report.
+        let _ = tokio::fs::remove_file(&staged).await;
+    }
+    result
+}
+
+impl Store {
+    /// Downloads an object into a local file. Returns its digest and size.
+    ///
+    /// # Cancel safety
+    /// A cancelled call may leave a partial file at `path`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; when the store cannot be read or the file cannot be written.
+    pub async fn get_file(&self, key: &str, path: &Path) -> Result<ArtifactRef, Error> {
+        let from = self.key(key)?;
+        let (digest, bytes) = REQUESTS.run(|| copy(self, &from, path)).await?;
+        Ok(ArtifactRef { digest, bytes })
+    }
+}
+
+/// Copies an object into a file and returns its digest and size.
+async fn copy(store: &Store, key: &Key, path: &Path) -> Result<(Digest, u64), Error> {
+    let local = |error: std::io::Error| Error::from_io(&path.display().to_string(), error);
+    let mut file = tokio::fs::File::create(path).await.map_err(local)?;
+    let mut stream =
+        store.inner.get(key).await.map_err(|error| store.error(key.as_ref(), error))?.into_stream();
+    let (mut hasher, mut size) = (Hasher::new(), 0u64);
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| store.error(key.as_ref(), error))?;
+        hasher.update(&piece);
+        size += piece.len() as u64;
+        file.write_all(&piece).await.map_err(local)?;
+    }
+    file.sync_all().await.map_err(local)?;
+    Ok((hasher.finish(), size))
+}
+
+/// Distinguishes concurrent downloads of one file in one process.
+fn next_number() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+async fn check(path: &Path, digest: Digest, bytes: u64) -> Result<(), Error> {
+    let owned = path.to_owned();
+    let found = blocking(move || {
+        let file = std::fs::File::open(&owned)?;
+        let size = file.metadata()?.len();
+        Ok((if size == bytes { Some(Digest::of_reader(file)?) } else { None }, size))
+    })
+    .await?
+    .map_err(|error| Error::from_io(&path.display().to_string(), error))?;
+    if found == (Some(digest), bytes) { Ok(()) } else { Err(changed(&path.display().to_string())) }
+}
+
+fn changed(object: &str) -> Error {
+    Error::Invalid {
+        what: object.to_owned(),
+        problem: "has changed since the run was planned; plan the run again".to_owned(),
+    }
+}
+
+/// Returns the store that holds an object, and its key there.
+pub(crate) fn parent(url: &str) -> Result<(Store, Key), Error> {
+    let wrong = || Error::Invalid {
+        what: url.to_owned(),
+        problem: "names a bucket, not a file".to_owned(),
+    };
+    let (folder, name) = url.rsplit_once('/').ok_or_else(wrong)?;
+    let folder = Address::parse(folder).map_err(|_| wrong())?;
+    // Only keys that Lethe writes are restricted to plain ASCII.
+    let key = Key::parse(name)
+        .map_err(|error| Error::Invalid { what: url.to_owned(), problem: error.to_string() })?;
+    Ok((Store::open(&folder)?, key))
+}
+
+/// Returns a local folder with the files directly under `address`; remote files are downloaded
+/// once.
+///
+/// # Cancel safety
+/// A cancelled call may have downloaded some of the files, each of them whole. Calling it again
+/// downloads the others.
+///
+/// # Errors
+/// [`Error::NotFound`] when nothing is there.
+pub async fn fetch_folder(address: &Address, cache: &Path) -> Result<PathBuf, Error> {
+    let url = match address {
+        Address::Local(path) => return Ok(path.clone()),
+        Address::Remote(url) => url,
+    };
+    let store = Store::open(address)?;
+    let listed =
+        store.inner.list_with_delimiter(None).await.map_err(|error| store.error("", error))?;
+    if listed.objects.is_empty() {
+        return Err(Error::NotFound { object: url.clone(), stored: None });
+    }
+    let mut names: Vec<_> = listed.objects.iter().collect();
+    names.sort_by(|a, b| a.location.cmp(&b.location));
+    let identity: Vec<String> = names
+        .iter()
+        .map(|m| format!("{} {:?} {} {}", m.location, m.e_tag, m.last_modified, m.size))
+        .collect();
+    let folder = cache.join(format!(
+        "folder-{}",
+        Digest::of(format!("{url}\n{}", identity.join("\n")).as_bytes())
+    ));
+    for meta in names {
+        let path = folder.join(meta.location.as_ref());
+        if !tokio::fs::try_exists(&path)
+            .await
+            .map_err(|error| Error::from_io(&path.display().to_string(), error))?
+        {
+            download(&store, &meta.location, &path, None).await?;
+        }
+    }
+    Ok(folder)
+}
+
+/// Removes the copy of a remote folder from the cache, so that [`fetch_folder`] downloads it again.
+/// Returns whether there was a copy; `false` for a local folder.
+///
+/// # Cancel safety
+/// A cancelled call may have removed some of the files. They are downloaded again.
+///
+/// # Errors
+/// When a copy cannot be removed.
+pub async fn forget_folder(address: &Address, cache: &Path) -> Result<bool, Error> {
+    if address.as_local().is_some() {
+        return Ok(false);
+    }
+    let folder = fetch_folder(address, cache).await?;
+    match tokio::fs::remove_dir_all(&folder).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::from_io(&folder.display().to_string(), error)),
+    }
+}
+
+/// Escapes an address, so that as a pattern it matches only itself.
+pub fn literally(address: &Address) -> String {
+    let text = address.to_string();
+    match text.rsplit_once('/') {
+        Some((folder, last)) => format!("{folder}/{}", glob::Pattern::escape(last)),
+        None => text,
+    }
+}
+
+/// Returns the files that match an address with `*`, `?` or `[…]` in its last part, sorted. An
+/// address without wildcards is returned as it is.
+///
+/// # Cancel safety
+/// A cancelled call has no effect.
+///
+/// # Errors
+/// [`Error::NotFound`] when a pattern matches nothing; [`Error::Invalid`] when a wildcard stands
+/// before the last part.
+pub async fn expand(pattern: &Address) -> Result<Vec<Address>, Error> {
+    let text = pattern.to_string();
+    if !text.contains(['*', '?', '[']) {
+        return Ok(vec![pattern.clone()]);
+    }
+    let wrong = |problem: &str| Error::Invalid { what: text.clone(), problem: problem.to_owned() };
+    let (folder, last) = text.rsplit_once('/').ok_or_else(|| wrong("is no path"))?;
+    if folder.contains(['*', '?', '[']) {
+        return Err(wrong("wildcards may stand in the last part of a path only"));
+    }
+    let matcher = glob::Pattern::new(last).map_err(|error| wrong(&error.to_string()))?;
+    let names: Vec<String> = match pattern {
+        Address::Local(_) => {
+            let owned = folder.to_owned();
+            let read = move || -> std::io::Result<Vec<String>> {
+                std::fs::read_dir(&owned)?
+                    .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                    .collect()
+            };
+            blocking(read).await?.map_err(|error| Error::from_io(folder, error))?
+        }
+        Address::Remote(_) => {
+            let store =
+                Store::open(&Address::parse(folder).map_err(|error| wrong(&error.to_string()))?)?;
+            // A listing that ends early is retried.
+            let list = || async {
+                store.inner.list_with_delimiter(None).await.map_err(|error| store.error("", error))
+            };
+            REQUESTS
+                .run(list)
+                .await?
+                .objects
+                .into_iter()
+                .map(|meta| meta.location.to_string())
+                .collect()
+        }
+    };
+    let mut names: Vec<String> = names.into_iter().filter(|name| matcher.matches(name)).collect();
+    names.sort();
+    if names.is_empty() {
+        return Err(Error::NotFound { object: format!("{text} (no file matches)"), stored: None });
+    }
+    if names.len() > MAX_MATCHES {
+        return Err(wrong("matches more than a million files"));
+    }
+    names
+        .iter()
+        .map(|name| {
+            Address::parse(&format!("{folder}/{name}")).map_err(|error| wrong(&error.to_string()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn patterns_match_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b-2.tar", "b-1.tar", "a.txt"] {
+            std::fs::write(folder.path().join(name), name).unwrap();
+        }
+        let at = |name: &str| Address::Local(folder.path().join(name));
+        assert_eq!(expand(&at("b-*.tar")).await.unwrap(), [at("b-1.tar"), at("b-2.tar")]);
+        let odd = folder.path().join("c[1]*.tar");
+        std::fs::write(&odd, "").unwrap();
+        std::fs::write(folder.path().join("c1.tar"), "").unwrap();
+        let literal = Address::parse(&literally(&Address::Local(odd.clone()))).unwrap();
+        assert_eq!(expand(&literal).await.unwrap(), [Address::Local(odd)]);
+        assert_eq!(literally(&at("none.tar")), at("none.tar").to_string());
+        assert_eq!(expand(&at("none.tar")).await.unwrap(), [at("none.tar")]);
+        assert!(matches!(expand(&at("c-*.tar")).await, Err(Error::NotFound { .. })));
+        assert!(matches!(expand(&at("*/b.tar")).await, Err(Error::Invalid { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_local_folder_is_nobody_s_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = Address::Local(folder.path().to_owned());
+        assert!(!forget_folder(&address, folder.path()).await.unwrap());
+        assert!(tokio::fs::try_exists(folder.path()).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shard.tar");
+        std::fs::write(&path, "then").unwrap();
+        let (address, then) = (Address::Local(path.clone()), Some((Digest::of(b"then"), 4)));
+        assert_eq!(fetch_file(&address, folder.path(), then).await.unwrap(), path);
+        std::fs::write(&path, "now!").unwrap();
+        assert!(matches!(
+            fetch_file(&address, folder.path(), then).await,
+            Err(Error::Invalid { .. })
+        ));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(
+            fetch_file(&address, folder.path(), then).await,
+            Err(Error::NotFound { .. })
+        ));
+    }
+}
