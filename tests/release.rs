@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lethe::compose::apply::{Change, Directions};
 use lethe::failure::Failure;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use lethe_store::Store;
 
 use crate::nats::{NatsServer, Version};
-use crate::ports::wait_until;
+use crate::ports::{LONGEST_WAIT, wait_until};
 use crate::processes::{Process, signal, worker};
 use crate::proxy::AccessControl;
 use crate::s3::S3Server;
@@ -32,8 +32,6 @@ use crate::{CONCEPTS, SmallJob, binary, demo};
 pub const DATA: &str = "/proc/self/cwd/data";
 /// Address of model and shards of a remote site, for all processes.
 pub const BUCKET: &str = "s3://data";
-/// Longest time for a started or repaired worker to become ready, seconds.
-const READY: u64 = 180;
 /// Size of the disk of [`Fault::FullDisk`], bytes: enough for model and shards once it is no longer
 /// full.
 const DISK: u64 = 64 << 20;
@@ -355,7 +353,7 @@ impl Worker {
     fn start(command: Command, log: &Path) -> Self {
         let mut process = Process::start(command, log);
         let mut address = None;
-        wait_until("the worker's probes answer", READY, || {
+        wait_until("the worker's probes answer", || {
             assert!(process.ended().is_none(), "the worker has ended: {}", process.said());
             let said = process.said();
             let line = said.lines().find(|line| line.ends_with(": metrics and probes"));
@@ -409,7 +407,7 @@ impl Worker {
     /// If it does not within three minutes.
     pub fn wait_until_ready(&self) {
         let mut last = None;
-        let deadline = Instant::now() + Duration::from_secs(READY);
+        let deadline = Instant::now() + LONGEST_WAIT;
         while last.as_ref().is_none_or(|(status, _)| *status != 200) {
             assert!(Instant::now() < deadline, "not ready: {last:?}: {}", self.process.said());
             std::thread::sleep(Duration::from_millis(100));

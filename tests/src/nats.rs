@@ -152,8 +152,6 @@ impl Drop for NatsServer {
 
 /// Number of servers of a cluster; two form a majority.
 pub const NODES: usize = 3;
-/// Longest wait for a cluster to elect leaders and for a restarted server to catch up, seconds.
-const SETTLED: u64 = 120;
 
 /// Three servers with JetStream that replicate each other's streams. They end with the test, and
 /// their disks are removed.
@@ -235,7 +233,7 @@ impl NatsCluster {
     /// If it has none within two minutes.
     pub fn wait_for_leader(&self) -> usize {
         let mut leader = None;
-        wait_until("JetStream has a leader", SETTLED, || {
+        wait_until("JetStream has a leader", || {
             leader = self.leader();
             leader.is_some()
         });
@@ -250,9 +248,7 @@ impl NatsCluster {
     pub fn wait_until_healthy(&self) {
         self.wait_for_leader();
         let healthy = |node| self.ask(node, "/healthz").is_some_and(|(status, _)| status == 200);
-        wait_until("every server of the cluster has caught up", SETTLED, || {
-            (0..NODES).all(healthy)
-        });
+        wait_until("every server of the cluster has caught up", || (0..NODES).all(healthy));
     }
 
     /// Returns the response of a server's monitoring port; `None` if it does not answer.
