@@ -34,13 +34,13 @@ def wrong(where: object, what: str) -> None:
     problems.append(f"{where}: {what}")
 
 
-# --- Metrics: docs/operations.md names exactly what is exported (a unit test beside the code sees to it).
+# --- Metrics: docs/monitoring.md names exactly what is exported (a unit test beside the code sees to it).
 
 
 def exported() -> dict[str, dict[str, set[str]]]:
     """From metrics to their labels, and to the values of labels that have few."""
     table = {}
-    for line in Path("docs/operations.md").read_text().splitlines():
+    for line in Path("docs/monitoring.md").read_text().splitlines():
         if found := re.match(r"\| `(lethe_\w+)` \|([^|]*)\|([^|]*)\|", line):
             name, kind, labels = found.groups()
             told = re.findall(r"`(\w+)`(?:: ([^`]*))?", re.sub(r"\(.*?\)", "", labels))
@@ -77,7 +77,7 @@ def misnamed(expression: str, table: dict[str, dict[str, set[str]]]) -> list[str
 
 def metrics() -> None:
     table = exported()
-    assert "lethe_jobs_total" in table and table["lethe_queue_jobs"]["state"] == {"waiting", "in-hand", "dead"}, "docs/operations.md reads differently"
+    assert "lethe_jobs_total" in table and table["lethe_queue_jobs"]["state"] == {"waiting", "in-hand", "dead"}, "docs/monitoring.md reads differently"
     # What this is here to find, it finds.
     for mistake in ["lethe_jobs", "lethe_job_seconds", 'lethe_runs{state="lost"}', 'lethe_runs{run="x"}', "sum by (run) (lethe_runs)"]:
         assert misnamed(mistake, table), f"{mistake} was not found out"

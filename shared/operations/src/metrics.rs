@@ -1,4 +1,4 @@
-//! All metrics of Lethe processes. Names and labels are documented in `docs/operations.md`; a test
+//! All metrics of Lethe processes. Names and labels are documented in `docs/monitoring.md`; a test
 //! compares the two.
 //!
 //! Each process has one set, returned by [`metrics()`]. Labels have few possible values: a run, a
@@ -352,7 +352,7 @@ mod tests {
     /// The documentation names every metric, and no other.
     #[test]
     fn documentation_names_every_metric() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/monitoring.md");
         let text = std::fs::read_to_string(path).unwrap();
         let documented: std::collections::BTreeSet<&str> = text
             .split('`')
