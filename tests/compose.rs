@@ -112,8 +112,8 @@ fn the_demo_s_release_is_composed_again_without_a_device() {
     );
     for (before, after) in parent.concepts.iter().zip(&again.concepts) {
         assert_eq!(
-            (before.dose, before.target, &before.alone),
-            (after.dose, after.target, &after.alone)
+            (before.coefficient, before.target, &before.alone),
+            (after.coefficient, after.target, &after.alone)
         );
     }
     for page in ["README.md", "report.html"] {
@@ -230,11 +230,11 @@ fn a_concept_of_another_release_is_added() {
             (&expected.id, expected.direction, expected.step)
         );
         assert!(
-            (found.dose - expected.dose).abs() <= 1e-6 * expected.dose,
+            (found.coefficient - expected.coefficient).abs() <= 1e-6 * expected.coefficient,
             "{}: {} {}",
             found.id,
-            found.dose,
-            expected.dose
+            found.coefficient,
+            expected.coefficient
         );
     }
     let edits = |said: &Value| digest(Path::new(address(said)), "edits.safetensors");

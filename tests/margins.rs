@@ -75,7 +75,9 @@ fn every_image_is_forgotten_by_one_layer_without_a_search() {
     assert_eq!(record.layers.len(), 1, "text edits change one layer by default");
     for concept in &record.concepts {
         assert_eq!(concept.composed.unwrap().fa5, 0.0, "{} is still recognised", concept.id);
-        assert!(concept.before.fa5 > 0.0 && concept.dose > 0.0 && concept.target.unwrap() > 0.0);
+        assert!(
+            concept.before.fa5 > 0.0 && concept.coefficient > 0.0 && concept.target.unwrap() > 0.0
+        );
         assert_eq!((concept.tower, concept.alone), (Tower::Text, None));
         assert!(concept.search.is_empty() && concept.layers.is_empty());
         // SLUG's scores of the layers are on record all the same.
@@ -197,7 +199,7 @@ fn a_release_by_margins_is_composed_again_byte_for_byte() {
     let steps = |said: &Value| {
         let record = record(said);
         let concept = record.concepts.iter().find(|concept| concept.id == first).unwrap();
-        concept.strength * concept.dose * concept.step
+        concept.strength * concept.coefficient * concept.step
     };
     let double = compose(address, &["--strength", &format!("{first}=2")]);
     assert!(steps(&half) < steps(&run) && steps(&run) < steps(&double));
@@ -236,7 +238,7 @@ fn a_concept_that_the_model_never_saw_gets_an_empty_edit() {
     let said = job.run("store");
     let record = record(&said);
     let concept = record.concepts.iter().find(|concept| concept.id == strange).unwrap();
-    assert_eq!((concept.before.fa5, concept.dose), (0.0, 0.0));
+    assert_eq!((concept.before.fa5, concept.coefficient), (0.0, 0.0));
     assert_eq!(record.verdict(concept).status, ConceptStatus::UnknownBefore);
     let rest = record.concepts.iter().filter(|concept| concept.id != strange);
     assert!(rest.into_iter().all(|concept| concept.composed.unwrap().fa5 == 0.0));

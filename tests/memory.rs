@@ -66,7 +66,7 @@ fn gives_the_same_edits(job: &SmallJob) {
         );
         let values = [
             (ours.step, expected.step),
-            (ours.dose, expected.dose),
+            (ours.coefficient, expected.coefficient),
             (ours.importance, expected.importance),
         ];
         for (ours, theirs) in values {

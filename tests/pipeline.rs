@@ -30,7 +30,7 @@ fn corrected_edits_make_a_release_that_is_complete_and_honest() {
     assert_eq!(record.method, "preconditioned");
     for concept in &record.concepts {
         let layer = concept.ranking.iter().find(|layer| layer.layer == concept.layer).unwrap();
-        assert!(layer.efficiency.unwrap() > 0.0 && concept.dose > 0.0);
+        assert!(layer.efficiency.unwrap() > 0.0 && concept.coefficient > 0.0);
         let best = concept.ranking.iter().filter_map(|layer| layer.efficiency).fold(0.0, f64::max);
         assert!(
             best > 0.0 && concept.ranking.iter().all(|layer| layer.tower == Tower::Text),
@@ -91,7 +91,7 @@ fn summed_edits_make_a_release_that_is_complete_and_honest() {
     let (_, record) = released(SmallJob::summed());
     assert_eq!(record.method, "sum");
     for concept in &record.concepts {
-        assert_eq!(concept.dose, 1.0);
+        assert_eq!(concept.coefficient, 1.0);
         assert!(concept.ranking.iter().any(|layer| layer.layer == concept.layer && layer.pareto));
         let answer =
             concept.search.iter().filter(|trial| trial.layer == concept.layer && trial.forgotten);

@@ -253,7 +253,7 @@ fn submitted_twice(version: Version) {
         (summary["summary"]["jobs_done"].as_u64(), summary["summary"]["jobs_found"].as_u64()),
         (Some(0), Some(outcomes as u64))
     );
-    // Its name in jobs identifies it too.
+    // Its plan name identifies it too.
     assert_eq!(site.ask(&["status", ended["plan"].as_str().unwrap()])["run"], run.as_str());
 
     let address = http(&serve);

@@ -71,7 +71,7 @@ fn edit(layer: &str, step: f64) -> Edit {
         layer: layer.into(),
         step,
         strength: 1.0,
-        dose: 1.0,
+        coefficient: 1.0,
         direction,
     }
 }

@@ -552,7 +552,7 @@ async fn a_process_that_dies_leaves_no_half_target() {
             layer: layer.into(),
             step,
             strength: 1.0,
-            dose: 1.0,
+            coefficient: 1.0,
             direction: artifact,
         };
         let own = |_: &Edit, _: &[usize]| Ok(Direction::Dense(direction.clone()));
@@ -569,7 +569,7 @@ async fn a_process_that_dies_leaves_no_half_target() {
             change: &change,
             edits: &[],
             directions: &own,
-            interference: None,
+            effect_matrix: None,
             protected: None,
             thumbnails: &thumbnails,
             targets: vec![staged],

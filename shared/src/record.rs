@@ -321,7 +321,8 @@ pub struct ConceptRecord {
     pub strength: f64,
     /// The coefficient of the edit, solved together with those of all other concepts: the direction
     /// is applied with the factor α · coefficient · λ. 1 when coefficients are not solved.
-    pub dose: f64,
+    #[serde(rename = "dose")]
+    pub coefficient: f64,
     /// The first-order increase of its forget loss at strength 1 that its coefficient is solved
     /// for. Absent when coefficients are not solved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -361,11 +362,11 @@ pub struct ConceptRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<Measured>,
     /// Top predictions for the forget images before any edit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub said_before: Option<Said>,
+    #[serde(default, rename = "said_before", skip_serializing_if = "Option::is_none")]
+    pub predictions_before: Option<TopPredictions>,
     /// Top predictions with all edits at their strengths; absent when they were not measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub said_composed: Option<Said>,
+    #[serde(default, rename = "said_composed", skip_serializing_if = "Option::is_none")]
+    pub predictions_composed: Option<TopPredictions>,
     /// Every candidate layer.
     pub ranking: Vec<RankedLayer>,
     /// Every trial of the step search.
@@ -394,7 +395,7 @@ impl ConceptRecord {
 /// Top predictions of a model for the forget images of a concept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Said {
+pub struct TopPredictions {
     /// Mean cosine between the images and the text of the concept's class, to six decimal places.
     pub similarity: f64,
     /// The classes that most often rank first, most first.

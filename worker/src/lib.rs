@@ -7,7 +7,7 @@
 //!
 //! # A job's way through this crate
 //!
-//! 1. [`service`] pulls the job from the queue, extends its lease while it runs, and acknowledges
+//! 1. [`service`] pulls the job from the queue, extends its ack wait by heartbeats while it runs, and acknowledges
 //!    it once the outcome is stored.
 //! 2. [`engine`] executes it: it fetches the model and the shards that the job names, checks their
 //!    digests, and performs the task.

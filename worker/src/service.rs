@@ -1,11 +1,11 @@
-//! The loop of a worker: pull a job, execute it while extending its lease, write its outcome,
+//! The loop of a worker: pull a job, execute it while extending its ack wait, write its outcome,
 //! acknowledge it.
 //!
 //! The worker writes the outcome to the store before it acknowledges the job, so no finished work
 //! is lost. A job whose outcome is already in the store is acknowledged without being executed
 //! again.
 //!
-//! An environment fault means that this worker may be broken. The worker releases the job, pauses,
+//! A fault of the environment, a computation or the device means that this worker may be broken. The worker releases the job, pauses,
 //! and checks itself at growing intervals ([`Execute::check`]). It takes jobs again when the check
 //! passes. A broken worker thus costs its run time, but never a concept.
 
@@ -370,7 +370,7 @@ impl Slot {
                 () = paused => continue,
                 pulled = self.service.queue.pull(PULL_WAIT) => pulled,
             };
-            let pause = match pulled {
+            let setbacks = match pulled {
                 Ok(None) => {
                     failures = 0;
                     continue;
@@ -392,10 +392,10 @@ impl Slot {
                     failures
                 }
             };
-            if pause > 0 {
+            if setbacks > 0 {
                 tokio::select! {
                     () = drain.cancelled() => return,
-                    () = tokio::time::sleep(PULL_RETRY.pause(pause)) => {}
+                    () = tokio::time::sleep(PULL_RETRY.pause(setbacks)) => {}
                 }
             }
         }
@@ -460,7 +460,7 @@ impl Slot {
         Ok((self.write(&outcome).await?, Source::Executed))
     }
 
-    /// Waits for `work` and extends the job's lease by heartbeats meanwhile. Ends early, with
+    /// Waits for `work` and extends the job's ack wait by heartbeats meanwhile. Ends early, with
     /// [`Stopped::Cancelled`], when the worker's jobs are cancelled.
     async fn with_heartbeats<T>(
         &self,

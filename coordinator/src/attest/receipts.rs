@@ -2,7 +2,7 @@
 //! the coefficient and the evidence. A receipt does not mention any other concept, so it can be
 //! handed out alone.
 //!
-//! A concept that the model still recognises, or whose edit is not applied in full, gets a
+//! A concept that the model still recognises, or whose edit is not applied, gets a
 //! statement of another type, which says that the concept is not removed. A concept that the base
 //! model did not know gets no statement, unless the record asks for receipts of such concepts.
 
@@ -45,7 +45,7 @@ fn receipt(record: &Composition, concept: &ConceptRecord, weights: &[String]) ->
     if record.origin.as_ref().is_some_and(|origin| origin.hashed_names) {
         called["hashed"] = json!("HMAC-SHA-256, 80 bits; the salt is its owner's");
     }
-    Some(json!({
+    let mut receipt = json!({
         "_type": STATEMENT_TYPE,
         "subject": subjects(record, |name| weights.iter().any(|weights| weights == name)),
         "predicateType": predicate_type,
@@ -60,9 +60,9 @@ fn receipt(record: &Composition, concept: &ConceptRecord, weights: &[String]) ->
                 "tower": concept.tower.name(),
                 "layer": concept.layer,
                 "step": concept.step,
-                "dose": concept.dose,
+                "dose": concept.coefficient,
                 "strength": concept.strength,
-                "applied": concept.strength * concept.dose * concept.step,
+                "applied": concept.strength * concept.coefficient * concept.step,
                 "directionSha256": concept.direction.digest,
             },
             "evidence": {
@@ -75,7 +75,12 @@ fn receipt(record: &Composition, concept: &ConceptRecord, weights: &[String]) ->
             },
             "lethe": LETHE_VERSION,
         },
-    }))
+    });
+    let layers = concept.layers();
+    if layers.len() > 1 {
+        receipt["predicate"]["edit"]["layers"] = json!(layers);
+    }
+    Some(receipt)
 }
 
 /// Returns the id of the concept that a receipt or a not-removed statement is about, and `None` for

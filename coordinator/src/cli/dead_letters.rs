@@ -32,7 +32,7 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Which {
-    /// Only those of this run, by its name in jobs (`name in jobs` in `lethe status`).
+    /// Only those of this run, by its plan name (`plan name` in `lethe status`).
     #[arg(long)]
     run: Option<String>,
     #[command(flatten)]

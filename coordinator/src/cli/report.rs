@@ -44,7 +44,7 @@ pub(super) async fn main(options: &Report) -> Result<u8, Failure> {
     };
     let source = report::Source {
         record: &record,
-        interference: recipe.interference(),
+        effect_matrix: recipe.effect_matrix(),
         thumbnails: &thumbnails,
         run: run.as_ref(),
     };

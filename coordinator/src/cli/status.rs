@@ -193,7 +193,7 @@ fn table(run: &Run) -> String {
     let mut row = |name: &str, value: Option<String>| {
         rows.extend(value.map(|value| (name.to_owned(), value)))
     };
-    row("name in jobs", run.plan.clone());
+    row("plan name", run.plan.clone());
     row("problem", run.problem.clone());
     if let Some(live) = &run.live {
         row("doing", Some(title(&live.stage).to_owned()));

@@ -166,7 +166,7 @@ mod tests {
             spread: false,
             step,
             strength,
-            dose: 1.0,
+            coefficient: 1.0,
             direction: ArtifactRef { digest: Digest::of(concept.as_bytes()), bytes: 3 },
         }
     }

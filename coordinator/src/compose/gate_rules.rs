@@ -228,7 +228,7 @@ pub(crate) mod tests {
             step: 1.0,
             relative_step: 1.0,
             strength: 1.0,
-            dose: 1.0,
+            coefficient: 1.0,
             target: None,
             by_others: None,
             importance: 0.0,
@@ -244,8 +244,8 @@ pub(crate) mod tests {
             composed: Some(measured),
             ranking: Vec::new(),
             search: Vec::new(),
-            said_before: None,
-            said_composed: None,
+            predictions_before: None,
+            predictions_composed: None,
         }
     }
 

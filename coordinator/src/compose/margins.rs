@@ -12,7 +12,7 @@
 //! Then the composed model is measured, and t_i grows by what image i lacks, or shrinks where it
 //! has fallen further than necessary.
 
-use crate::compose::dosing::Problem;
+use crate::compose::effect_matrix::Problem;
 
 /// Weight c of missing a target against the cost, for an image with the mean K_ii.
 const PENALTY: f64 = 100.0;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::measurement::{Accuracy, Answers, Chosen, ClassHits, Hits};
 use lethe_shared::record::{
-    FirstClass, Group, Measured, Retained, Said, Utility, UtilityOn, WorstClass,
+    FirstClass, Group, Measured, Retained, TopPredictions, Utility, UtilityOn, WorstClass,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ pub struct Judgement {
     /// Accuracy on each concept that has an edit, by id.
     pub concepts: BTreeMap<String, Measured>,
     /// The model's predictions on each concept's forget images, by id.
-    pub said: BTreeMap<String, Said>,
+    pub said: BTreeMap<String, TopPredictions>,
     /// Accuracy on retained classes, before and after.
     pub utility: Utility,
     /// Jobs whose stored outcome was reused.
@@ -59,12 +59,15 @@ pub fn composed(forget: &Hits, class: u32, validation: Option<&Hits>) -> Measure
 }
 
 /// Returns the predictions of a model, with the names of classes.
-pub fn said(answers: &Answers, names: &[String]) -> Said {
+pub fn top_predictions(answers: &Answers, names: &[String]) -> TopPredictions {
     let named = |&(class, images): &(u32, u32)| FirstClass {
         class: names.get(class as usize).cloned().unwrap_or_default(),
         images,
     };
-    Said { similarity: answers.similarity, first: answers.first.iter().map(named).collect() }
+    TopPredictions {
+        similarity: answers.similarity,
+        first: answers.first.iter().map(named).collect(),
+    }
 }
 
 /// The grouping of classes in utility measurements.

@@ -160,7 +160,7 @@ mod tests {
             spread: false,
             step,
             strength: 1.0,
-            dose: 1.0,
+            coefficient: 1.0,
             direction,
         }
     }

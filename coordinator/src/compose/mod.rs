@@ -4,7 +4,7 @@
 //! | file | content |
 //! |---|---|
 //! | [`recipe`] | the parts of a composition, and the edits that follow from them |
-//! | [`dosing`] | coefficients of edits that act together |
+//! | [`effect_matrix`] | effects of edits on concepts, and the steps solved from them |
 //! | [`margins`] | coefficients of forget images by margin constraints |
 //! | [`layers`] | selection of the edited layers |
 //! | [`apply`], [`merge`] | many edits into one change per layer |
@@ -14,7 +14,7 @@
 //! | [`gate_rules`] | whether a record meets its gates |
 
 pub mod apply;
-pub mod dosing;
+pub mod effect_matrix;
 pub mod gate_rules;
 pub mod layers;
 pub mod margins;

@@ -1,7 +1,7 @@
 //! Near-duplicates: concepts that the model hardly distinguishes, so that removing one largely
 //! removes the other. Pure.
 
-use crate::compose::dosing::Interference;
+use crate::compose::effect_matrix::EffectMatrix;
 use crate::compose::recipe::Recipe;
 
 /// Smallest [`similarity`] of near-duplicates. On the demo, pairs above it are such as "cloud with
@@ -10,10 +10,10 @@ pub const SIMILAR: f64 = 0.3;
 
 /// Returns (K_ij + K_ji) / 2√(K_ii K_jj): 1 for the same concept, 0 for concepts without effect on
 /// each other.
-pub fn similarity(interference: &Interference, i: usize, j: usize) -> f64 {
-    let own = (interference.effect(i, i) * interference.effect(j, j)).sqrt();
+pub fn similarity(effect_matrix: &EffectMatrix, i: usize, j: usize) -> f64 {
+    let own = (effect_matrix.effect(i, i) * effect_matrix.effect(j, j)).sqrt();
     if own > 0.0 {
-        f64::midpoint(interference.effect(i, j), interference.effect(j, i)) / own
+        f64::midpoint(effect_matrix.effect(i, j), effect_matrix.effect(j, i)) / own
     } else {
         0.0
     }
@@ -22,8 +22,8 @@ pub fn similarity(interference: &Interference, i: usize, j: usize) -> f64 {
 /// Returns the [`clusters`] of a recipe's concepts, by id.
 pub fn near_duplicates(recipe: &Recipe) -> Vec<Vec<String>> {
     let groups = recipe
-        .interference()
-        .map(|interference| clusters(interference, SIMILAR))
+        .effect_matrix()
+        .map(|effect_matrix| clusters(effect_matrix, SIMILAR))
         .unwrap_or_default();
     groups
         .into_iter()
@@ -34,8 +34,8 @@ pub fn near_duplicates(recipe: &Recipe) -> Vec<Vec<String>> {
 /// Returns the connected groups of two or more concepts, where concepts are linked by a
 /// [`similarity`] of at least `least`. Each group is in order; groups are ordered by their first
 /// member.
-pub fn clusters(interference: &Interference, least: f64) -> Vec<Vec<usize>> {
-    let n = interference.len();
+pub fn clusters(effect_matrix: &EffectMatrix, least: f64) -> Vec<Vec<usize>> {
+    let n = effect_matrix.len();
     let mut seen = vec![false; n];
     let mut clusters = Vec::new();
     for first in 0..n {
@@ -47,7 +47,7 @@ pub fn clusters(interference: &Interference, least: f64) -> Vec<Vec<usize>> {
         while let Some(member) = next.pop() {
             members.push(member);
             for (other, seen) in seen.iter_mut().enumerate() {
-                if !*seen && similarity(interference, member, other) >= least {
+                if !*seen && similarity(effect_matrix, member, other) >= least {
                     *seen = true;
                     next.push(other);
                 }
@@ -81,11 +81,11 @@ mod tests {
         ] {
             effect[i * 5 + j] = value;
         }
-        let interference = Interference::new(effect, vec!["l".to_owned(); 5]).unwrap();
-        assert_eq!(similarity(&interference, 0, 3), 0.5);
-        assert_eq!(similarity(&interference, 4, 0), 0.0);
-        assert_eq!(clusters(&interference, 0.3), [vec![0, 1, 3]]);
-        assert_eq!(clusters(&interference, 0.5), [vec![0, 3]]);
-        assert!(clusters(&interference, 0.6).is_empty());
+        let effect_matrix = EffectMatrix::new(effect, vec!["l".to_owned(); 5]).unwrap();
+        assert_eq!(similarity(&effect_matrix, 0, 3), 0.5);
+        assert_eq!(similarity(&effect_matrix, 4, 0), 0.0);
+        assert_eq!(clusters(&effect_matrix, 0.3), [vec![0, 1, 3]]);
+        assert_eq!(clusters(&effect_matrix, 0.5), [vec![0, 3]]);
+        assert!(clusters(&effect_matrix, 0.6).is_empty());
     }
 }

@@ -9,7 +9,7 @@
 use lethe_shared::edit::Edit;
 use lethe_shared::reference::ArtifactRef;
 
-use crate::compose::dosing::{ImageRows, Interference};
+use crate::compose::effect_matrix::{EffectMatrix, ImageRows};
 
 /// The part of one concept.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,7 +56,7 @@ impl Part {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
     parts: Vec<Part>,
-    interference: Option<Interference>,
+    effect_matrix: Option<EffectMatrix>,
 }
 
 impl Recipe {
@@ -66,7 +66,7 @@ impl Recipe {
     /// A sentence when the parts are not in order.
     pub fn sum(parts: Vec<Part>) -> Result<Self, String> {
         in_order(&parts)?;
-        Ok(Self { parts, interference: None })
+        Ok(Self { parts, effect_matrix: None })
     }
 
     /// Creates a recipe of parts in the order of their ids, whose coefficients are solved together.
@@ -80,8 +80,8 @@ impl Recipe {
         if let Some(part) = parts.iter().find(|part| part.target.is_none()) {
             return Err(format!("concept `{}` has no target", part.concept));
         }
-        let interference = Interference::new(effect, main_layers(&parts))?;
-        Ok(Self { parts, interference: Some(interference) })
+        let effect_matrix = EffectMatrix::new(effect, main_layers(&parts))?;
+        Ok(Self { parts, effect_matrix: Some(effect_matrix) })
     }
 
     /// Creates a recipe of parts in the order of their ids, whose coefficients are solved together
@@ -91,21 +91,21 @@ impl Recipe {
     /// A sentence when the parts are not in order, or the constraints do not fit them.
     pub fn of_images(parts: Vec<Part>, images: ImageRows) -> Result<Self, String> {
         in_order(&parts)?;
-        let interference = Interference::of_images(images, main_layers(&parts))?;
-        Ok(Self { parts, interference: Some(interference) }.with_own_targets())
+        let effect_matrix = EffectMatrix::of_images(images, main_layers(&parts))?;
+        Ok(Self { parts, effect_matrix: Some(effect_matrix) }.with_own_targets())
     }
 
     /// Returns the recipe with other targets of its images.
     #[must_use]
     pub fn with_image_targets(mut self, targets: &[f64]) -> Self {
-        self.interference =
-            self.interference.map(|interference| interference.with_image_targets(targets));
+        self.effect_matrix =
+            self.effect_matrix.map(|effect_matrix| effect_matrix.with_image_targets(targets));
         self.with_own_targets()
     }
 
     /// Sets the targets of parts to those that follow from their images.
     fn with_own_targets(self) -> Self {
-        let images = self.interference.as_ref().and_then(Interference::images);
+        let images = self.effect_matrix.as_ref().and_then(EffectMatrix::images);
         match images.map(|images| images.concept_targets(self.parts.len())) {
             Some(targets) => self.with_targets(&targets),
             None => self,
@@ -118,8 +118,8 @@ impl Recipe {
     }
 
     /// Returns the effect matrix if coefficients are solved.
-    pub fn interference(&self) -> Option<&Interference> {
-        self.interference.as_ref()
+    pub fn effect_matrix(&self) -> Option<&EffectMatrix> {
+        self.effect_matrix.as_ref()
     }
 
     /// Returns the recipe with other targets, one for each part.
@@ -145,20 +145,20 @@ impl Recipe {
         let chosen: Vec<usize> = (0..self.parts.len()).filter(|&i| keep(&self.parts[i])).collect();
         Self {
             parts: chosen.iter().map(|&i| self.parts[i].clone()).collect(),
-            interference: self
-                .interference
+            effect_matrix: self
+                .effect_matrix
                 .as_ref()
-                .map(|interference| interference.among(&chosen)),
+                .map(|effect_matrix| effect_matrix.among(&chosen)),
         }
     }
 
     /// Returns the step of each part along its direction: α · coefficient · λ.
     pub fn steps(&self) -> Vec<f64> {
-        match &self.interference {
-            Some(interference) => {
+        match &self.effect_matrix {
+            Some(effect_matrix) => {
                 let (wanted, strengths): (Vec<f64>, Vec<f64>) =
                     self.parts.iter().map(|part| (part.wanted(), part.strength)).unzip();
-                interference.doses(&wanted, &strengths)
+                effect_matrix.solve_steps(&wanted, &strengths)
             }
             None => self.parts.iter().map(|part| part.strength * part.step).collect(),
         }
@@ -167,12 +167,12 @@ impl Recipe {
     /// Returns, for each part, the first-order rise of its forget loss by all other parts, as a
     /// share of its wanted rise; `None` if that is 0 or coefficients are not solved.
     pub fn by_others(&self) -> Vec<Option<f64>> {
-        let Some(interference) = &self.interference else { return vec![None; self.parts.len()] };
+        let Some(effect_matrix) = &self.effect_matrix else { return vec![None; self.parts.len()] };
         let steps = self.steps();
-        let raises = interference.predicted_raise(&steps);
+        let raises = effect_matrix.predicted_raise(&steps);
         let share = |(i, part): (usize, &Part)| {
             let wanted = part.wanted();
-            (wanted > 0.0).then(|| (raises[i] - interference.effect(i, i) * steps[i]) / wanted)
+            (wanted > 0.0).then(|| (raises[i] - effect_matrix.effect(i, i) * steps[i]) / wanted)
         };
         self.parts.iter().enumerate().map(share).collect()
     }
@@ -181,7 +181,7 @@ impl Recipe {
     pub fn coefficients(&self) -> Vec<f64> {
         let coefficient = |(part, step): (&Part, f64)| {
             let whole = part.strength * part.step;
-            match self.interference {
+            match self.effect_matrix {
                 None => 1.0,
                 Some(_) if whole == 0.0 => 0.0,
                 Some(_) => step / whole,
@@ -193,7 +193,7 @@ impl Recipe {
     /// Returns the edits with their coefficients: one per part and layer.
     pub fn edits(&self) -> Vec<Edit> {
         let mut edits = Vec::with_capacity(self.parts.len());
-        for (part, dose) in self.parts.iter().zip(self.coefficients()) {
+        for (part, coefficient) in self.parts.iter().zip(self.coefficients()) {
             for layer in &part.layers {
                 edits.push(Edit {
                     concept: part.concept.clone(),
@@ -201,7 +201,7 @@ impl Recipe {
                     spread: part.layers.len() > 1,
                     step: part.step,
                     strength: part.strength,
-                    dose,
+                    coefficient,
                     direction: part.direction,
                 });
             }
@@ -314,11 +314,11 @@ mod tests {
             prop_assert_eq!(composed(&without), composed(&silenced));
             // The same recipe built from its own matrix.
             let parts = without.parts().to_vec();
-            let anew = match recipe.interference() {
+            let anew = match recipe.effect_matrix() {
                 None => Recipe::sum(parts),
-                Some(interference) => {
+                Some(effect_matrix) => {
                     let kept: Vec<usize> = (0..N).filter(|&i| !out[i]).collect();
-                    let effect = kept.iter().flat_map(|&i| kept.iter().map(move |&j| interference.effect(i, j))).collect();
+                    let effect = kept.iter().flat_map(|&i| kept.iter().map(move |&j| effect_matrix.effect(i, j))).collect();
                     Recipe::solved(parts, effect)
                 }
             };

@@ -139,13 +139,13 @@ pub fn moments_reduce(
 pub fn surveys(
     plan: &Plan,
     retain_gradient: ArtifactRef,
-    folds: &[ArtifactRef],
+    cross_fit: &[ArtifactRef],
 ) -> Vec<TypedJob<Survey>> {
     let one = |planned: &PlannedConcept| {
         let task = Survey {
             forget: specs(&planned.forget),
             retain_gradient,
-            folds: folds.to_vec(),
+            cross_fit: cross_fit.to_vec(),
             towers: ranked(plan),
             batch_size: plan.settings.batch_size,
             normalisation_gains: plan.settings.normalisation_gains,

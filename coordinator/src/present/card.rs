@@ -218,10 +218,10 @@ fn removed(page: &mut String, record: &Composition) {
     *page += "| concept | layer | step λ | coefficient | strength | forget pairs | FA@5 before | alone | composed | status |\n\
               |---|---|---|---|---|---|---|---|---|---|\n";
     for concept in &record.concepts {
-        let ConceptRecord { name, layer, step, dose, strength, pairs, .. } = concept;
+        let ConceptRecord { name, layer, step, coefficient, strength, pairs, .. } = concept;
         let _ = writeln!(
             page,
-            "| {} | `{layer}` | {step:.4} | {dose:.3} | {strength} | {pairs} | {} | {} | {} | {} |",
+            "| {} | `{layer}` | {step:.4} | {coefficient:.3} | {strength} | {pairs} | {} | {} | {} | {} |",
             plain(name),
             percent(concept.before.fa5),
             concept.alone.map_or_else(|| "-".to_owned(), |alone| percent(alone.fa5)),

@@ -153,7 +153,7 @@ mod tests {
                 spread: false,
                 step,
                 strength: 1.0,
-                dose: 1.0,
+                coefficient: 1.0,
                 direction: ArtifactRef { digest: Digest::of(b""), bytes: 0 },
             })
             .into();

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use lethe_shared::digest::Digest;
-use lethe_shared::record::{Composition, Measured, ReleaseRef, Said, Utility};
+use lethe_shared::record::{Composition, Measured, ReleaseRef, TopPredictions, Utility};
 use lethe_store as store;
 use lethe_store::Store;
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ pub struct Evaluation {
     pub concepts: BTreeMap<String, Measured>,
     /// The model's predictions on each concept's forget images, by id; empty if names are hashed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub said: BTreeMap<String, Said>,
+    pub said: BTreeMap<String, TopPredictions>,
     /// Accuracy on retained classes, before and after.
     pub utility: Utility,
 }
@@ -93,7 +93,7 @@ impl Evaluation {
     pub fn onto(&self, mut record: Composition) -> Composition {
         for concept in &mut record.concepts {
             concept.composed = self.concepts.get(&concept.id).copied();
-            concept.said_composed = self.said.get(&concept.id).cloned();
+            concept.predictions_composed = self.said.get(&concept.id).cloned();
         }
         record.utility = self.utility.clone();
         record.judge();
@@ -118,7 +118,7 @@ impl Evaluation {
         let (recipe, thumbnails) = (release.recipe().await?, release.thumbnails().await?);
         let page = report::Source {
             record: &record,
-            interference: recipe.interference(),
+            effect_matrix: recipe.effect_matrix(),
             thumbnails: &thumbnails,
             run: None,
         };

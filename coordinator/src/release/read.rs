@@ -9,7 +9,7 @@ use lethe_shared::record::{self, Composition, ConceptRecord, ReleaseRef};
 use lethe_store::Store;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::compose::dosing::ImageRows;
+use crate::compose::effect_matrix::ImageRows;
 use crate::compose::recipe::{Part, Recipe};
 use crate::failure::Failure;
 use crate::layout::{

@@ -17,7 +17,7 @@ use safetensors::tensor::{TensorView, serialize_to_file};
 use super::{edits as edits_file, publish};
 use crate::attest::{provenance, receipts};
 use crate::compose::apply::{Change, Directions};
-use crate::compose::dosing::Interference;
+use crate::compose::effect_matrix::EffectMatrix;
 use crate::downstream::Staged;
 use crate::failure::Failure;
 use crate::layout::{
@@ -39,7 +39,7 @@ pub struct Contents<'a, D> {
     /// Source of their directions.
     pub directions: &'a D,
     /// The effect matrix in the order of the record's concepts, if coefficients are solved.
-    pub interference: Option<&'a Interference>,
+    pub effect_matrix: Option<&'a EffectMatrix>,
     /// The bytes of [`PROTECTED`].
     pub protected: Option<&'a Bytes>,
     /// Thumbnails by concept.
@@ -63,7 +63,7 @@ pub async fn write<D: Directions>(
 ) -> Result<(String, Composition, Published), Failure> {
     // Writing takes minutes; a coordinator that has lost its run stops before.
     fence.check().await?;
-    let Contents { change, edits, directions, interference, protected, thumbnails, targets } =
+    let Contents { change, edits, directions, effect_matrix, protected, thumbnails, targets } =
         contents;
     let staging = store.staging().await?;
     let folder = staging.path();
@@ -77,8 +77,8 @@ pub async fn write<D: Directions>(
             .map_err(|error| Failure::local(folder, error))?;
     }
     edits_file::write(&folder.join(EDITS), checkpoint, edits, directions).await?;
-    if let Some(interference) = interference {
-        write_interference(&folder.join(INTERFERENCE), &record, interference)?;
+    if let Some(effect_matrix) = effect_matrix {
+        write_interference(&folder.join(INTERFERENCE), &record, effect_matrix)?;
         names.push(INTERFERENCE.to_owned());
     }
     if let Some(protected) = protected {
@@ -94,7 +94,7 @@ pub async fn write<D: Directions>(
         &folder.join(CARD),
         &card::render(&record, &[weight_files.as_slice(), &names].concat()),
     )?;
-    let page = report::Source { record: &record, interference, thumbnails, run: None };
+    let page = report::Source { record: &record, effect_matrix, thumbnails, run: None };
     write_text(&folder.join(REPORT), &report::render(&page))?;
     names.extend([EDITS, CARD, REPORT].map(str::to_owned));
     names.sort();
@@ -170,14 +170,14 @@ fn encode(record: &Composition) -> Result<Bytes, Failure> {
 fn write_interference(
     path: &Path,
     record: &Composition,
-    interference: &Interference,
+    effect_matrix: &EffectMatrix,
 ) -> Result<(), Failure> {
     let ids: Vec<&str> = record.concepts.iter().map(|concept| concept.id.as_str()).collect();
     let n = ids.len();
     let float = |values: &[f64]| values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let mut tensors: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> =
-        vec![(EFFECT, Dtype::F64, vec![n, n], float(interference.effects()))];
-    if let Some(images) = interference.images() {
+        vec![(EFFECT, Dtype::F64, vec![n, n], float(effect_matrix.effects()))];
+    if let Some(images) = effect_matrix.images() {
         let rows = images.len();
         let concept =
             images.concept.iter().flat_map(|&concept| (concept as i64).to_le_bytes()).collect();

@@ -98,7 +98,7 @@ fn judge(
     let names = plan.classes.names();
     let said = |planned: &&PlannedConcept| {
         let answers = forget.answers.get(&jobs::forget_item(&planned.concept.id))?;
-        Some((planned.concept.id.clone(), measure::said(answers, names)))
+        Some((planned.concept.id.clone(), measure::top_predictions(answers, names)))
     };
     let removed: BTreeSet<u32> = edited.iter().map(|planned| planned.concept.class_index).collect();
     let retains = plan.retains();

@@ -27,7 +27,7 @@ use super::context::{Run, concept_results};
 use super::edits::{Edits, Found, FoundEdit, Stored, unsolved};
 use super::judgement::{HeldOut, held_out};
 use super::statistics::{Surveyed, protect, survey};
-use crate::compose::dosing::ImageRows;
+use crate::compose::effect_matrix::ImageRows;
 use crate::compose::margins::{Kernel, Rounds, Solved, Targets};
 use crate::compose::measure;
 use crate::compose::recipe::Recipe;
@@ -39,7 +39,7 @@ use crate::intake::plan::PlannedConcept;
 const TRIAL_ROUNDS: usize = 2;
 /// Rounds without improvement after which no more are made.
 const PATIENCE: usize = 3;
-/// Most rounds with condensed directions. They differ little from the sums, so few are enough.
+/// Most adjustments with condensed directions after the first measurement. They differ little from the sums, so few are enough.
 const FINAL_ROUNDS: usize = 8;
 
 /// A concept with constraints.
@@ -258,8 +258,8 @@ impl<'a> Problem<'a> {
         let output = run.one("margins", task).await?;
         let measured = self.margins(run, Some(output.change)).await?;
         let (cost, objective) = rounds.measured(&measured);
-        let lacking = measured.iter().filter(|&&margin| margin > 0.0).count();
-        tracing::info!(cost, objective, lacking, size = output.size, "margins");
+        let recognised = measured.iter().filter(|&&margin| margin >= 0.0).count();
+        tracing::info!(cost, objective, recognised, size = output.size, "margins");
         Ok((output.change, objective))
     }
 
@@ -416,7 +416,8 @@ impl<'a> Problem<'a> {
         // Only concepts with strength 1 are expected to be forgotten.
         let judged = |image: usize| found[owners[image]].planned.concept.strength == 1.0;
         let mut targets = Targets::new(&self.base, self.margin);
-        if let Some(rows) = recipe.interference().and_then(|interference| interference.images()) {
+        if let Some(rows) = recipe.effect_matrix().and_then(|effect_matrix| effect_matrix.images())
+        {
             targets = targets.with_wanted(&rows.target);
         }
         let mut best: Option<(usize, f64, Vec<f64>)> = None;
@@ -427,15 +428,18 @@ impl<'a> Problem<'a> {
             let (_, change) = run.compose(&edits, &stored).await?;
             let measured = self.margins(run, Some(change)).await?;
             let cost = recipe
-                .interference()
-                .map_or(0.0, |interference| interference.predicted_cost(&recipe.steps()));
+                .effect_matrix()
+                .map_or(0.0, |effect_matrix| effect_matrix.predicted_cost(&recipe.steps()));
             let objective = targets.objective(cost, scale, &measured, judged);
-            let found = (0..measured.len()).filter(|&i| judged(i) && measured[i] >= 0.0).count();
-            tracing::info!(cost, objective, found, "margins of condensed directions");
+            let recognised =
+                (0..measured.len()).filter(|&i| judged(i) && measured[i] >= 0.0).count();
+            tracing::info!(cost, objective, recognised, "margins of condensed directions");
             since += 1;
-            if best.as_ref().is_none_or(|(fewest, least, _)| (found, objective) < (*fewest, *least))
+            if best
+                .as_ref()
+                .is_none_or(|(fewest, least, _)| (recognised, objective) < (*fewest, *least))
             {
-                best = Some((found, objective, targets.wanted().to_vec()));
+                best = Some((recognised, objective, targets.wanted().to_vec()));
                 since = 0;
             }
             if since == PATIENCE {

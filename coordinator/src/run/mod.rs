@@ -2,10 +2,10 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `preconditioned.rs` | edits along preconditioned directions, coefficients solved together: `composition.method = "preconditioned"` |
+//! | `preconditioned.rs` | edits along preconditioned directions, coefficients solved together: `composition.method` `"preconditioned"` and `"null-space"` |
 //! | `margins.rs` | edits by margin constraints: `composition.method = "margins"` |
 //! | `statistics.rs` | the statistics of retained data that both of them need |
-//! | `slug_search.rs` | edits by SLUG's full search, summed: `composition.method = "sum"` |
+//! | `slug_search.rs` | edits by SLUG's full search: `composition.method` `"sum"`, `"mean"`, `"ties"`, `"dare"` |
 //! | `context.rs` | a run in progress: its phases, and the results of its jobs |
 //! | `edits.rs` | the edits of a run |
 //! | `judgement.rs` | evaluates a composed model on removed concepts and retained classes |
@@ -145,7 +145,7 @@ async fn release(
         change,
         edits: applied,
         directions,
-        interference: edits.recipe.interference(),
+        effect_matrix: edits.recipe.effect_matrix(),
         protected: protected.as_ref(),
         thumbnails: &thumbnails,
         targets: staged(plan, applied, directions, &dispatcher.store).await?,

@@ -22,7 +22,7 @@ use super::context::{Run, concept_results};
 use super::edits::{Edits, Found, FoundEdit, Stored, unsolved};
 use super::judgement::{HeldOut, counted};
 use super::statistics::{Surveyed, protect, survey};
-use crate::compose::dosing::{Aim, Seen, adjust};
+use crate::compose::effect_matrix::{Criterion, Recognition, adjust};
 use crate::compose::recipe::Recipe;
 use crate::compose::{layers, near_duplicates};
 use crate::exec::jobs;
@@ -48,7 +48,7 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let text_layers = assignment.layers.iter().filter(of_texts).cloned().collect();
     let protected = protect(run, text_layers, &mut inverses).await?;
     let found = directions(run, surveyed, &assignment, &inverses, &mut missing).await?;
-    let recipe = if found.is_empty() { unsolved(&found)? } else { dose(run, &found).await? };
+    let recipe = if found.is_empty() { unsolved(&found)? } else { solve(run, &found).await? };
     Ok((Edits { found, missing, recipe, moments: inverses, protected }, base))
 }
 
@@ -117,9 +117,9 @@ async fn directions<'a>(
 }
 
 /// Solves all coefficients together, and adjusts the target of each concept by its measurement in
-/// the composed model. Returns the recipe with the fewest concepts still showing, and among those
+/// the composed model. Returns the recipe with the fewest concepts still recognised, and among those
 /// with the least cost.
-async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure> {
+async fn solve(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure> {
     let plan = run.plan;
     let mut recipe = recipe(run, found).await?;
     for group in near_duplicates::near_duplicates(&recipe) {
@@ -134,31 +134,33 @@ async fn dose(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure>
     }
     let stored = Stored::of(plan, run.dispatcher);
     let mut wanted: Vec<f64> = recipe.parts().iter().filter_map(|part| part.target).collect();
-    let aim = |found: &Found<'_>| Aim {
+    let criterion = |found: &Found<'_>| Criterion {
         tolerance: found.planned.tolerance,
         top: u64::from(found.planned.stop.rank()),
     };
-    let aims: Vec<Aim> = found.iter().map(aim).collect();
+    let criteria: Vec<Criterion> = found.iter().map(criterion).collect();
     let mut best: Option<(usize, f64, Vec<f64>)> = None;
     for round in 0..=rounds {
         recipe = recipe.with_targets(&wanted);
         let edits = recipe.edits();
-        let seen = look(run, found, &edits, &stored).await?;
+        let measured = measure_recognition(run, found, &edits, &stored).await?;
         // Only concepts with strength 1 are expected to be forgotten.
         let judged = |i: usize| found[i].planned.concept.strength == 1.0;
-        let showing =
-            (0..found.len()).filter(|&i| judged(i) && seen[i].share > aims[i].tolerance).count();
+        let recognised = (0..found.len())
+            .filter(|&i| judged(i) && measured[i].share > criteria[i].tolerance)
+            .count();
         let steps: Vec<f64> = edits.iter().map(Edit::factor).collect();
-        let cost =
-            recipe.interference().map_or(0.0, |interference| interference.predicted_cost(&steps));
+        let cost = recipe
+            .effect_matrix()
+            .map_or(0.0, |effect_matrix| effect_matrix.predicted_cost(&steps));
         if best.as_ref().is_none_or(|(least, cheapest, _)| {
-            showing < *least || (showing == *least && cost < *cheapest)
+            recognised < *least || (recognised == *least && cost < *cheapest)
         }) {
-            best = Some((showing, cost, wanted.clone()));
+            best = Some((recognised, cost, wanted.clone()));
         }
-        tracing::info!(round, showing, cost, "doses");
+        tracing::info!(round, recognised, cost, "coefficients");
         let before = wanted.clone();
-        adjust(&mut wanted, &seen, &aims);
+        adjust(&mut wanted, &measured, &criteria);
         for i in (0..found.len()).filter(|&i| !judged(i)) {
             wanted[i] = before[i];
         }
@@ -177,7 +179,7 @@ async fn recipe(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failur
     let part = |found: &Found<'_>| {
         let without = || {
             Failure::Infrastructure(format!(
-                "concept {} has no gradients to solve doses with",
+                "concept {} has no gradients to solve coefficients with",
                 found.planned.concept.id
             ))
         };
@@ -204,12 +206,12 @@ async fn recipe(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failur
 }
 
 /// Measures each concept in the model composed of these edits.
-async fn look(
+async fn measure_recognition(
     run: &mut Run<'_>,
     found: &[Found<'_>],
     edits: &[Edit],
     stored: &Stored<'_>,
-) -> Result<Vec<Seen>, Failure> {
+) -> Result<Vec<Recognition>, Failure> {
     let (_, change) = run.compose(edits, stored).await?;
     let planned: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
     let evaluated =
@@ -219,7 +221,7 @@ async fn look(
         hits.extend(output.items);
         best.extend(output.best);
     }
-    let seen = |found: &Found<'_>| {
+    let recognition = |found: &Found<'_>| {
         let item = jobs::forget_item(&found.planned.concept.id);
         let hits = counted(&hits, found.planned)?;
         let own = |class: u32| class == found.planned.concept.class_index;
@@ -227,7 +229,7 @@ async fn look(
             Stop::Fa1 => hits.mean_top1(own),
             Stop::Fa5 => hits.mean_top5(own),
         };
-        Ok(Seen { share, best: best.get(&item).copied().unwrap_or(0) })
+        Ok(Recognition { share, best: best.get(&item).copied().unwrap_or(0) })
     };
-    found.iter().map(seen).collect()
+    found.iter().map(recognition).collect()
 }

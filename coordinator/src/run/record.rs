@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lethe_shared::manifest::Names;
 use lethe_shared::record::verdict::{ConceptStatus, Criterion};
 use lethe_shared::record::{
-    self, Base, Composition, ConceptRecord, DataFile, Measured, Missing, Said,
+    self, Base, Composition, ConceptRecord, DataFile, Measured, Missing, TopPredictions,
 };
 
 use super::context::Run;
@@ -28,22 +28,20 @@ pub(super) fn make_record(
 ) -> Result<Composition, Failure> {
     let found = &edits.found;
     let solved = edits.recipe.parts().iter().zip(edits.recipe.by_others());
-    let dosed = edits
-        .recipe
-        .coefficients()
-        .into_iter()
-        .zip(solved)
-        .map(|(dose, (part, by_others))| Dosed { target: part.target, dose, by_others });
+    let solved = edits.recipe.coefficients().into_iter().zip(solved).map(
+        |(coefficient, (part, by_others))| Solved { target: part.target, coefficient, by_others },
+    );
     // Predictions contain names of classes.
     let plain = plan.manifest.release.names == Names::Plain;
-    let record = |(found, dosed): (&Found<'_>, Dosed)| {
+    let record = |(found, solved): (&Found<'_>, Solved)| {
         let id = &found.planned.concept.id;
         let (composed, said) = (judgement.concepts.remove(id), judgement.said.remove(id));
-        let before = found.said.as_ref().map(|said| measure::said(said, plan.classes.names()));
+        let before =
+            found.said.as_ref().map(|said| measure::top_predictions(said, plan.classes.names()));
         let said = if plain { (before, said) } else { (None, None) };
-        concept_record(found, dosed, base, composed, said)
+        concept_record(found, solved, base, composed, said)
     };
-    let concepts = found.iter().zip(dosed).map(record).collect();
+    let concepts = found.iter().zip(solved).map(record).collect();
     let mut record = Composition {
         version: record::VERSION,
         name: plan.manifest.name.clone(),
@@ -86,18 +84,18 @@ fn hidden(missing: &[Missing], plan: &Plan) -> Vec<Missing> {
 }
 
 /// Coefficient and predictions of one concept.
-struct Dosed {
+struct Solved {
     target: Option<f64>,
-    dose: f64,
+    coefficient: f64,
     by_others: Option<f64>,
 }
 
 fn concept_record(
     found: &Found<'_>,
-    dosed: Dosed,
+    solved: Solved,
     base: &HeldOut,
     composed: Option<Measured>,
-    (said_before, said_composed): (Option<Said>, Option<Said>),
+    (predictions_before, predictions_composed): (Option<TopPredictions>, Option<TopPredictions>),
 ) -> ConceptRecord {
     let (concept, edit) = (&found.planned.concept, &found.edit);
     let class = concept.class_index;
@@ -117,9 +115,9 @@ fn concept_record(
         step: edit.step,
         relative_step: edit.relative_step,
         strength: concept.strength,
-        dose: dosed.dose,
-        target: dosed.target,
-        by_others: dosed.by_others,
+        coefficient: solved.coefficient,
+        target: solved.target,
+        by_others: solved.by_others,
         importance: layer.map_or(0.0, |layer| layer.importance),
         alignment: layer.map_or(0.0, |layer| layer.alignment),
         direction: edit.direction,
@@ -131,8 +129,8 @@ fn concept_record(
         before,
         alone,
         composed,
-        said_before,
-        said_composed,
+        predictions_before,
+        predictions_composed,
         ranking: found.ranking.clone(),
         search: found.search.clone(),
     }

@@ -16,7 +16,7 @@ use crate::intake::plan::PlannedConcept;
 /// The moments that correct and evaluate directions: one artifact per tower that may change.
 pub(super) struct Moments {
     pub(super) inverses: Vec<ArtifactRef>,
-    pub(super) folds: Vec<ArtifactRef>,
+    pub(super) cross_fit: Vec<ArtifactRef>,
 }
 
 /// What is known before any edit: the statistics, and the surveyed concepts.
@@ -34,7 +34,8 @@ pub(super) async fn survey<'a>(run: &mut Run<'a>) -> Result<Surveyed<'a>, Failur
     let (gradient, base, moments) = statistics(run).await?;
     let mut missing = Vec::new();
     let concepts: Vec<&PlannedConcept> = plan.concepts.iter().collect();
-    let ended = run.of_concepts("survey", jobs::surveys(plan, gradient, &moments.folds)).await?;
+    let ended =
+        run.of_concepts("survey", jobs::surveys(plan, gradient, &moments.cross_fit)).await?;
     let concepts = concept_results(&concepts, ended, &mut missing)?;
     Ok(Surveyed { base, moments, concepts, missing })
 }
@@ -72,7 +73,7 @@ async fn statistics(run: &mut Run<'_>) -> Result<(ArtifactRef, HeldOut, Moments)
     let reduced = results.take(&reduces)?;
     let moments = Moments {
         inverses: reduced.iter().map(|output| output.inverse).collect(),
-        folds: reduced.iter().map(|output| output.folds).collect(),
+        cross_fit: reduced.iter().map(|output| output.cross_fit).collect(),
     };
     Ok((gradient, base, moments))
 }

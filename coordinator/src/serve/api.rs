@@ -35,7 +35,7 @@ struct Document<'a> {
     since: u64,
     /// The coordinator that wrote the state.
     coordinator: &'a str,
-    /// Its name in jobs, dead letters and its release; known once it is planned.
+    /// Its plan name: its name in jobs, dead letters and its release; known once it is planned.
     plan: Option<&'a str>,
     /// Address of its release.
     release: Option<&'a str>,
@@ -100,7 +100,7 @@ pub struct Overview {
 pub struct LetterView {
     /// Its name.
     pub letter: String,
-    /// The run, by its name in jobs.
+    /// The run, by its plan name.
     pub run: Option<String>,
     /// The job's name for people.
     pub job: Option<String>,

@@ -197,7 +197,7 @@ impl Shared {
         self.runs().iter().map(|(run, known)| (run.clone(), known.entry.number)).collect()
     }
 
-    /// Returns the run of this name: its own name, or its name in jobs and release (then the newest
+    /// Returns the run of this name: its own name, or its plan name (then the newest
     /// such run).
     pub(super) fn find(&self, name: &str) -> Option<String> {
         let runs = self.runs();

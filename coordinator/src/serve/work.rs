@@ -87,9 +87,9 @@ impl From<Report> for End {
 pub(super) async fn run(shared: Arc<Shared>, run: String, stop: CancellationToken) {
     let span = info_span!("run", %run, trace = tracing::field::Empty);
     async {
-        if let Err(failure) = to_an_end(&shared, &run, &stop).await {
+        if let Err(failure) = run_to_end(&shared, &run, &stop).await {
             // The last entry is missing, so a later poll finds the run unfinished.
-            error!(%failure, "what became of the run could not be written");
+            error!(%failure, "the final state of the run could not be written");
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -97,7 +97,7 @@ pub(super) async fn run(shared: Arc<Shared>, run: String, stop: CancellationToke
     .await;
 }
 
-async fn to_an_end(shared: &Shared, run: &str, stop: &CancellationToken) -> Result<(), Failure> {
+async fn run_to_end(shared: &Shared, run: &str, stop: &CancellationToken) -> Result<(), Failure> {
     let Some(known) = shared.known(run) else { return Ok(()) };
     known.board.clear();
     let mut attempt = 1;
@@ -114,7 +114,7 @@ async fn to_an_end(shared: &Shared, run: &str, stop: &CancellationToken) -> Resu
         };
         // The new holder of the lease ends the run; this does not count as a failed attempt.
         if fence.is_current().await.is_ok_and(|is_current| !is_current) {
-            return given_away(&failure);
+            return left_to_its_new_holder(&failure);
         }
         match failure {
             // The coordinator is stopping, or a person has cancelled the run.
@@ -132,7 +132,7 @@ async fn to_an_end(shared: &Shared, run: &str, stop: &CancellationToken) -> Resu
                 };
             }
             Failure::Infrastructure(problem)
-                if attempt < ATTEMPTS && !is_given_up(shared, run).await =>
+                if attempt < ATTEMPTS && !has_failed_for_good(shared, run).await =>
             {
                 warn!(%problem, attempt, "an attempt at the run failed; it is tried again");
                 known.board.problem(problem);
@@ -149,14 +149,14 @@ async fn to_an_end(shared: &Shared, run: &str, stop: &CancellationToken) -> Resu
         }
     };
     if !fence.is_current().await? {
-        return given_away(&end.problem.as_deref().unwrap_or_else(|| end.state.name()));
+        return left_to_its_new_holder(&end.problem.as_deref().unwrap_or_else(|| end.state.name()));
     }
     write_end(shared, run, &end).await
 }
 
 /// Leaves a run to the coordinator that has taken it over and will write its last entry. If that
 /// coordinator dies, this one resumes the run.
-fn given_away(problem: &dyn std::fmt::Display) -> Result<(), Failure> {
+fn left_to_its_new_holder(problem: &dyn std::fmt::Display) -> Result<(), Failure> {
     warn!(%problem, "another coordinator has taken over the run");
     Ok(())
 }
@@ -205,13 +205,13 @@ async fn write_end(shared: &Shared, run: &str, end: &End) -> Result<(), Failure>
 
 /// Returns whether dead letters of the run show that an immediate new attempt would fail in the
 /// same way, without an error in the input.
-async fn is_given_up(shared: &Shared, run: &str) -> bool {
+async fn has_failed_for_good(shared: &Shared, run: &str) -> bool {
     let Some(plan) = shared.known(run).and_then(|known| known.entry.plan) else { return false };
     let letters = shared.queue.dead_letters(&plan).await.unwrap_or_default();
     letters.iter().any(|letter| letter.fault.class != Class::Input)
 }
 
-/// Returns whether a coordinator holds the lease of the run with this name in jobs.
+/// Returns whether a coordinator holds the lease of the run with this plan name.
 async fn is_held(shared: &Shared, plan: &str, stop: &CancellationToken) -> Result<bool, Failure> {
     let retries = RetryPolicy::service(shared.options.give_up);
     let holder = retry(&retries, "ask", stop, || shared.queue.lease_holder(plan)).await?;
@@ -286,7 +286,7 @@ async fn under_lease(
             Err(Failure::Cancelled)
         };
     }
-    info!(plan = %plan.run, concepts = plan.concepts.len(), "begun");
+    info!(plan = %plan.run, concepts = plan.concepts.len(), "started");
 
     let queue = Arc::clone(&shared.queue) as Arc<dyn Queue>;
     let mut dispatcher =

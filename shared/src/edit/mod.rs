@@ -1,4 +1,4 @@
-//! Edits and how they act on stored weights: `θ_l + Σ α·λ·g`, in float64, rounded once to the
+//! Edits and how they act on stored weights: `θ_l + Σ α·a·λ·D`, in float64, rounded once to the
 //! stored type.
 //!
 //! | file | content |
@@ -35,7 +35,7 @@ pub struct Edit {
     /// Strength α: 1 as found, 0 not applied.
     pub strength: f64,
     /// The coefficient of the edit (`dose` in records); 1 when coefficients are not solved.
-    pub dose: f64,
+    pub coefficient: f64,
     /// Its direction on that layer: [`Direction`] as a file.
     pub direction: ArtifactRef,
 }
@@ -43,7 +43,7 @@ pub struct Edit {
 impl Edit {
     /// Returns the factor of the direction: α · coefficient · λ.
     pub fn factor(&self) -> f64 {
-        self.strength * self.dose * self.step
+        self.strength * self.coefficient * self.step
     }
 
     /// Returns the name of its direction in a release: the concept's id, with the layer where a

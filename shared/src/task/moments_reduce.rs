@@ -56,7 +56,8 @@ pub struct MomentsReduceOutput {
     /// (`NAME.inputs.inverse`, `NAME.outputs.inverse`) and second moments of the other half of the
     /// retain set (`NAME.inputs.moment`, `NAME.outputs.moment`), so that a direction is scored on
     /// data that did not shape it.
-    pub folds: ArtifactRef,
+    #[serde(alias = "folds")]
+    pub cross_fit: ArtifactRef,
     /// Number of texts or images of the retain set.
     pub paired: u64,
     /// Number of unlabelled texts or images.
@@ -77,7 +78,7 @@ impl Task for MomentsReduce {
     }
 
     fn artifacts(output: &Self::Output) -> Vec<ArtifactRef> {
-        vec![output.inverse, output.folds]
+        vec![output.inverse, output.cross_fit]
     }
 
     fn check(&self) -> Result<(), String> {

@@ -17,8 +17,8 @@ pub struct Survey {
     /// g_r.
     pub retain_gradient: ArtifactRef,
     /// Cross-fit moments for computing and scoring directions, one file per tower that may change:
-    /// [`MomentsReduceOutput::folds`](super::MomentsReduceOutput::folds).
-    pub folds: Vec<ArtifactRef>,
+    /// [`MomentsReduceOutput::cross_fit`](super::MomentsReduceOutput::cross_fit).
+    pub cross_fit: Vec<ArtifactRef>,
     /// Towers whose layers are scored.
     pub towers: Towers,
     /// Pairs per gradient batch.

@@ -84,7 +84,7 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
         Survey {
             forget: files(2),
             retain_gradient: artifact(1),
-            folds: vec![artifact(seed)],
+            cross_fit: vec![artifact(seed)],
             towers,
             batch_size: 128,
             normalisation_gains: false,

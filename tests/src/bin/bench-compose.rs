@@ -211,7 +211,15 @@ async fn write(work: &Path) -> Result<()> {
         serde_json::from_slice(&std::fs::read(work.join("edits.json"))?)?;
     let edit = |(number, direction): (usize, ArtifactRef)| {
         let (concept, layer) = (format!("concept-{number:03}"), layer(number).0);
-        Edit { concept, layer, spread: false, step: 1e-3, strength: 1.0, dose: 1.0, direction }
+        Edit {
+            concept,
+            layer,
+            spread: false,
+            step: 1e-3,
+            strength: 1.0,
+            coefficient: 1.0,
+            direction,
+        }
     };
     let edits: Vec<Edit> = artifacts.into_iter().enumerate().map(edit).collect();
     let store = open(work)?;
@@ -256,7 +264,7 @@ async fn write(work: &Path) -> Result<()> {
         change: &change,
         edits: &edits,
         directions: &directions,
-        interference: None,
+        effect_matrix: None,
         protected: None,
         thumbnails: &thumbnails,
         targets: Vec::new(),

@@ -33,7 +33,7 @@ impl Perform for Survey {
         let model = stages.time("model", || LoadedModel::of(context))?;
         let retain = stages
             .time("retain gradient", || RetainGradient::of(context, &self.retain_gradient))?;
-        let cross_fit = stages.time("moments", || Matrices::of(context, &self.folds))?;
+        let cross_fit = stages.time("moments", || Matrices::of(context, &self.cross_fit))?;
         let layers = model.candidates(self.towers, self.normalisation_gains);
         let (forget, pairs) = stages.time("gradient", || {
             forget_gradient(context, &model, layers, &self.forget, self.batch_size)

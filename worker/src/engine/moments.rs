@@ -208,7 +208,7 @@ fn reduce(
     stages.time("store", || {
         Ok(MomentsReduceOutput {
             inverse: put(context, &inverses)?,
-            folds: put(context, &cross_fit)?,
+            cross_fit: put(context, &cross_fit)?,
             paired: count(&task.paired),
             unlabelled: count(&task.unlabelled),
         })

@@ -15,17 +15,21 @@ pub(super) type Point = (usize, f64, f64);
 /// measured fall of the similarity between its forget images and its class's text.
 pub(super) fn raises(source: &Source<'_>) -> Vec<Point> {
     let concepts = &source.record.concepts;
-    let Some(interference) =
-        source.interference.filter(|interference| interference.len() == concepts.len())
+    let Some(effect_matrix) =
+        source.effect_matrix.filter(|effect_matrix| effect_matrix.len() == concepts.len())
     else {
         return Vec::new();
     };
-    let steps: Vec<f64> =
-        concepts.iter().map(|concept| concept.strength * concept.dose * concept.step).collect();
-    let predicted = interference.predicted_raise(&steps);
+    let steps: Vec<f64> = concepts
+        .iter()
+        .map(|concept| concept.strength * concept.coefficient * concept.step)
+        .collect();
+    let predicted = effect_matrix.predicted_raise(&steps);
     let point = |i: usize| {
-        let (before, after) =
-            concepts[i].said_before.as_ref().zip(concepts[i].said_composed.as_ref())?;
+        let (before, after) = concepts[i]
+            .predictions_before
+            .as_ref()
+            .zip(concepts[i].predictions_composed.as_ref())?;
         Some((i, predicted[i], before.similarity - after.similarity))
     };
     (0..concepts.len()).filter_map(point).collect()
@@ -35,15 +39,15 @@ pub(super) fn raises(source: &Source<'_>) -> Vec<Point> {
 /// in points.
 pub(super) fn costs(source: &Source<'_>) -> Vec<Point> {
     let concepts = &source.record.concepts;
-    let Some(interference) =
-        source.interference.filter(|interference| interference.len() == concepts.len())
+    let Some(effect_matrix) =
+        source.effect_matrix.filter(|effect_matrix| effect_matrix.len() == concepts.len())
     else {
         return Vec::new();
     };
     let point = |i: usize| {
         Some((
             i,
-            concepts[i].step * concepts[i].step * interference.effect(i, i),
+            concepts[i].step * concepts[i].step * effect_matrix.effect(i, i),
             cost(&concepts[i])?,
         ))
     };
@@ -54,15 +58,17 @@ pub(super) fn costs(source: &Source<'_>) -> Vec<Point> {
 /// predicted costs of each alone.
 fn together(source: &Source<'_>) -> Option<(f64, f64)> {
     let concepts = &source.record.concepts;
-    let interference = source
-        .interference
-        .filter(|interference| interference.len() == concepts.len() && !concepts.is_empty())?;
-    let steps: Vec<f64> =
-        concepts.iter().map(|concept| concept.strength * concept.dose * concept.step).collect();
+    let effect_matrix = source
+        .effect_matrix
+        .filter(|effect_matrix| effect_matrix.len() == concepts.len() && !concepts.is_empty())?;
+    let steps: Vec<f64> = concepts
+        .iter()
+        .map(|concept| concept.strength * concept.coefficient * concept.step)
+        .collect();
     let alone = (0..concepts.len())
-        .map(|i| concepts[i].step * concepts[i].step * interference.effect(i, i))
+        .map(|i| concepts[i].step * concepts[i].step * effect_matrix.effect(i, i))
         .sum();
-    Some((interference.predicted_cost(&steps), alone))
+    Some((effect_matrix.predicted_cost(&steps), alone))
 }
 
 /// Returns Spearman's rank correlation of the two values, with ties at their mean rank; `None` if

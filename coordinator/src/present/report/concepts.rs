@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use lethe_shared::record::verdict::ConceptStatus;
-use lethe_shared::record::{ConceptRecord, Said};
+use lethe_shared::record::{ConceptRecord, TopPredictions};
 use maud::{Markup, html};
 
 use super::notes::cost;
@@ -143,8 +143,8 @@ fn row(
                     @if !matches!(status, ConceptStatus::Removed | ConceptStatus::NotMeasured) { small { b { (status.name()) } } }
                 }
             }
-            (said("top prediction before", concept, concept.said_before.as_ref()))
-            (said("top prediction after", concept, concept.said_composed.as_ref()))
+            (said("top prediction before", concept, concept.predictions_before.as_ref()))
+            (said("top prediction after", concept, concept.predictions_composed.as_ref()))
             (share("FA@5 before", Some(concept.before.fa5), false))
             (share("FA@5 alone", concept.alone.map(|alone| alone.fa5), true))
             (share("FA@5 released", concept.composed.map(|composed| composed.fa5), true))
@@ -180,7 +180,7 @@ fn minus(value: f64) -> String {
 }
 
 /// Returns the classes that the model predicts most often on a concept's forget images.
-fn said(label: &str, concept: &ConceptRecord, said: Option<&Said>) -> Markup {
+fn said(label: &str, concept: &ConceptRecord, said: Option<&TopPredictions>) -> Markup {
     let Some((first, others)) = said.and_then(|said| said.first.split_first()) else {
         return html! { td.said data-label=(label) data-v="" { "–" } };
     };

@@ -68,7 +68,7 @@ pub(super) fn of<'a>(source: &Source<'a>) -> Data<'a> {
             ("forget pairs", concept.pairs.to_string()),
             ("step λ", format!("{:.4}", concept.step)),
             ("strength α", concept.strength.to_string()),
-            ("coefficient", format!("{:.3}", concept.dose)),
+            ("coefficient", format!("{:.3}", concept.coefficient)),
             ("importance", format!("{:.4}", concept.importance)),
             ("alignment", format!("{:.4}", concept.alignment)),
         ];
@@ -110,7 +110,10 @@ pub(super) fn of<'a>(source: &Source<'a>) -> Data<'a> {
     Data {
         concepts,
         edited,
-        matrix: source.interference.filter(|interference| interference.len() > 1).map(Matrix::of),
+        matrix: source
+            .effect_matrix
+            .filter(|effect_matrix| effect_matrix.len() > 1)
+            .map(Matrix::of),
         raises: rounded(agreement::raises(source)),
         costs: rounded(agreement::costs(source)),
         worst: BTreeMap::from([

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::agreement;
 use super::source::Source;
 use super::text::count;
-use crate::compose::dosing::Interference;
+use crate::compose::effect_matrix::EffectMatrix;
 use crate::compose::near_duplicates::similarity;
 
 /// Largest number of concepts in the heat map: 600² values take 1.9 MB of a page.
@@ -28,9 +28,9 @@ pub(super) struct Matrix {
 /// Returns an order of concepts in which similar ones are adjacent: starts at the most similar
 /// pair, then repeatedly adds the concept that is most similar to an added one (Prim's order of the
 /// maximum spanning tree).
-pub(super) fn order(interference: &Interference) -> Vec<usize> {
-    let n = interference.len();
-    let near = |i: usize, j: usize| similarity(interference, i, j);
+pub(super) fn order(effect_matrix: &EffectMatrix) -> Vec<usize> {
+    let n = effect_matrix.len();
+    let near = |i: usize, j: usize| similarity(effect_matrix, i, j);
     let mut start = (f64::NEG_INFINITY, 0);
     for i in 0..n {
         for j in i + 1..n {
@@ -58,19 +58,19 @@ pub(super) fn order(interference: &Interference) -> Vec<usize> {
 
 /// Returns K_ij / K_jj: the effect of edit j on concept i, as a share of its effect on its own
 /// concept.
-fn share(interference: &Interference, i: usize, j: usize) -> f64 {
-    let own = interference.effect(j, j);
-    if own > 0.0 { interference.effect(i, j) / own } else { 0.0 }
+fn share(effect_matrix: &EffectMatrix, i: usize, j: usize) -> f64 {
+    let own = effect_matrix.effect(j, j);
+    if own > 0.0 { effect_matrix.effect(i, j) / own } else { 0.0 }
 }
 
 impl Matrix {
-    pub(super) fn of(interference: &Interference) -> Self {
-        let mut order = order(interference);
+    pub(super) fn of(effect_matrix: &EffectMatrix) -> Self {
+        let mut order = order(effect_matrix);
         order.truncate(MOST);
         let values: Vec<u8> = order
             .iter()
             .flat_map(|&i| {
-                order.iter().flat_map(move |&j| (share(interference, i, j) as f32).to_le_bytes())
+                order.iter().flat_map(move |&j| (share(effect_matrix, i, j) as f32).to_le_bytes())
             })
             .collect();
         Self { order, values: BASE64.encode(&values) }
@@ -81,8 +81,8 @@ impl Matrix {
 pub(super) fn section(source: &Source<'_>) -> Markup {
     html! {
         section id="effect-matrix" { h2 { "Effect matrix" } "\n"
-            @match source.interference.filter(|interference| interference.len() > 1) {
-                Some(interference) => { (effects(source.record, interference)) }
+            @match source.effect_matrix.filter(|effect_matrix| effect_matrix.len() > 1) {
+                Some(effect_matrix) => { (effects(source.record, effect_matrix)) }
                 None => p { "The effects of edits on other concepts were not computed: edits were added unchanged, or there is only one." }
             }
             (agreement::predictions(source))
@@ -90,11 +90,13 @@ pub(super) fn section(source: &Source<'_>) -> Markup {
     }
 }
 
-fn effects(record: &Composition, interference: &Interference) -> Markup {
+fn effects(record: &Composition, effect_matrix: &EffectMatrix) -> Markup {
     let mut pairs: Vec<(f64, usize, usize)> = Vec::new();
-    for i in 0..interference.len() {
+    for i in 0..effect_matrix.len() {
         pairs.extend(
-            (0..interference.len()).filter(|&j| j != i).map(|j| (share(interference, i, j), i, j)),
+            (0..effect_matrix.len())
+                .filter(|&j| j != i)
+                .map(|j| (share(effect_matrix, i, j), i, j)),
         );
     }
     pairs.sort_by(|a, b| b.0.abs().total_cmp(&a.0.abs()).then((a.1, a.2).cmp(&(b.1, b.2))));
@@ -104,7 +106,7 @@ fn effects(record: &Composition, interference: &Interference) -> Markup {
             "A column is one concept's edit, a row its effect on one concept, to first order: K" sub { "ij" } " = ⟨g" sub { "i" } ", D" sub { "j" }
             "⟩ as a share of the edit's effect on its own concept, K" sub { "jj" }
             ". Blue removes the row's concept too, red works against its removal; cells below 2 % are blank. Related concepts are adjacent."
-            @if interference.len() > MOST { " Shown are the " (MOST) " concepts with the largest effects on others." }
+            @if effect_matrix.len() > MOST { " Shown are the " (MOST) " concepts with the largest effects on others." }
         } "\n"
         div.chart.square data-chart="matrix" role="img" aria-label="heat map of the effect of each edit on each concept" {} "\n"
         div.two { "\n"
@@ -163,15 +165,15 @@ mod tests {
             effect[i * n + j] = value;
             effect[j * n + i] = value;
         }
-        let interference = Interference::new(effect, vec!["l".to_owned(); n]).unwrap();
-        assert_eq!(order(&interference), [0, 3, 1, 2, 4]);
-        let matrix = Matrix::of(&interference);
+        let effect_matrix = EffectMatrix::new(effect, vec!["l".to_owned(); n]).unwrap();
+        assert_eq!(order(&effect_matrix), [0, 3, 1, 2, 4]);
+        let matrix = Matrix::of(&effect_matrix);
         let bytes = BASE64.decode(matrix.values.as_bytes()).unwrap();
         let values: Vec<f32> = bytes
             .chunks_exact(4)
             .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
             .collect();
         assert_eq!(values[..5], [1.0, 0.5, 0.0, 0.0, 0.0]);
-        assert!(order(&Interference::new(Vec::new(), Vec::new()).unwrap()).is_empty());
+        assert!(order(&EffectMatrix::new(Vec::new(), Vec::new()).unwrap()).is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use lethe_shared::record::Composition;
 
-use crate::compose::dosing::Interference;
+use crate::compose::effect_matrix::EffectMatrix;
 use crate::present::run_summary::Report;
 
 /// Thumbnails by concept, as JPEG files.
@@ -17,7 +17,7 @@ pub struct Source<'a> {
     /// The release's record.
     pub record: &'a Composition,
     /// The effect matrix in the record's order, if coefficients are solved.
-    pub interference: Option<&'a Interference>,
+    pub effect_matrix: Option<&'a EffectMatrix>,
     /// Thumbnails of its concepts, if there are any.
     pub thumbnails: &'a Thumbnails,
     /// The run that made it, for its times; `None` in the report that is stored with a release.

@@ -5,13 +5,13 @@ use lethe_shared::digest::Digest;
 use lethe_shared::measurement::{ClassHits, RankedLayer, Trial};
 use lethe_shared::record::{
     Base, Composition, ConceptRecord, FirstClass, Measured, Merge, Missing, ProtectedText,
-    Retained, Said, Utility, UtilityOn, VERSION, WorstClass,
+    Retained, TopPredictions, Utility, UtilityOn, VERSION, WorstClass,
 };
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::vocabulary::{MethodSettings, Stop, Tower};
 
 use super::*;
-use crate::compose::dosing::Interference;
+use crate::compose::effect_matrix::EffectMatrix;
 
 /// A name that would execute a script if it were not escaped.
 const NASTY: &str = "</script><img src=x onerror=alert(1)>\u{2028}&\"'";
@@ -20,7 +20,10 @@ fn concept(number: usize, still_found: f64) -> ConceptRecord {
     let measured =
         |fa5| Measured { fa1: 0.0, fa5, held_out: None, utility: Some(0.5 - fa5 / 100.0) };
     let said = |class: &str, similarity| {
-        Some(Said { similarity, first: vec![FirstClass { class: class.into(), images: 8 }] })
+        Some(TopPredictions {
+            similarity,
+            first: vec![FirstClass { class: class.into(), images: 8 }],
+        })
     };
     ConceptRecord {
         id: format!("c{number}"),
@@ -33,7 +36,7 @@ fn concept(number: usize, still_found: f64) -> ConceptRecord {
         step: 1.0 + number as f64,
         relative_step: 0.5,
         strength: 1.0,
-        dose: 1.0,
+        coefficient: 1.0,
         target: Some(1.0),
         by_others: Some(0.6),
         importance: 0.1,
@@ -48,8 +51,8 @@ fn concept(number: usize, still_found: f64) -> ConceptRecord {
         before: measured(1.0),
         alone: Some(measured(0.0)),
         composed: Some(measured(still_found)),
-        said_before: said(NASTY, 0.5),
-        said_composed: said("other", 0.5 - 0.01 * number as f64),
+        predictions_before: said(NASTY, 0.5),
+        predictions_composed: said("other", 0.5 - 0.01 * number as f64),
         ranking: vec![RankedLayer {
             layer: "layer.0".into(),
             tower: Tower::Text,
@@ -118,17 +121,17 @@ fn record(concepts: usize) -> Composition {
     }
 }
 
-fn interference(n: usize) -> Interference {
+fn effect_matrix(n: usize) -> EffectMatrix {
     let effect = (0..n * n).map(|cell| if cell / n == cell % n { 1.0 } else { 0.25 }).collect();
-    Interference::new(effect, vec!["l".to_owned(); n]).unwrap()
+    EffectMatrix::new(effect, vec!["l".to_owned(); n]).unwrap()
 }
 
 fn page(
     record: &Composition,
-    interference: Option<&Interference>,
+    effect_matrix: Option<&EffectMatrix>,
     thumbnails: &Thumbnails,
 ) -> String {
-    render(&Source { record, interference, thumbnails, run: None })
+    render(&Source { record, effect_matrix, thumbnails, run: None })
 }
 
 /// Returns the JSON of the charts.
@@ -139,8 +142,8 @@ fn data(page: &str) -> serde_json::Value {
 
 #[test]
 fn what_is_to_be_read_needs_no_script() {
-    let (record, interference) = (record(6), interference(6));
-    let page = page(&record, Some(&interference), &Thumbnails::new());
+    let (record, effect_matrix) = (record(6), effect_matrix(6));
+    let page = page(&record, Some(&effect_matrix), &Thumbnails::new());
     let text = &page[..page.find("<script").unwrap()];
     for expected in [
         "5 concepts removed",
@@ -183,8 +186,8 @@ fn what_was_never_known_or_not_applied_is_no_removal() {
 
 #[test]
 fn no_name_becomes_markup_and_nothing_is_loaded() {
-    let (record, interference) = (record(2), interference(2));
-    let page = page(&record, Some(&interference), &Thumbnails::new());
+    let (record, effect_matrix) = (record(2), effect_matrix(2));
+    let page = page(&record, Some(&effect_matrix), &Thumbnails::new());
     assert!(!page.contains("<img src=x"));
     // A script would read this character as the end of a line if it were not escaped.
     let script = &page[page.find("id=\"data\">").unwrap()..];
@@ -200,8 +203,8 @@ fn no_name_becomes_markup_and_nothing_is_loaded() {
 
 #[test]
 fn charts_get_what_is_on_record() {
-    let (record, interference) = (record(3), interference(3));
-    let data = data(&page(&record, Some(&interference), &Thumbnails::new()));
+    let (record, effect_matrix) = (record(3), effect_matrix(3));
+    let data = data(&page(&record, Some(&effect_matrix), &Thumbnails::new()));
     assert_eq!(data["layers"], serde_json::json!(["layer.0", "layer.1"]));
     assert_eq!(data["concepts"][1]["ranking"][0], serde_json::json!([0, 0.12346, 0.2, 1, 1]));
     assert_eq!(data["edited"], serde_json::json!([[0, 2, 0.25], [1, 1, 0.0]]));
@@ -220,9 +223,9 @@ fn a_release_without_concepts_or_effects_has_a_report_too() {
     composed
         .concepts
         .iter_mut()
-        .for_each(|concept| (concept.composed, concept.said_composed) = (None, None));
+        .for_each(|concept| (concept.composed, concept.predictions_composed) = (None, None));
     composed.utility = Utility::default();
-    let page = page(&composed, Some(&interference(2)), &Thumbnails::new());
+    let page = page(&composed, Some(&effect_matrix(2)), &Thumbnails::new());
     assert!(!page.contains("forgotten in the released model"));
     assert_eq!(data(&page)["raises"], serde_json::json!([]));
 }
@@ -256,10 +259,10 @@ fn pictures_are_pictures_and_there_is_an_end_to_them() {
 
 #[test]
 fn the_same_release_gives_the_same_bytes() {
-    let (record, interference) = (record(5), interference(5));
+    let (record, effect_matrix) = (record(5), effect_matrix(5));
     let thumbnails = Thumbnails::from([("c0".into(), Bytes::from_static(&[0xff, 0xd8, 0xff, 1]))]);
     assert_eq!(
-        page(&record, Some(&interference), &thumbnails),
-        page(&record, Some(&interference), &thumbnails)
+        page(&record, Some(&effect_matrix), &thumbnails),
+        page(&record, Some(&effect_matrix), &thumbnails)
     );
 }

@@ -13,7 +13,7 @@ use lethe_store as store;
 use safetensors::SafeTensors;
 
 use super::member::{Member, unknown};
-use crate::compose::dosing::ImageRows;
+use crate::compose::effect_matrix::ImageRows;
 use crate::compose::recipe::{Part, Recipe};
 use crate::failure::Failure;
 use crate::layout::EDITS;
@@ -46,7 +46,7 @@ pub(super) async fn join(
     };
     let places = concepts.iter().map(place).collect::<Result<Vec<_>, Failure>>()?;
     let parts = places.iter().map(|(recipe, _, at)| recipe.parts()[*at].clone()).collect();
-    if recipes.values().any(|recipe| recipe.interference().is_none()) {
+    if recipes.values().any(|recipe| recipe.effect_matrix().is_none()) {
         return Recipe::sum(parts).map_err(Failure::input);
     }
     if recipes.values().any(|recipe| images_of(recipe).is_some()) {
@@ -59,9 +59,9 @@ pub(super) async fn join(
         let (recipe, source, i) = places[row];
         let mut foreign = Vec::new();
         for (column, &(_, other, j)) in places.iter().enumerate() {
-            match recipe.interference() {
-                Some(interference) if other == source => {
-                    effect[row * n + column] = interference.effect(i, j)
+            match recipe.effect_matrix() {
+                Some(effect_matrix) if other == source => {
+                    effect[row * n + column] = effect_matrix.effect(i, j)
                 }
                 _ => foreign.push(column),
             }
@@ -90,7 +90,7 @@ pub(super) async fn join(
 
 /// Returns the margin constraints of a recipe.
 fn images_of(recipe: &Recipe) -> Option<&ImageRows> {
-    recipe.interference().and_then(|interference| interference.images())
+    recipe.effect_matrix().and_then(|effect_matrix| effect_matrix.images())
 }
 
 /// Returns one recipe of concepts from several releases that were composed by margins. `places`

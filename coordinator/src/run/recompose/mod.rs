@@ -225,7 +225,7 @@ impl Amended {
     /// Returns the first-order predictions of the change.
     pub fn preview(&self) -> Preview {
         let steps = (self.before.steps(), self.after.steps());
-        let solved = self.before.interference().zip(self.after.interference());
+        let solved = self.before.effect_matrix().zip(self.after.effect_matrix());
         let raises = solved.map(|(before, after)| {
             (before.predicted_raise(&steps.0), after.predicted_raise(&steps.1))
         });
@@ -460,19 +460,19 @@ impl Amended {
         let mut concepts = Vec::new();
         let (mut thumbnails, mut pictures) = (Thumbnails::new(), BTreeMap::new());
         let solved = recipe.coefficients().into_iter().zip(recipe.by_others());
-        for (part, (dose, by_others)) in recipe.parts().iter().zip(solved) {
+        for (part, (coefficient, by_others)) in recipe.parts().iter().zip(solved) {
             let member = &self.concepts[&part.concept];
             let (strength, run) = (part.strength, member.foreign_run(&self.parent.record.run));
             let criterion = Some(member.from.record.criterion(&member.record));
             let unmeasured = ConceptRecord {
                 composed: None,
-                said_composed: None,
+                predictions_composed: None,
                 verdict: None,
                 ..member.record.clone()
             };
             concepts.push(ConceptRecord {
                 strength,
-                dose,
+                coefficient,
                 by_others,
                 run,
                 criterion,
@@ -542,13 +542,13 @@ impl Amended {
             ..parent.clone()
         };
         record.judge();
-        let (interference, thumbnails) = (recipe.interference(), &thumbnails);
+        let (effect_matrix, thumbnails) = (recipe.effect_matrix(), &thumbnails);
         let protected = protected.as_ref();
         let contents = Contents {
             change: &change,
             edits: &edits,
             directions: &self,
-            interference,
+            effect_matrix,
             protected,
             thumbnails,
             targets,

@@ -88,7 +88,7 @@ const drawRun = (run, now) => {
     }
     live.problems.slice(-5).forEach((problem) => node.append(make("p", problem, "problem")));
   }
-  node.append(facts([["name in jobs", run.plan], ["coordinator", run.coordinator], ["release", run.release], ["digest", run.digest]]));
+  node.append(facts([["plan name", run.plan], ["coordinator", run.coordinator], ["release", run.release], ["digest", run.digest]]));
   if (run.release && run.exit_code !== null) node.append(files(run));
   return node;
 };

@@ -6,7 +6,7 @@
 //!
 //! | observation | cause | repair |
 //! |---|---|---|
-//! | a message below the consumer's floor that, by its ledger, reached the delivery limit | the server gave it up, and its advisory was lost | dead letter |
+//! | a message below the consumer's floor that, by its delivery history, reached the delivery limit | the server gave it up, and its advisory was lost | dead letter |
 //! | a message below the floor, while others wait or are delivered | the consumer skipped it | the message is published again |
 //! | no message waits, and the stream holds more than are delivered; or the consumer is beyond the end of the stream | the consumer skipped some or all messages, for example after a disk lost its last writes | the consumer is recreated, and starts at the first message |
 //! | the stream counts messages, but none can be read | the server cannot find what it has stored, and its consumer would skip to the end | the stream is purged and the consumer recreated; coordinators republish jobs without an outcome |
@@ -30,7 +30,7 @@ use tracing::{debug, warn};
 
 use super::names::{self, TRACEPARENT};
 use super::publish::{Message, publish};
-use super::{ledger, setup};
+use super::{delivery_history, setup};
 use crate::error::Error;
 
 /// Messages that one check reads; the next check reads more.
@@ -127,7 +127,7 @@ impl ConsumerRepair {
     }
 
     /// Returns whether a message reached the delivery limit. Workers make a dead letter of a job
-    /// with too many failures or missed heartbeats, so only a job whose ledger shows many releases
+    /// with too many failures or missed heartbeats, so only a job whose delivery history shows many releases
     /// gets that far.
     async fn was_given_up(
         &self,
@@ -139,8 +139,8 @@ impl ConsumerRepair {
         if consumer.delivered.consumer_sequence < u64::from(deliveries) {
             return Ok(false);
         }
-        let ledger = ledger::of_message(&self.context, subject, sequence).await?;
-        let (failures, released) = (ledger.history.failures, ledger.history.released);
+        let known = delivery_history::of_message(&self.context, subject, sequence).await?;
+        let (failures, released) = (known.history.failures, known.history.released);
         Ok(u64::from(failures) + u64::from(released) + u64::from(missed_heartbeats)
             >= u64::from(deliveries))
     }

@@ -8,7 +8,7 @@
 //! | `storage.rs` | whether the server has storage for the streams |
 //! | `publish.rs` | publishing with confirmation |
 //! | `pull.rs`, `receipt.rs` | pulling one job, and answering it |
-//! | `ledger.rs` | what counts against a job |
+//! | `delivery_history.rs` | what counts against a job |
 //! | `dead_letter.rs` | dead letters |
 //! | `maintenance.rs` | what a coordinator does in the background |
 //! | `consumer_repair.rs` | jobs that the consumer would never deliver |
@@ -28,9 +28,9 @@ mod connection;
 mod consumer_repair;
 mod control;
 mod dead_letter;
+mod delivery_history;
 mod examine;
 mod lease;
-mod ledger;
 mod maintenance;
 mod names;
 mod publish;

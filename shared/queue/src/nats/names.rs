@@ -79,7 +79,7 @@ pub(super) fn run_and_job(subject: &str) -> Option<(String, JobId)> {
     }
 }
 
-/// Returns the subject of the ledger for a job's subject.
+/// Returns the subject of the delivery history for a job's subject.
 pub(super) fn ledger_of(subject: &str) -> Option<String> {
     match subject.split('.').collect::<Vec<_>>()[..] {
         ["lethe", "jobs", run, _, job] => Some(format!("lethe.ledger.{run}.{job}")),

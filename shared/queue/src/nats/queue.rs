@@ -23,8 +23,8 @@ use tracing::{debug, warn};
 use super::connect::{self, Options};
 use super::connection::Connection;
 use super::dead_letter::{self, End, StoredDeadLetter};
+use super::delivery_history::{self, DeliveryHistory};
 use super::lease::{self, Lease};
-use super::ledger::{self, Ledger};
 use super::maintenance::Maintenance;
 use super::names::{self, TRACEPARENT};
 use super::publish::{Message, announce, publish};
@@ -284,8 +284,8 @@ impl JetStreamQueue {
         };
         let (run, id) = (job.run.clone(), job.id());
         let history = match attempt {
-            0 | 1 => Ledger::fresh(sequence),
-            _ => ledger::read(context, &subject, sequence).await?,
+            0 | 1 => DeliveryHistory::fresh(sequence),
+            _ => delivery_history::read(context, &subject, sequence).await?,
         }
         .history;
         let missed = attempt
@@ -336,11 +336,11 @@ impl JetStreamQueue {
         if error.is_foreign() {
             warn!(%subject, sequence, %error, "left for workers of another version");
             // The delivery must not count as a missed heartbeat.
-            let mut ledger = ledger::read(context, subject, sequence).await?;
+            let mut deliveries = delivery_history::read(context, subject, sequence).await?;
             let fault = Fault::foreign(error);
             let decision =
-                decide(&fault, &mut ledger.history, &self.shared.limits, &self.shared.name);
-            ledger::write(context, subject, &ledger).await?;
+                decide(&fault, &mut deliveries.history, &self.shared.limits, &self.shared.name);
+            delivery_history::write(context, subject, &deliveries).await?;
             if let Some((run, job)) = names::run_and_job(subject) {
                 let event = Event::Failed { fault, will_retry: true };
                 announce(

@@ -12,7 +12,7 @@ use lethe_shared::reference::JobId;
 
 use super::connection::Connection;
 use super::dead_letter::{self, End};
-use super::ledger::{self, Ledger};
+use super::delivery_history::{self, DeliveryHistory};
 use super::publish::announce;
 use crate::error::Error;
 use crate::queue::Receipt;
@@ -84,8 +84,9 @@ impl Receipt for JetStreamReceipt {
     async fn redeliver(self: Box<Self>, after: Duration, history: &History) -> Result<(), Error> {
         // The answer matters more than the history: without it, the delivery counts as one missed
         // heartbeat.
-        let ledger = Ledger { sequence: self.sequence, history: history.clone() };
-        let written = ledger::write(&self.shared.context, &self.subject, &ledger).await;
+        let deliveries = DeliveryHistory { sequence: self.sequence, history: history.clone() };
+        let written =
+            delivery_history::write(&self.shared.context, &self.subject, &deliveries).await;
         self.answer(AckKind::Nak((!after.is_zero()).then_some(after))).await?;
         written
     }

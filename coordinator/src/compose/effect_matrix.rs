@@ -1,14 +1,15 @@
-//! Coefficients of edits that act together. Pure arithmetic, in a fixed order.
+//! The effect matrix, and the steps of edits that act together. Pure arithmetic, in a fixed order.
 //!
 //! The forget loss of concept i has to rise by `wanted[i]`, the rise that its edit achieves alone.
-//! To first order, edit j with coefficient a_j raises it by `effect[i][j]` · a_j, for its own
-//! concept and for all others. The coefficients solve
+//! To first order, edit j with step s_j raises it by `effect[i][j]` · s_j, for its own concept and
+//! for all others. (The step is α · a · λ, with the coefficient a that records name.) The steps
+//! solve
 //!
 //! ```text
-//! minimise  aᵀ Q a + c · Σ max(0, wanted − K a)²   over a ≥ 0
+//! minimise  sᵀ Q s + c · Σ max(0, wanted − K s)²   over s ≥ 0
 //! ```
 //!
-//! where K is `effect`, and Q holds the entries of pairs of edits on the same layer: aᵀQa = Σ_l
+//! where K is `effect`, and Q holds the entries of pairs of edits on the same layer: sᵀQs = Σ_l
 //! tr((M + ρ_M I) Δ_l (C + ρI) Δ_lᵀ) is the cost of the composition on retained data. Targets are
 //! soft (c is large but finite), so that a solution exists for concepts whose edits oppose each
 //! other.
@@ -16,16 +17,16 @@
 //! With margin constraints ([`ImageRows`]), K has a row per forget image instead of one per
 //! concept, and the cost covers all pairs of edits.
 
-/// Largest number of sweeps over all coefficients.
+/// Largest number of sweeps over all steps.
 const SWEEPS: usize = 5000;
-/// Largest relative change of a coefficient in a sweep at which the solver stops.
+/// Largest relative change of a step in a sweep at which the solver stops.
 const SETTLED: f64 = 1e-9;
 /// Weight c of missing a target against the cost, for a typical concept.
 const STIFFNESS: f64 = 50.0;
 
 /// The effect matrix K, and the layer of each edit.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Interference {
+pub struct EffectMatrix {
     effect: Vec<f64>,
     layers: Vec<String>,
     images: Option<ImageRows>,
@@ -34,7 +35,7 @@ pub struct Interference {
 /// Margin constraints: what each forget image needs, and what each concept's edit does to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageRows {
-    /// `[images, concepts]`, row by row: by how much an edit with coefficient 1 lowers the margin
+    /// `[images, concepts]`, row by row: by how much an edit with step 1 lowers the margin
     /// of an image.
     pub effect: Vec<f64>,
     /// The concept of each image, ascending.
@@ -90,9 +91,9 @@ impl ImageRows {
     }
 }
 
-impl Interference {
+impl EffectMatrix {
     /// Creates the matrix. `effect[i * n + j]` is the effect on concept i of edit j with
-    /// coefficient 1; `layers[j]` is the layer of edit j.
+    /// step 1; `layers[j]` is the layer of edit j.
     ///
     /// # Errors
     /// A sentence when the matrix is not square, or holds a value that is not finite.
@@ -163,10 +164,10 @@ impl Interference {
         self
     }
 
-    /// Returns the predicted fall of each image's margin under these coefficients, to first order.
-    pub fn predicted_falls(&self, doses: &[f64]) -> Vec<f64> {
+    /// Returns the predicted fall of each image's margin under these steps, to first order.
+    pub fn predicted_falls(&self, steps: &[f64]) -> Vec<f64> {
         let Some(images) = &self.images else { return Vec::new() };
-        let row = |row: &[f64]| row.iter().zip(doses).map(|(effect, dose)| effect * dose).sum();
+        let row = |row: &[f64]| row.iter().zip(steps).map(|(effect, step)| effect * step).sum();
         images.effect.chunks_exact(self.len().max(1)).map(row).collect()
     }
 
@@ -180,7 +181,7 @@ impl Interference {
         self.layers.is_empty()
     }
 
-    /// Returns the effect on concept i of edit j with coefficient 1.
+    /// Returns the effect on concept i of edit j with step 1.
     pub fn effect(&self, i: usize, j: usize) -> f64 {
         self.effect[i * self.len() + j]
     }
@@ -199,17 +200,16 @@ impl Interference {
         }
     }
 
-    /// Returns the predicted cost of these coefficients on retained data, aᵀQa.
-    pub fn predicted_cost(&self, doses: &[f64]) -> f64 {
+    /// Returns the predicted cost of these steps on retained data, sᵀQs.
+    pub fn predicted_cost(&self, steps: &[f64]) -> f64 {
         let n = self.len();
-        (0..n).map(|i| doses[i] * (0..n).map(|j| self.cost(i, j) * doses[j]).sum::<f64>()).sum()
+        (0..n).map(|i| steps[i] * (0..n).map(|j| self.cost(i, j) * steps[j]).sum::<f64>()).sum()
     }
 
-    /// Returns the rise of each concept's forget loss under these coefficients, to first order: K
-    /// a.
-    pub fn predicted_raise(&self, doses: &[f64]) -> Vec<f64> {
+    /// Returns the rise of each concept's forget loss under these steps, to first order: K s.
+    pub fn predicted_raise(&self, steps: &[f64]) -> Vec<f64> {
         (0..self.len())
-            .map(|i| (0..self.len()).map(|j| self.effect(i, j) * doses[j]).sum())
+            .map(|i| (0..self.len()).map(|j| self.effect(i, j) * steps[j]).sum())
             .collect()
     }
 
@@ -225,22 +225,22 @@ impl Interference {
         }
     }
 
-    /// Returns the coefficients that raise every concept's forget loss by `wanted` at the least
+    /// Returns the steps that raise every concept's forget loss by `wanted` at the least
     /// cost. With margin constraints, they lower the margin of every image by its target times the
-    /// strength of its concept instead. A concept with a target of 0 gets the coefficient 0.
-    pub fn doses(&self, wanted: &[f64], strengths: &[f64]) -> Vec<f64> {
+    /// strength of its concept instead. A concept with a target of 0 gets the step 0.
+    pub fn solve_steps(&self, wanted: &[f64], strengths: &[f64]) -> Vec<f64> {
         let active: Vec<usize> =
             (0..self.len()).filter(|&i| wanted[i] > 0.0 && self.effect(i, i) > 0.0).collect();
-        let mut doses = vec![0.0; self.len()];
+        let mut steps = vec![0.0; self.len()];
         let among = self.among(&active);
         let solved = match &among.images {
             None => among.solve(&active.iter().map(|&i| wanted[i]).collect::<Vec<_>>()),
             Some(images) => among.solve_images(images, |concept| strengths[active[concept]]),
         };
-        for (&i, dose) in active.iter().zip(solved) {
-            doses[i] = dose;
+        for (&i, step) in active.iter().zip(solved) {
+            steps[i] = step;
         }
-        doses
+        steps
     }
 
     fn solve(&self, wanted: &[f64]) -> Vec<f64> {
@@ -279,10 +279,10 @@ impl Interference {
     }
 }
 
-/// A problem of coefficients: minimise aᵀQa + c · Σ max(0, wanted − K a)² over a ≥ 0.
+/// A problem of steps: minimise sᵀQs + c · Σ max(0, wanted − K s)² over s ≥ 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Problem<'a> {
-    /// K `[constraints, edits]` by column, because a step of one coefficient changes all
+    /// K `[constraints, edits]` by column, because a change of one step changes all
     /// predictions by its column.
     pub columns: &'a [f64],
     /// Q `[edits, edits]`, symmetric.
@@ -292,54 +292,57 @@ pub struct Problem<'a> {
 }
 
 impl Problem<'_> {
-    /// Solves by coordinate descent, from `doses`. Each step minimises a quadratic upper bound of
-    /// the objective, so that the objective never rises. Ends after `sweeps` over all coefficients,
+    /// Solves by coordinate descent, from `steps`. Each step minimises a quadratic upper bound of
+    /// the objective, so that the objective never rises. Ends after `sweeps` over all steps,
     /// or when a sweep changes none by more than the share `settled` of the largest.
     pub fn solve(
         &self,
         wanted: &[f64],
-        mut doses: Vec<f64>,
+        mut steps: Vec<f64>,
         sweeps: usize,
         settled: f64,
     ) -> Vec<f64> {
-        let (rows, n) = (wanted.len(), doses.len());
+        let (rows, n) = (wanted.len(), steps.len());
         let column = |j: usize| &self.columns[j * rows..(j + 1) * rows];
         let cost = |j: usize| &self.costs[j * n..(j + 1) * n];
         let curvature: Vec<f64> = (0..n)
             .map(|j| cost(j)[j] + self.penalty * column(j).iter().map(|k| k * k).sum::<f64>())
             .collect();
-        let (mut slope, mut short) = (vec![0.0; n], wanted.to_vec());
-        let walk = |j: usize, step: f64, slope: &mut [f64], short: &mut [f64]| {
-            slope.iter_mut().zip(cost(j)).for_each(|(slope, cost)| *slope += cost * step);
-            short.iter_mut().zip(column(j)).for_each(|(short, k)| *short -= k * step);
+        let (mut slope, mut residual) = (vec![0.0; n], wanted.to_vec());
+        let change = |j: usize, by: f64, slope: &mut [f64], residual: &mut [f64]| {
+            slope.iter_mut().zip(cost(j)).for_each(|(slope, cost)| *slope += cost * by);
+            residual.iter_mut().zip(column(j)).for_each(|(residual, k)| *residual -= k * by);
         };
-        for (j, &dose) in doses.iter().enumerate().filter(|(_, dose)| **dose != 0.0) {
-            walk(j, dose, &mut slope, &mut short);
+        for (j, &step) in steps.iter().enumerate().filter(|(_, step)| **step != 0.0) {
+            change(j, step, &mut slope, &mut residual);
         }
         for _ in 0..sweeps {
             let (mut moved, mut largest) = (0.0f64, 0.0f64);
             for j in 0..n {
-                let missing: f64 =
-                    column(j).iter().zip(&short).map(|(k, short)| k * short.max(0.0)).sum();
+                let shortfall: f64 = column(j)
+                    .iter()
+                    .zip(&residual)
+                    .map(|(k, residual)| k * residual.max(0.0))
+                    .sum();
                 // An edit without effect stays out.
                 let next = if curvature[j] > 0.0 {
-                    (doses[j] - (slope[j] - self.penalty * missing) / curvature[j]).max(0.0)
+                    (steps[j] - (slope[j] - self.penalty * shortfall) / curvature[j]).max(0.0)
                 } else {
                     0.0
                 };
-                let step = next - doses[j];
-                if step != 0.0 {
-                    doses[j] = next;
-                    walk(j, step, &mut slope, &mut short);
+                let by = next - steps[j];
+                if by != 0.0 {
+                    steps[j] = next;
+                    change(j, by, &mut slope, &mut residual);
                 }
-                moved = moved.max(step.abs());
+                moved = moved.max(by.abs());
                 largest = largest.max(next);
             }
             if moved <= settled * largest {
                 break;
             }
         }
-        doses
+        steps
     }
 }
 
@@ -348,38 +351,38 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// The requirement on a concept in the composed model.
+/// The criterion by which a concept counts as forgotten in the composed model.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Aim {
+pub struct Criterion {
     /// Largest share of its forget images on which the class may still rank within `top`.
     pub tolerance: f64,
-    /// Number of ranks that count as found.
+    /// Number of ranks within which the class counts as recognised.
     pub top: u64,
 }
 
-/// The measurement of a concept in the composed model.
+/// How well the composed model still recognises a concept.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Seen {
-    /// Share of its forget images that the deciding measure still finds.
+pub struct Recognition {
+    /// Share of its forget images on which its class ranks within `top`.
     pub share: f64,
     /// Best rank of its class over its forget images; 0 is first.
     pub best: u64,
 }
 
-/// Factor on the target of a concept that still shows.
+/// Factor on the target of a concept that is still recognised.
 const MORE: f64 = 1.1;
-/// Factor on the target of a concept whose best rank is beyond the margin.
+/// Factor on the target of a concept that is forgotten with ranks to spare.
 const LESS: f64 = 0.95;
 /// Ranks beyond the deciding one from which on a target is lowered.
-const MARGIN: u64 = 3;
+const RANKS_TO_SPARE: u64 = 3;
 
 /// Adjusts the targets after an evaluation of the composed model: raises those of concepts that
-/// still show, and lowers those of concepts that are forgotten with a margin.
-pub fn adjust(wanted: &mut [f64], seen: &[Seen], aims: &[Aim]) {
-    for ((wanted, seen), aim) in wanted.iter_mut().zip(seen).zip(aims) {
-        if seen.share > aim.tolerance {
+/// are still recognised, and lowers those of concepts that are forgotten with ranks to spare.
+pub fn adjust(wanted: &mut [f64], recognised: &[Recognition], criteria: &[Criterion]) {
+    for ((wanted, recognised), criterion) in wanted.iter_mut().zip(recognised).zip(criteria) {
+        if recognised.share > criterion.tolerance {
             *wanted *= MORE;
-        } else if seen.best >= aim.top + MARGIN {
+        } else if recognised.best >= criterion.top + RANKS_TO_SPARE {
             *wanted *= LESS;
         }
     }
@@ -391,52 +394,55 @@ mod tests {
 
     use super::*;
 
-    fn matrix(rows: &[&[f64]]) -> Interference {
+    fn matrix(rows: &[&[f64]]) -> EffectMatrix {
         let layers = vec!["l".to_owned(); rows.len()];
-        Interference::new(rows.concat(), layers).unwrap()
+        EffectMatrix::new(rows.concat(), layers).unwrap()
     }
 
     #[test]
     fn concepts_that_do_not_meet_get_what_they_got_alone() {
-        let doses = matrix(&[&[2.0, 0.0], &[0.0, 4.0]]).doses(&[1.0, 1.0], &[]);
+        let steps = matrix(&[&[2.0, 0.0], &[0.0, 4.0]]).solve_steps(&[1.0, 1.0], &[]);
         // Each minimises K a² + c (1 − K a)², at a = c / (1 + c K): soft targets are missed by a
         // little.
         let c = STIFFNESS / 4.0;
         assert!(
-            (doses[0] - c / (1.0 + 2.0 * c)).abs() < 1e-6
-                && (doses[1] - c / (1.0 + 4.0 * c)).abs() < 1e-6,
-            "{doses:?}"
+            (steps[0] - c / (1.0 + 2.0 * c)).abs() < 1e-6
+                && (steps[1] - c / (1.0 + 4.0 * c)).abs() < 1e-6,
+            "{steps:?}"
         );
     }
 
     #[test]
     fn concepts_that_help_each_other_need_less() {
-        let doses = matrix(&[&[2.0, 1.0], &[1.0, 2.0]]).doses(&[1.0, 1.0], &[]);
+        let steps = matrix(&[&[2.0, 1.0], &[1.0, 2.0]]).solve_steps(&[1.0, 1.0], &[]);
         assert!(
-            (doses[0] - 1.0 / 3.0).abs() < 0.01 && (doses[0] - doses[1]).abs() < 1e-6,
-            "{doses:?}"
+            (steps[0] - 1.0 / 3.0).abs() < 0.01 && (steps[0] - steps[1]).abs() < 1e-6,
+            "{steps:?}"
         );
     }
 
     #[test]
     fn what_another_edit_does_anyway_needs_no_dose() {
-        let doses = matrix(&[&[1.0, 0.0], &[2.0, 1.0]]).doses(&[1.0, 0.5], &[]);
-        assert!(doses[1] < 1e-9 && (doses[0] - 1.0).abs() < 0.05, "{doses:?}");
+        let steps = matrix(&[&[1.0, 0.0], &[2.0, 1.0]]).solve_steps(&[1.0, 0.5], &[]);
+        assert!(steps[1] < 1e-9 && (steps[0] - 1.0).abs() < 0.05, "{steps:?}");
     }
 
     #[test]
     fn nothing_wanted_is_nothing_done() {
-        assert_eq!(matrix(&[&[2.0, 1.0], &[1.0, 2.0]]).doses(&[0.0, 0.0], &[]), [0.0, 0.0]);
-        let alone = matrix(&[&[2.0]]).doses(&[1.0], &[]);
-        assert_eq!(matrix(&[&[2.0, 1.0], &[1.0, 2.0]]).doses(&[1.0, 0.0], &[]), [alone[0], 0.0]);
+        assert_eq!(matrix(&[&[2.0, 1.0], &[1.0, 2.0]]).solve_steps(&[0.0, 0.0], &[]), [0.0, 0.0]);
+        let alone = matrix(&[&[2.0]]).solve_steps(&[1.0], &[]);
+        assert_eq!(
+            matrix(&[&[2.0, 1.0], &[1.0, 2.0]]).solve_steps(&[1.0, 0.0], &[]),
+            [alone[0], 0.0]
+        );
     }
 
     #[test]
     fn layers_do_not_cost_each_other() {
         let two =
-            Interference::new(vec![1.0, 0.5, 0.5, 1.0], vec!["a".into(), "b".into()]).unwrap();
+            EffectMatrix::new(vec![1.0, 0.5, 0.5, 1.0], vec!["a".into(), "b".into()]).unwrap();
         let one =
-            Interference::new(vec![1.0, 0.5, 0.5, 1.0], vec!["a".into(), "a".into()]).unwrap();
+            EffectMatrix::new(vec![1.0, 0.5, 0.5, 1.0], vec!["a".into(), "a".into()]).unwrap();
         assert_eq!((two.predicted_cost(&[1.0, 1.0]), one.predicted_cost(&[1.0, 1.0])), (2.0, 3.0));
     }
 
@@ -444,16 +450,16 @@ mod tests {
     fn what_shows_gets_more_and_what_is_far_gone_less() {
         let mut wanted = [1.0; 5];
         let seen = [(0.5, 0), (0.0, 6), (0.0, 40), (0.5, 0), (0.0, 6)]
-            .map(|(share, best)| Seen { share, best });
+            .map(|(share, best)| Recognition { share, best });
         let aims = [(0.0, 5), (0.0, 5), (0.0, 5), (0.6, 5), (0.0, 1)]
-            .map(|(tolerance, top)| Aim { tolerance, top });
+            .map(|(tolerance, top)| Criterion { tolerance, top });
         adjust(&mut wanted, &seen, &aims);
         assert_eq!(wanted, [MORE, 1.0, LESS, 1.0, LESS]);
     }
 
     proptest! {
-        /// On any positive definite matrix no coefficient is negative, every target is nearly met,
-        /// and no change of a single coefficient improves the objective.
+        /// On any positive definite matrix no step is negative, every target is nearly met,
+        /// and no change of a single step improves the objective.
         #[test]
         fn doses_are_optimal(values in proptest::collection::vec(-1.0f64..1.0, 36), wanted in proptest::collection::vec(0.1f64..2.0, 6)) {
             let n = 6;
@@ -461,17 +467,17 @@ mod tests {
                 let (i, j) = (at / n, at % n);
                 (0..n).map(|k| values[i * n + k] * values[j * n + k]).sum::<f64>() + if i == j { 1.0 } else { 0.0 }
             }).collect();
-            let problem = Interference::new(gram, vec!["l".to_owned(); n]).unwrap();
-            let doses = problem.doses(&wanted, &[]);
+            let problem = EffectMatrix::new(gram, vec!["l".to_owned(); n]).unwrap();
+            let steps = problem.solve_steps(&wanted, &[]);
             let stiffness = STIFFNESS / median((0..n).map(|i| problem.effect(i, i)).collect());
-            let objective = |doses: &[f64]| problem.predicted_cost(doses) + stiffness * (0..n).map(|i| {
-                (wanted[i] - (0..n).map(|j| problem.effect(i, j) * doses[j]).sum::<f64>()).max(0.0).powi(2)
+            let objective = |steps: &[f64]| problem.predicted_cost(steps) + stiffness * (0..n).map(|i| {
+                (wanted[i] - (0..n).map(|j| problem.effect(i, j) * steps[j]).sum::<f64>()).max(0.0).powi(2)
             }).sum::<f64>();
-            let found = objective(&doses);
+            let found = objective(&steps);
             for j in 0..n {
-                prop_assert!(doses[j] >= 0.0);
+                prop_assert!(steps[j] >= 0.0);
                 for step in [-1e-4, 1e-4] {
-                    let mut other = doses.clone();
+                    let mut other = steps.clone();
                     other[j] = (other[j] + step).max(0.0);
                     prop_assert!(objective(&other) >= found - 1e-9);
                 }
