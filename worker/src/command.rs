@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use lethe_operations::http::{ListenOn, Router, Server};
+use lethe_operations::http::{ListenOn, serve_probes};
 use lethe_operations::log::{self, say};
-use lethe_operations::process::process_name;
+use lethe_operations::process::{interrupted, process_name};
 use lethe_operations::{Health, doctor as shared_doctor};
 use lethe_queue as queue;
 use lethe_queue::nats::{self, JetStreamQueue, Role};
@@ -193,12 +193,9 @@ async fn serve(
     let name = process_name();
     let health = Health::waiting_for(&["queue", "store", service::SELF_CHECK]);
     if let Some(on) = options.http {
-        let server = Server::bind(on, health.clone(), Router::new())
+        serve_probes(on, health.clone())
             .await
             .map_err(|error| bad(format!("--http {on}: {error}")))?;
-        say("info", &format!("http://{}: metrics and probes", server.address()));
-        // Answers until the process ends, also while it is stopping.
-        tokio::spawn(server.run(CancellationToken::new()));
     }
     let started = async {
         store.probe().await.map_err(store_problem)?;
@@ -249,25 +246,6 @@ async fn stop_on_signal(drain: CancellationToken, cancel: CancellationToken, gra
         _ = interrupted() => warn!("second signal: releasing unfinished jobs"),
     }
     cancel.cancel();
-}
-
-/// Waits for a signal to stop; `false` when signals cannot be received.
-async fn interrupted() -> bool {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => tokio::select! {
-                result = tokio::signal::ctrl_c() => result.is_ok(),
-                signal = terminate.recv() => signal.is_some(),
-            },
-            Err(_) => tokio::signal::ctrl_c().await.is_ok(),
-        }
-    }
-    #[cfg(not(unix))]
-    {
-        tokio::signal::ctrl_c().await.is_ok()
-    }
 }
 
 fn check(options: &Check) -> Result<u8, Problem> {

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lethe_operations::log::{self, say};
+use lethe_operations::process::interrupted;
 use lethe_shared::exit;
 use lethe_shared::manifest::Manifest;
 use tokio_util::sync::CancellationToken;
@@ -158,23 +159,6 @@ fn fail(failure: &Failure) -> ExitCode {
 
 /// Cancels on the first Ctrl-C or SIGTERM, and exits the process on the second.
 async fn cancel_on_signal(cancel: CancellationToken) {
-    let interrupted = || async {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            match signal(SignalKind::terminate()) {
-                Ok(mut terminate) => tokio::select! {
-                    result = tokio::signal::ctrl_c() => result.is_ok(),
-                    _ = terminate.recv() => true,
-                },
-                Err(_) => tokio::signal::ctrl_c().await.is_ok(),
-            }
-        }
-        #[cfg(not(unix))]
-        {
-            tokio::signal::ctrl_c().await.is_ok()
-        }
-    };
     if interrupted().await {
         say("info", "stopping at the next safe point; press Ctrl-C again to stop at once");
         cancel.cancel();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lethe_operations::Health;
-use lethe_operations::http::{ListenOn, Server};
+use lethe_operations::http::{ListenOn, serve_probes};
 use lethe_operations::log::say;
 use lethe_operations::trace::TraceContext;
 use lethe_shared::exit;
@@ -45,10 +45,9 @@ pub(super) async fn main(options: &Options, cancel: CancellationToken) -> Result
     let common = &options.common;
     let health = Health::waiting_for(&["plan", "store"]);
     if let Some(on) = options.http {
-        let bound = Server::bind(on, health.clone(), axum::Router::new()).await;
-        let server = bound.map_err(|error| Failure::input(format!("--http {on}: {error}")))?;
-        say("info", &format!("http://{}: metrics and probes", server.address()));
-        tokio::spawn(server.run(CancellationToken::new()));
+        serve_probes(on, health.clone())
+            .await
+            .map_err(|error| Failure::input(format!("--http {on}: {error}")))?;
     }
     let gates = options.gates.as_deref().map(gates::read).transpose()?;
     let choices = run::Options { gates, signer: options.signing.key()?, quiet: false };

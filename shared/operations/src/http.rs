@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
+use crate::log::say;
 use crate::metrics;
 
 /// Where to listen: `ADDRESS:PORT`, or a port alone, which listens on this machine's loopback only.
@@ -77,6 +78,18 @@ impl Server {
             .with_graceful_shutdown(cancel.cancelled_owned())
             .await
     }
+}
+
+/// Binds the address, says so in the log, and serves metrics and probes until the process ends, also
+/// while it is stopping.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve_probes(on: ListenOn, health: Health) -> std::io::Result<()> {
+    let server = Server::bind(on, health, Router::new()).await?;
+    say("info", &format!("http://{}: metrics and probes", server.address()));
+    tokio::spawn(server.run(CancellationToken::new()));
+    Ok(())
 }
 
 fn routes(health: Health) -> Router {

@@ -8,7 +8,7 @@
 //! | [`mod@metrics`] | every counter, gauge and histogram |
 //! | [`health`] | whether this process can do its work right now |
 //! | [`http`] | `/healthz`, `/readyz`, `/metrics` |
-//! | [`process`] | names of the machine and the process |
+//! | [`process`] | names of the machine and the process; the signals that stop it |
 //! | [`doctor`] | checks of disk, memory and secret files |
 //!
 //! Nothing in this crate affects results. Nothing that is passed to it may contain a secret: an

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lethe_operations::Health;
-use lethe_operations::http::{Router, Server};
-use lethe_operations::log::{self, say};
+use lethe_operations::http::serve_probes;
+use lethe_operations::log;
 use lethe_queue::nats::{JetStreamQueue, Options as Connection, Role};
 use lethe_shared::address::Address;
 use lethe_shared::fault::{Class, Fault, Origin};
@@ -97,11 +97,7 @@ async fn main() -> Result<()> {
         stop.cancel();
     });
     let health = Health::waiting_for(&["queue", "store", SELF_CHECK]);
-    let server =
-        Server::bind("0".parse().map_err(anyhow::Error::msg)?, health.clone(), Router::new())
-            .await?;
-    say("info", &format!("http://{}: metrics and probes", server.address()));
-    tokio::spawn(server.run(CancellationToken::new()));
+    serve_probes("0".parse().map_err(anyhow::Error::msg)?, health.clone()).await?;
     let store = Store::open(&Address::parse(store)?)?;
     store.probe().await.context("the store")?;
     health.met("store");
