@@ -522,8 +522,13 @@ fn two_coordinators_share_the_runs_and_one_goes_on_alone() {
     }
     // Together they cannot start all runs at once, so neither executes everything.
     let serve = |log: &str| site.serve_with(log, &["--runs", "1"]);
-    let mut coordinators = [serve("one.log"), serve("two.log")];
+    let first = serve("one.log");
     let runs = jobs.each_ref().map(|job| site.submit(job));
+    wait_until("the first coordinator works on a run", || {
+        runs.iter().any(|run| site.state(run) == "running")
+    });
+    // The second one finds the oldest run in the hands of the first, and takes another.
+    let mut coordinators = [first, serve("two.log")];
     let coordinators_of_running = || {
         let seen = site.ask(&["status"]);
         let running =

@@ -228,12 +228,20 @@ async fn one_attempt(
     if stop.is_cancelled() {
         return Err(Failure::Cancelled);
     }
-    // Asking for the holder costs one request, planning reads the run's inputs.
+    // Another coordinator may execute the run or have ended it. Asking costs a few requests;
+    // planning reads the run's inputs.
     if known.entry.state == State::Running
-        && let Some(plan) = &known.entry.plan
-        && is_held(shared, plan, stop).await?
+        && let Some(entry) = shared.ledger.last(run).await?
     {
-        return Ok(Attempt::HeldElsewhere);
+        shared.learn(run, entry.clone());
+        if entry.state.is_end() {
+            return Ok(Attempt::EndedElsewhere);
+        }
+        if let Some(plan) = &entry.plan
+            && is_held(shared, plan, stop).await?
+        {
+            return Ok(Attempt::HeldElsewhere);
+        }
     }
     known.board.stage("plan");
     let manifest = shared.ledger.submission(run).await?.into_manifest();
