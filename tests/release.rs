@@ -99,6 +99,15 @@ fn a_flipped_bit_is_found_in_every_file() {
     std::fs::write(folder.join("more.bin"), "x").unwrap();
     assert_eq!(problems(release), ["more.bin"]);
     std::fs::remove_file(folder.join("more.bin")).unwrap();
+    // Hubs add hidden files to what is downloaded.
+    for name in [".gitattributes", ".cache/huggingface/download/model.safetensors.metadata"] {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "x").unwrap();
+    }
+    ends(0, &["verify", release]);
+    std::fs::remove_dir_all(folder.join(".cache")).unwrap();
+    std::fs::remove_file(folder.join(".gitattributes")).unwrap();
 
     // A changed record, in a copy whose folder is not named after the record.
     let copy = job.path("copy");

@@ -35,6 +35,7 @@
 //! | [`corpus`] | items that are embedded repeatedly, with cached activations |
 //! | [`zero_shot`] | zero-shot classification: ranks, accuracies, top predictions |
 //! | [`model`] | CLIP on libtorch |
+//! | [`model_folder`] | a model's folder, checked as a whole |
 //! | [`input`] | shards, images, texts |
 //! | [`micro_batch`] | the number of items that pass through a tower at a time |
 //! | [`device`] | the device to compute on |
@@ -72,6 +73,7 @@ pub mod matmul_precision;
 pub mod memory;
 pub mod micro_batch;
 pub mod model;
+pub mod model_folder;
 pub mod service;
 pub mod shared_tensor;
 pub mod slug;

@@ -45,6 +45,9 @@ pub struct Encoder {
     /// Number of blocks by its configuration.
     pub(super) blocks: usize,
     pub(super) reach: Reach,
+    /// Whether the target reads it. A copy that the target does not read is edited too, and has no
+    /// say in which layers may be edited.
+    pub(super) is_used: bool,
     /// Its weights, one set per stored precision.
     pub(super) sets: Vec<WeightSet>,
     /// Largest relative distance of a tensor from the base's.
@@ -52,6 +55,15 @@ pub struct Encoder {
 }
 
 impl Encoder {
+    /// Returns the files that hold its weights, by their path in the target.
+    pub(super) fn files(&self) -> impl Iterator<Item = String> {
+        let below = |name: &str| match self.folder.as_str() {
+            "" => name.to_owned(),
+            folder => format!("{folder}/{name}"),
+        };
+        self.sets.iter().flat_map(|set| set.checkpoint.file_names()).map(below)
+    }
+
     /// Returns whether an edit of this weight has an effect here.
     pub(super) fn acts(&self, weight: Weight) -> bool {
         self.reach.acts(weight)

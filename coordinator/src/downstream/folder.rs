@@ -1,9 +1,12 @@
 //! A target's files: listed once, and downloaded one by one only if this machine needs their bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use lethe_shared::address::Address;
+use lethe_shared::checkpoint::{HEADER_START, header_length, tensor_names};
 use lethe_shared::digest::Digest;
 use lethe_shared::record::targets::is_target_file;
 use lethe_store as store;
@@ -113,6 +116,43 @@ impl Folder {
             }
         }
         Ok(&self.root)
+    }
+
+    /// Returns the names of the tensors in a safetensors file. Only its header is read.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] when the file is missing or has no header.
+    pub(super) async fn tensor_names(&self, name: &str) -> Result<BTreeSet<String>, Failure> {
+        let object =
+            self.files.get(name).ok_or_else(|| Failure::input(format!("has no file {name}")))?;
+        let wrong = |problem: String| {
+            Failure::input(format!(
+                "{name}: not a whole safetensors file ({problem}); download it again, or remove it"
+            ))
+        };
+        let start = self.part(name, 0..HEADER_START.min(object.bytes)).await?;
+        let length = header_length(&start, object.bytes).map_err(wrong)?;
+        let header = self.part(name, HEADER_START..HEADER_START + length).await?;
+        tensor_names(&header).map_err(wrong)
+    }
+
+    /// Reads a part of a file.
+    async fn part(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, Failure> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Some(store) = &self.store {
+            return Ok(store.range(name, range).await.map_err(absent)?.to_vec());
+        }
+        let path = self.root.join(name);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            std::fs::File::open(&path)
+                .and_then(|file| file.read_exact_at(&mut bytes, range.start))
+                .map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
+            Ok(bytes)
+        });
+        read.await.map_err(|error| Failure::Infrastructure(error.to_string()))?
     }
 
     /// Returns the store that holds the folder; `None` for a local folder.

@@ -9,6 +9,9 @@
 //! |---|---|
 //! | `target.rs` | a target: locates its tower, and compares it with the base's |
 //! | `encoder.rs` | one tower of a target |
+//! | `locate.rs` | finds a tower in a folder of the target |
+//! | `sweep.rs` | the other files: edits further copies of the tower, and leaves out what cannot be edited |
+//! | `kinds.rs` | kinds of files, by their names |
 //! | `folder.rs` | a target's files, local or remote |
 //! | `pipeline.rs`, `llava.rs` | the towers in a target of each kind, and the layers that it uses |
 //! | `same.rs` | compares a target's tower with the base's |
@@ -19,11 +22,14 @@
 mod apply;
 mod encoder;
 mod folder;
+mod kinds;
 pub mod layers;
 mod llava;
+mod locate;
 mod pipeline;
 mod same;
 mod stage;
+mod sweep;
 mod target;
 
 pub use self::apply::Edited;

@@ -11,13 +11,18 @@ use serde_json::Value;
 
 use super::encoder::{Expected, Reach};
 use super::folder::Folder;
+use super::kinds::Component;
 use crate::failure::Failure;
 
 const INDEX: &str = "model_index.json";
 const FOLDERS: [&str; 3] = ["text_encoder", "text_encoder_2", "text_encoder_3"];
 
-/// Returns the text encoders of a pipeline that are CLIP's.
-pub(super) async fn expected(folder: &Folder) -> Result<Vec<Expected>, Failure> {
+/// Returns the text encoders of a pipeline that are CLIP's. The other components are added to
+/// `components`.
+pub(super) async fn expected(
+    folder: &Folder,
+    components: &mut Vec<Component>,
+) -> Result<Vec<Expected>, Failure> {
     if !folder.has(INDEX) {
         return Err(Failure::input(format!(
             "has no {INDEX}: it is no pipeline folder of diffusers"
@@ -38,7 +43,21 @@ pub(super) async fn expected(folder: &Folder) -> Result<Vec<Expected>, Failure> 
             elsewhere: None,
         });
     }
+    let is_encoder = |name: &str| expected.iter().any(|encoder| encoder.folder == name);
+    components.extend(others(&index).into_iter().filter(|other| !is_encoder(&other.folder)));
     Ok(expected)
+}
+
+/// Returns all components of a pipeline that have weights.
+fn others(index: &Value) -> Vec<Component> {
+    let fields = index.as_object().into_iter().flatten();
+    let components = fields.filter_map(|(name, pair)| {
+        // Hidden settings begin with an underscore; a component is a pair of library and class.
+        let library = pair.get(0).and_then(Value::as_str)?;
+        let stem = if library == "diffusers" { "diffusion_pytorch_model" } else { "pytorch_model" };
+        Some(Component { folder: name.clone(), stem })
+    });
+    components.collect()
 }
 
 /// The output of an encoder that a pipeline reads.

@@ -5,16 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lethe_shared::address::Address;
-use lethe_shared::checkpoint::tower::{Part, TowerMap, Weight, prefixes};
-use lethe_shared::checkpoint::{Checkpoint, read_index};
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::checkpoint::tower::{Part, TowerMap, Weight};
 use lethe_shared::digest::Digest;
 use lethe_shared::manifest::{Manifest, ReleaseTarget, TargetKind};
 use lethe_shared::record::targets::TargetRecord;
 use lethe_shared::vocabulary::Tower;
 
-use super::encoder::{Encoder, Expected, WeightSet};
+use super::encoder::Encoder;
 use super::folder::Folder;
-use super::{llava, pipeline, same};
+use super::locate::{encoder, weight_sets};
+use super::sweep::Sweep;
+use super::{llava, pipeline};
 use crate::failure::Failure;
 
 /// A target with its tower located and compared with the base's. The rest of the model is not read.
@@ -28,31 +30,6 @@ pub struct Target {
     pub(super) left_out: BTreeSet<String>,
     /// Warnings, which do not stop a run.
     pub warnings: Vec<String>,
-}
-
-/// Extensions of weights in formats other than safetensors: they are not edited, and would still
-/// contain the removed concepts.
-const OTHER_WEIGHTS: &[&str] = &[
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".pkl",
-    ".msgpack",
-    ".h5",
-    ".onnx",
-    ".onnx_data",
-    ".pb",
-    ".gguf",
-    ".ot",
-];
-/// Files with an extension of weights that hold no part of a tower.
-const NO_TOWER: &[&str] = &["mm_projector.bin", "training_args.bin"];
-
-fn is_other_weights(name: &str) -> bool {
-    let file = name.rsplit('/').next().unwrap_or(name);
-    let index = file.ends_with(".index.json") && !file.ends_with(".safetensors.index.json");
-    !NO_TOWER.contains(&file) && (index || OTHER_WEIGHTS.iter().any(|end| file.ends_with(end)))
 }
 
 impl Target {
@@ -76,35 +53,32 @@ impl Target {
             return Err(wrong("is itself a release's target without the files that it refers to; put them together first".to_owned()));
         }
         let mut warnings = Vec::new();
+        let mut components = Vec::new();
         let found = match request.kind {
-            TargetKind::StableDiffusion => pipeline::expected(&folder).await,
+            TargetKind::StableDiffusion => pipeline::expected(&folder, &mut components).await,
             TargetKind::Llava => llava::expected(&folder, &mut warnings).await,
         };
         let expected = found.map_err(|failure| named(failure, &wrong))?;
         let tower = request.kind.tower();
         let own = TowerMap::of(base.tensors(), tower)
             .map_err(|error| Failure::input(format!("the model: {error}")))?;
-        let (mut encoders, mut others, mut left_out) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let (mut encoders, mut others, mut kept) = (Vec::new(), Vec::new(), BTreeSet::new());
         for expected in expected {
             let at = if expected.folder.is_empty() {
                 "the checkpoint".to_owned()
             } else {
                 format!("`{}`", expected.folder)
             };
+            let in_folder = expected.folder.clone();
             let sets = weight_sets(&folder, &expected, tower)
                 .await
                 .map_err(|failure| named(failure, &wrong))?;
-            match encoder(expected, sets, (base, &own), request.tolerance).map_err(wrong)? {
-                Ok(encoder) => {
-                    left_out.extend(
-                        folder
-                            .directly_in(&encoder.folder)
-                            .filter(|name| is_other_weights(name))
-                            .map(str::to_owned),
-                    );
-                    encoders.push(encoder);
+            match encoder(expected, sets, (base, &own), request.tolerance, true).map_err(wrong)? {
+                Ok(encoder) => encoders.push(encoder),
+                Err(reason) => {
+                    others.push(format!("{at}: {reason}"));
+                    kept.insert(in_folder);
                 }
-                Err(reason) => others.push(format!("{at}: {reason}")),
             }
         }
         if encoders.is_empty() {
@@ -119,17 +93,19 @@ impl Target {
                 .into_iter()
                 .map(|other| format!("{other}; it stays as it is, and knows what it knew")),
         );
-        if request.kind == TargetKind::StableDiffusion {
-            let whole = |name: &&str| is_other_weights(name) || name.ends_with(".safetensors");
-            left_out.extend(folder.directly_in("").filter(whole).map(str::to_owned));
-        }
-        if !left_out.is_empty() {
-            let names: Vec<&str> = left_out.iter().map(String::as_str).collect();
-            warnings.push(format!(
-                "{} would carry what is removed, and cannot be edited: left out",
-                names.join(", ")
-            ));
-        }
+        let sweep = Sweep {
+            folder: &folder,
+            tower,
+            base: (base, &own),
+            tolerance: request.tolerance,
+            kept,
+            components,
+            is_pipeline: request.kind == TargetKind::StableDiffusion,
+        };
+        let left_out = sweep
+            .run(&mut encoders, &mut warnings)
+            .await
+            .map_err(|failure| named(failure, &wrong))?;
         let warnings = warnings
             .into_iter()
             .map(|warning| format!("target `{}`: {warning}", request.name))
@@ -223,7 +199,12 @@ impl Target {
         own.tower() == self.tower()
             && own
                 .weights_in(layer)
-                .any(|(weight, _)| self.encoders.iter().any(|encoder| encoder.acts(weight)))
+                .any(|(weight, _)| self.used().any(|encoder| encoder.acts(weight)))
+    }
+
+    /// Returns the towers that the target reads.
+    fn used(&self) -> impl Iterator<Item = &Encoder> {
+        self.encoders.iter().filter(|encoder| encoder.is_used)
     }
 
     /// Returns names and sizes of its files, without those that a release leaves out.
@@ -238,109 +219,6 @@ fn named(failure: Failure, wrong: &impl Fn(String) -> Failure) -> Failure {
         Failure::BadInput(problems) => wrong(problems.join("; ")),
         other => other,
     }
-}
-
-/// Ends of the prefixes of a tower's tensor names.
-const ROOTS: [&str; 2] = ["text_model.", "vision_model."];
-
-/// Returns the tower in a folder of the target as stored there, one set per precision.
-async fn weight_sets(
-    folder: &Folder,
-    expected: &Expected,
-    tower: Tower,
-) -> Result<Vec<WeightSet>, Failure> {
-    let at = expected.folder.as_str();
-    let names: Vec<&str> = folder.directly_in(at).collect();
-    let (mut sets, mut indexed) = (Vec::new(), BTreeSet::new());
-    for &name in names.iter().filter(|name| name.ends_with(".safetensors.index.json")) {
-        let root = folder.bring([name]).await?.join(at);
-        let file = name.rsplit('/').next().unwrap_or(name);
-        let index = read_index(&root, file)?;
-        let below =
-            |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}/{name}") };
-        indexed.extend(index.values().map(|file| below(file)));
-        let found = prefixes(index.keys().map(String::as_str), tower);
-        if found.is_empty() {
-            continue;
-        }
-        // The projection is stored beside the tower, not under its prefix.
-        let roots: Vec<&str> = found
-            .iter()
-            .map(|prefix| ROOTS.iter().find_map(|end| prefix.strip_suffix(end)).unwrap_or(prefix))
-            .collect();
-        let wanted = |tensor: &str| roots.iter().any(|root| tensor.starts_with(root));
-        let files: BTreeSet<String> = index
-            .iter()
-            .filter(|(tensor, _)| wanted(tensor))
-            .map(|(_, file)| below(file))
-            .collect();
-        folder.bring(files.iter().map(String::as_str)).await?;
-        sets.push(weight_set(name, Checkpoint::open_part(&root, file, wanted)?, tower)?);
-    }
-    for &name in
-        names.iter().filter(|name| name.ends_with(".safetensors") && !indexed.contains(**name))
-    {
-        let root = folder.bring([name]).await?.join(at);
-        let checkpoint = Checkpoint::open_file(&root, name.rsplit('/').next().unwrap_or(name))?;
-        if !prefixes(checkpoint.tensors().keys().map(String::as_str), tower).is_empty() {
-            sets.push(weight_set(name, checkpoint, tower)?);
-        }
-    }
-    if sets.is_empty() {
-        let at = if at.is_empty() { "it" } else { at };
-        let pickled = names.iter().find(|name| is_other_weights(name));
-        return Err(Failure::input(match (pickled, &expected.elsewhere) {
-            (Some(name), _) => format!(
-                "{at} has no {} tower in safetensors ({name} is not read: opening a pickle runs code); load it in Python where you trust its \
-                 source, and save it with save_pretrained(folder, safe_serialization=True)",
-                tower.name()
-            ),
-            (None, Some(elsewhere)) => format!("{at} has no {} tower: {elsewhere}", tower.name()),
-            (None, None) => format!(
-                "{at} has no weights of a {} tower in safetensors; name a folder that has all of the model's weights, or leave the target out",
-                tower.name()
-            ),
-        }));
-    }
-    Ok(sets)
-}
-
-fn weight_set(name: &str, checkpoint: Checkpoint, tower: Tower) -> Result<WeightSet, Failure> {
-    let map = TowerMap::of(checkpoint.tensors(), tower)
-        .map_err(|error| Failure::input(format!("{name}: {error}")))?;
-    Ok(WeightSet { name: name.to_owned(), checkpoint, map })
-}
-
-/// Returns the encoder in these weights, or the difference from the base.
-fn encoder(
-    expected: Expected,
-    sets: Vec<WeightSet>,
-    base: (&Checkpoint, &TowerMap),
-    tolerance: Option<f64>,
-) -> Result<Result<Encoder, String>, String> {
-    let mut distances = Vec::new();
-    for set in &sets {
-        distances.push(
-            same::distance(base, (&set.checkpoint, &set.map), tolerance)
-                .map_err(|problem| format!("{}: {problem}", set.name)),
-        );
-    }
-    if distances.iter().all(Result::is_err) {
-        return Ok(Err(distances.into_iter().filter_map(Result::err).next().unwrap_or_default()));
-    }
-    // A folder with two models is ambiguous.
-    let distance = distances
-        .into_iter()
-        .collect::<Result<Vec<f64>, String>>()?
-        .into_iter()
-        .fold(0.0, f64::max);
-    let stored = sets.iter().map(|set| set.map.blocks()).min().unwrap_or_default();
-    let blocks = expected.blocks.unwrap_or(stored);
-    if blocks > stored {
-        return Err(format!("its configuration has {blocks} blocks, its weights have {stored}"));
-    }
-    let reach = (expected.reach)(blocks)?;
-    Ok(Ok(Encoder { folder: expected.folder, blocks, reach, sets, distance }))
 }
 
 /// Returns the tensors of a base's tower that edits may change.

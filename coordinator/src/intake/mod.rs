@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`plan`] | the plan: data, and values computed from it |
 //! | `read.rs` | makes the plan of a manifest |
-//! | `concepts.rs`, `data.rs`, `files.rs` | concepts, data and files that a manifest names |
+//! | `concepts.rs`, `data.rs`, `files.rs`, `model.rs` | concepts, data, files and the model that a manifest names |
 //! | [`repeated`] | data that a manifest names more than once |
 //! | [`coverage`] | the classes that retain statistics cover |
 //! | [`run_manifest`] | the manifest that a run stores, and reads back |
@@ -13,6 +13,7 @@ mod concepts;
 pub mod coverage;
 mod data;
 mod files;
+mod model;
 pub mod plan;
 mod read;
 pub mod repeated;

@@ -4,11 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::manifest::{Error, Manifest};
 use lethe_shared::phrases::Phrases;
-use lethe_shared::reference::{ClassTexts, ModelRef};
+use lethe_shared::reference::ClassTexts;
 use lethe_shared::vocabulary::MethodSettings;
 use lethe_store as store;
 
@@ -18,6 +17,7 @@ use super::concepts::{
 use super::coverage::Named;
 use super::data::{Wanted, read_images, read_protected, read_texts, retain_warnings, shards};
 use super::files::missing;
+use super::model::{OpenModel, open_model};
 use super::plan::{Plan, classes_of};
 use crate::downstream::{Target, layers};
 use crate::failure::Failure;
@@ -59,7 +59,8 @@ impl Plan {
             .map_err(|error| Failure::input(Error::new(classes.file(), error.to_string())))?;
         let phrases = Arc::new(phrases);
         let concepts = read_concepts(&manifest, &classes, cache).await?;
-        let (model, checkpoint) = open_model(&manifest, cache).await?;
+        let OpenModel { reference: model, checkpoint, warnings: of_model } =
+            open_model(&manifest, cache).await?;
         let targets = Target::open_all(&manifest, &checkpoint, cache).await?;
         let place = |problem: String| {
             Error::new(format!("{}: release.target", manifest.file.display()), problem).to_string()
@@ -79,7 +80,8 @@ impl Plan {
             shards(&manifest, "data.validation", &manifest.data.validation, labels.clone(), cache)
                 .await?;
         let (test, _) = shards(&manifest, "data.test", &manifest.data.test, labels, cache).await?;
-        let mut warnings = retain_warnings(&retain, &manifest)?;
+        let mut warnings = of_model;
+        warnings.extend(retain_warnings(&retain, &manifest)?);
         check_policy(&manifest, &concepts)?;
         let mut concepts = find_forget_shards(concepts, &manifest, cache).await?;
         if validation.is_empty() {
@@ -205,35 +207,4 @@ pub async fn quick_check(manifest: &Manifest, cache: &Path) -> Result<(), Failur
         }
     }
     Ok(())
-}
-
-async fn open_model(manifest: &Manifest, cache: &Path) -> Result<(ModelRef, Checkpoint), Failure> {
-    let place = format!("{}: model.uri", manifest.file.display());
-    let address = manifest.address("model.uri", &manifest.model.uri)?;
-    let folder =
-        store::fetch_folder(&address, cache).await.map_err(|error| missing(&place, error))?;
-    let opened = tokio::task::spawn_blocking(move || {
-        let checkpoint = Checkpoint::open(&folder)?;
-        let broken = checkpoint.non_finite()?;
-        let (weights, settings) = (checkpoint.digest()?, checkpoint.settings_digest()?);
-        Ok::<_, lethe_shared::checkpoint::Error>((checkpoint, broken, weights, settings))
-    });
-    let (checkpoint, broken, weights, settings) = opened
-        .await
-        .map_err(|error| Failure::Infrastructure(error.to_string()))?
-        .map_err(|error| Failure::input(Error::new(place.clone(), error.to_string())))?;
-    if let Some(first) = broken.first() {
-        let others = if broken.len() > 1 {
-            format!(" and {} other tensors hold", broken.len() - 1)
-        } else {
-            " holds".to_owned()
-        };
-        return Err(Failure::input(Error::new(
-            place,
-            format!(
-                "{address}: `{first}`{others} NaN or infinite values; this checkpoint cannot be edited"
-            ),
-        )));
-    }
-    Ok((ModelRef { weights, settings, precision: manifest.method.precision, address }, checkpoint))
 }

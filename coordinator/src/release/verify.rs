@@ -108,7 +108,8 @@ pub async fn verify(address: &Address) -> Result<Checked, Failure> {
     let files = release.record.files.keys().chain(targets.keys()).map(String::as_str);
     let expected: BTreeSet<&str> = files.chain([RECORD]).chain(BESIDE).collect();
     let there = release.names().await?;
-    for name in there.iter().filter(|name| !expected.contains(name.as_str())) {
+    let is_stray = |name: &&String| !expected.contains(name.as_str()) && !is_hidden(name);
+    for name in there.iter().filter(is_stray) {
         problems.push(Problem::new(name, "is no file of this release"));
     }
     let no_folder =
@@ -158,6 +159,12 @@ pub async fn verify(address: &Address) -> Result<Checked, Failure> {
         }
     }
     Ok(Checked { release: Some(release), problems, folder, _staging: staging })
+}
+
+/// Returns whether a file or one of its folders is hidden. Hubs and version control add such files
+/// (`.gitattributes`, `.cache/`), and no library reads a model from them.
+fn is_hidden(name: &str) -> bool {
+    name.split('/').any(|part| part.starts_with('.'))
 }
 
 /// Returns the files of a release's targets, by their names in the release.
@@ -212,4 +219,19 @@ async fn check(
         }
     };
     Ok((found != expected.digest).then(|| "has other bytes than were released".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_files_belong_to_no_release() {
+        for name in [".gitattributes", ".cache/huggingface/x.metadata", "targets/a/.git/config"] {
+            assert!(is_hidden(name), "{name}");
+        }
+        for name in ["more.bin", "targets/a/x.y.z", "a./b"] {
+            assert!(!is_hidden(name), "{name}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use lethe_shared::record::{Composition, ReleaseRef};
 use lethe_shared::reference::ArtifactRef;
 use lethe_store::Store;
 use safetensors::Dtype;
-use safetensors::tensor::{TensorView, serialize_to_file};
+use safetensors::tensor::{TensorView, serialize};
 
 use super::{edits as edits_file, publish};
 use crate::attest::{provenance, receipts};
@@ -73,7 +73,7 @@ pub async fn write<D: Directions>(
     let weight_files: Vec<String> = written.files.keys().cloned().collect();
     let mut names = checkpoint.companions()?;
     for name in &names {
-        std::fs::copy(checkpoint.folder().join(name), folder.join(name))
+        copy(&checkpoint.folder().join(name), &folder.join(name))
             .map_err(|error| Failure::local(folder, error))?;
     }
     edits_file::write(&folder.join(EDITS), checkpoint, edits, directions).await?;
@@ -201,8 +201,7 @@ fn write_interference(
         CONCEPTS.to_owned(),
         serde_json::to_string(&ids).map_err(Failure::input)?,
     )]);
-    serialize_to_file(views, Some(header), path)
-        .map_err(|error| Failure::Infrastructure(format!("{}: {error}", path.display())))
+    write_tensors(path, views, Some(header))
 }
 
 /// Writes a statement about the release, and adds it to the record.
@@ -221,8 +220,25 @@ fn write_thumbnails(path: &Path, thumbnails: &Thumbnails) -> Result<(), Failure>
             .map_err(|error| Failure::input(format!("{THUMBNAILS}: {error}")))?;
         views.push((id.as_str(), view));
     }
-    serialize_to_file(views, None, path)
-        .map_err(|error| Failure::local(path, std::io::Error::other(error)))
+    write_tensors(path, views, None)
+}
+
+/// Writes a safetensors file with the permissions of the umask. The safetensors library's own
+/// function gives them to the owner only.
+fn write_tensors(
+    path: &Path,
+    views: Vec<(&str, TensorView<'_>)>,
+    header: Option<HashMap<String, String>>,
+) -> Result<(), Failure> {
+    let bytes = serialize(views, header)
+        .map_err(|error| Failure::Infrastructure(format!("{}: {error}", path.display())))?;
+    std::fs::write(path, bytes).map_err(|error| Failure::local(path, error))
+}
+
+/// Copies a file's bytes; the copy's permissions are those of the umask, not the original's.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let mut copied = std::fs::File::create(to)?;
+    std::io::copy(&mut std::fs::File::open(from)?, &mut copied).map(drop)
 }
 
 fn write_text(path: &Path, text: &str) -> Result<(), Failure> {

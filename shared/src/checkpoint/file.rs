@@ -37,9 +37,9 @@ impl TensorInfo {
 }
 
 /// Largest header, bytes: the limit of the safetensors crate.
-const MAX_HEADER: u64 = 100_000_000;
+pub(super) const MAX_HEADER: u64 = 100_000_000;
 /// Bytes before the header: its length.
-const LENGTH: u64 = 8;
+pub(super) const LENGTH: u64 = 8;
 
 /// An open weight file, with its size and modification time when it was opened.
 #[derive(Debug)]

@@ -4,17 +4,21 @@
 //! | file | what |
 //! |---|---|
 //! | [`open`](Checkpoint::open) | finds the layout, checks headers and index |
+//! | [`Layout`] | chooses among several weights, with the configuration that belongs to them |
 //! | `file` | one weight file: its header, its bytes by position, and whether it is still the same |
+//! | [`tensor_names`] | the names of the tensors in a file that is not opened |
 //! | [`pieces`](Checkpoint::digest) | reads weights a piece at a time: digests, values that are not finite |
 //! | [`release`](Checkpoint::write_changed) | copies files byte for byte and replaces the changed tensors' bytes in place |
 //! | [`tower`] | the role of each tensor in its tower, in any layout |
 //!
 //! Only safetensors is read: opening a pickle executes code.
 
+mod choice;
 mod error;
 mod file;
 #[cfg(test)]
 mod fixture;
+mod header;
 mod open;
 mod pieces;
 mod reader;
@@ -23,7 +27,9 @@ pub mod tower;
 
 pub use safetensors::Dtype;
 
+pub use self::choice::{Layout, is_index, is_safetensors_index};
 pub use self::error::Error;
 pub use self::file::TensorInfo;
+pub use self::header::{HEADER_START, header_length, tensor_names};
 pub use self::open::read_index;
 pub use self::reader::Checkpoint;

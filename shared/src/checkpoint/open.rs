@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::choice;
 use super::error::Error;
 use super::file::{TensorInfo, WeightFile};
 use super::reader::Checkpoint;
@@ -55,20 +56,40 @@ impl Checkpoint {
     /// Opens the checkpoint in a folder: `model.safetensors` or `open_clip_model.safetensors`,
     /// whole or in pieces with an index. Headers and index are checked; tensors are not read.
     ///
+    /// In a folder with several, the first one is opened whose layout's configuration is there, so
+    /// that weights and configuration are a pair. Without any, the only variant
+    /// (`model.fp16.safetensors`) is opened.
+    ///
     /// When a file changes while the checkpoint is open, reads from it return [`Error::Changed`].
     ///
     /// # Errors
     /// [`Error::NoWeights`] when there are none, or only pickles; [`Error::Malformed`] when a file
     /// is damaged.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        for name in SINGLE {
-            if is_file(&folder.join(name))? {
-                return Self::open_file(folder, name);
+        let mut first = None;
+        for name in SINGLE.iter().chain(INDEXED) {
+            if !is_file(&folder.join(name))? {
+                continue;
             }
+            let checkpoint = open_named(folder, name)?;
+            if choice::has_config(folder, &checkpoint) {
+                return Ok(checkpoint);
+            }
+            first.get_or_insert(checkpoint);
         }
-        for name in INDEXED {
-            if is_file(&folder.join(name))? {
-                return open_indexed(folder, name, |_| true);
+        if let Some(first) = first {
+            return Ok(first);
+        }
+        let names = choice::names(folder)?;
+        match choice::only_variant(&names) {
+            Ok(Some(name)) => return open_named(folder, name),
+            Ok(None) => {}
+            Err(variants) => {
+                let problem = format!(
+                    "weights of several variants ({}), and none without a variant; keep one of them",
+                    variants.join(", ")
+                );
+                return Err(Error::NoWeights { folder: folder.to_owned(), problem });
             }
         }
         Err(Error::NoWeights { folder: folder.to_owned(), problem: describe(folder)? })
@@ -95,6 +116,15 @@ impl Checkpoint {
         wanted: impl Fn(&str) -> bool,
     ) -> Result<Self, Error> {
         open_indexed(folder, index, wanted)
+    }
+}
+
+/// Opens weights by the name of their file or index.
+fn open_named(folder: &Path, name: &str) -> Result<Checkpoint, Error> {
+    if choice::is_safetensors_index(name) {
+        open_indexed(folder, name, |_| true)
+    } else {
+        Checkpoint::open_file(folder, name)
     }
 }
 

@@ -18,8 +18,13 @@ pub struct Checkpoint {
 }
 
 /// Files beside the weights that decide what a model computes.
-const SETTINGS: &[&str] =
-    &["config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer.json"];
+const SETTINGS: &[&str] = &[
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+];
 
 impl Checkpoint {
     /// The folder it was opened from.
@@ -82,7 +87,13 @@ impl Checkpoint {
     /// When one of them cannot be read.
     pub fn settings_digest(&self) -> Result<Digest, Error> {
         let mut found: Vec<(&str, Digest)> = Vec::new();
-        for name in SETTINGS {
+        for &name in SETTINGS {
+            // Read only in place of the other file.
+            if name == "processor_config.json"
+                && found.iter().any(|(name, _)| *name == "preprocessor_config.json")
+            {
+                continue;
+            }
             let path = self.folder.join(name);
             match std::fs::read(&path) {
                 Ok(bytes) => found.push((name, Digest::of(&bytes))),
@@ -114,5 +125,8 @@ mod tests {
         assert_eq!(digest(), first);
         std::fs::write(folder.path().join("config.json"), "{}").unwrap();
         assert_ne!(digest(), first);
+        let second = digest();
+        std::fs::write(folder.path().join("processor_config.json"), "{}").unwrap();
+        assert_ne!(digest(), second);
     }
 }

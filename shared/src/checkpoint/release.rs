@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::choice::is_index;
 use super::error::Error;
 use super::reader::Checkpoint;
 use crate::digest::Digest;
@@ -40,7 +41,8 @@ impl Checkpoint {
             }
             // An index of weights in another format names files that are not copied. A model that
             // is a release itself has a record and a provenance of its own.
-            if name.ends_with(".index.json")
+            if is_index(&name)
+                || self.is_other_config(&name)
                 || name == "composition.json"
                 || name == "provenance.json"
             {

@@ -235,6 +235,31 @@ pub fn prefixes<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> Vec
     found
 }
 
+/// Returns whether some of these tensors belong to a tower: its embedding, or linear weights of its
+/// blocks. Small adapters of these weights (LoRA) do not count.
+pub fn has_part<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> bool {
+    let in_block = |name: &str| {
+        let split = match tower {
+            Tower::Text => "text_model.encoder.layers.",
+            Tower::Vision => "vision_model.encoder.layers.",
+        };
+        let is_weight = |(_, map): &(Map, &str)| {
+            // Of a weight with an adapter, peft stores the original as `base_layer`.
+            name.strip_suffix(".weight")
+                .map(|name| name.strip_suffix(".base_layer").unwrap_or(name))
+                .is_some_and(|name| name.ends_with(map))
+        };
+        (name.contains(split) && SPLIT.iter().any(is_weight))
+            || name.split_once("transformer.resblocks.").is_some_and(|(before, _)| {
+                let of_vision = before.ends_with("visual.");
+                of_vision == (tower == Tower::Vision)
+                    && (FUSED.iter().any(is_weight) || name.ends_with("attn.in_proj_weight"))
+            })
+    };
+    let mut tensors = tensors;
+    tensors.any(|name| in_block(name) || !prefixes(std::iter::once(name), tower).is_empty())
+}
+
 /// Where a checkpoint has the weights of one of its towers.
 #[derive(Debug, Clone)]
 pub struct TowerMap {
@@ -420,6 +445,30 @@ mod tests {
             assert!(!map.places().contains_key(&Weight::Projection));
             let of: Vec<Weight> = map.weights_in(&place.tensor).map(|(weight, _)| weight).collect();
             assert_eq!(of, [Weight::Block(1, Map::Contract, Part::Weight)]);
+        }
+    }
+
+    #[test]
+    fn parts_of_a_tower_are_recognised() {
+        for (name, text, vision) in [
+            ("a.text_model.embeddings.token_embedding.weight", true, false),
+            ("text_model.encoder.layers.11.mlp.fc1.weight", true, false),
+            ("cond_stage_model.model.transformer.resblocks.3.attn.in_proj_weight", true, false),
+            ("vision_model.encoder.layers.0.self_attn.q_proj.weight", false, true),
+            ("visual.transformer.resblocks.3.mlp.c_fc.weight", false, true),
+            (
+                "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+                false,
+                true,
+            ),
+            ("text_model.encoder.layers.0.mlp.fc1.lora_A.weight", false, false),
+            ("down_blocks.0.attentions.0.proj_in.weight", false, false),
+            ("encoder.block.0.layer.0.SelfAttention.q.weight", false, false),
+            ("class_embedding.linear_1.weight", false, false),
+        ] {
+            let found =
+                [Tower::Text, Tower::Vision].map(|tower| has_part([name].into_iter(), tower));
+            assert_eq!(found, [text, vision], "{name}");
         }
     }
 

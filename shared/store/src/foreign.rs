@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use lethe_shared::address::Address;
 use lethe_shared::digest::Hasher;
@@ -49,6 +50,23 @@ impl Store {
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads a part of an object.
+    ///
+    /// # Cancel safety
+    /// A cancelled call has no effect.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; when the store cannot be read.
+    pub async fn range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes, Error> {
+        let path = foreign(key)?;
+        REQUESTS
+            .run(|| async {
+                let read = self.inner.get_range(&path, range.clone()).await;
+                read.map_err(|error| self.error(key, error))
+            })
+            .await
     }
 
     /// Hashes an object while it is streamed. Returns its digest and size.

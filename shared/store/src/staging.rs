@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -117,8 +118,11 @@ fn place(file: &Path, root: &Path, target: &Path) -> std::io::Result<()> {
         }
         // A folder of the store may be another mount. Then the file is first copied to the same
         // folder as the target.
-        let beside = tempfile::NamedTempFile::new_in(target.parent().unwrap_or(root))?;
-        std::fs::copy(file, beside.path())?;
+        let beside = tempfile::Builder::new()
+            // Reduced by the umask, like those of every other file.
+            .permissions(std::fs::Permissions::from_mode(0o666))
+            .tempfile_in(target.parent().unwrap_or(root))?;
+        std::io::copy(&mut File::open(file)?, &mut beside.as_file())?;
         beside.as_file().sync_all()?;
         beside.persist(target).map_err(|error| error.error)?;
     }

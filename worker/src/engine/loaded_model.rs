@@ -1,6 +1,6 @@
 //! A model with its tokenizer and preprocessing, checked against the digests that a job names.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use lethe_shared::checkpoint::Checkpoint;
@@ -13,8 +13,9 @@ use super::error::Error;
 use super::job_context::JobContext;
 use super::shared_values::SharedValue;
 use crate::corpus::Corpus;
-use crate::input::{self, Preprocessor, Tokenizer};
-use crate::model::{Clip, ClipConfig, ParameterId, Parameters, TokenBatch};
+use crate::input::{Preprocessor, Tokenizer};
+use crate::model::{Clip, ParameterId, Parameters, TokenBatch};
+use crate::model_folder::{self, ModelFolder};
 
 /// A model that is ready to compute.
 #[derive(Debug)]
@@ -24,9 +25,6 @@ pub(super) struct LoadedModel {
     pub(super) tokenizer: Tokenizer,
     pub(super) preprocessor: Preprocessor,
 }
-
-/// Largest configuration file, bytes.
-const MAX_CONFIG: u64 = 16 << 20;
 
 impl SharedValue for LoadedModel {
     type Key = ModelSpec;
@@ -50,23 +48,14 @@ impl LoadedModel {
             }
             Err(error) => return Err(error),
         };
-        let config = read_config(&folder)?;
+        let ModelFolder { config, tokenizer, preprocessor } =
+            ModelFolder::open(&folder, &checkpoint).map_err(|error| match error {
+                model_folder::Error::Unusable(_) => Error::Input(format!("{address}: {error}")),
+                model_folder::Error::Unreadable(problem) => Error::environment(problem),
+            })?;
         let clip = Clip::new(config);
         let parameters = Parameters::read(clip.architecture(), &checkpoint, context.device())?
             .in_precision(model.precision)?;
-        let (context_length, vocabulary) =
-            (clip.config().context_length as usize, clip.config().vocabulary as usize);
-        let unusable = |error: input::Error| Error::Input(error.to_string());
-        let tokenizer =
-            Tokenizer::from_model_dir(&folder, context_length, vocabulary).map_err(unusable)?;
-        let preprocessor = Preprocessor::from_model_dir(&folder).map_err(unusable)?;
-        if preprocessor.side() as i64 != clip.config().image_size {
-            return Err(Error::Input(format!(
-                "{address}: preprocessing produces images of {} pixels, but the model takes {}",
-                preprocessor.side(),
-                clip.config().image_size
-            )));
-        }
         Ok(Self { clip, parameters, tokenizer, preprocessor })
     }
 
@@ -163,30 +152,4 @@ fn planned_model(
 fn remove_copy(context: JobContext<'_>) -> Result<bool, Error> {
     let (address, cache) = (&context.job.locations.model, &context.resources.options.cache);
     Ok(context.resources.runtime.block_on(store::forget_folder(address, cache))?)
-}
-
-/// Reads `config.json` or `open_clip_config.json`.
-pub(crate) fn read_config(folder: &Path) -> Result<ClipConfig, Error> {
-    for name in ["open_clip_config.json", "config.json"] {
-        let path = folder.join(name);
-        let bytes = match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > MAX_CONFIG => {
-                return Err(Error::Input(format!(
-                    "{}: the file is larger than 16 MiB",
-                    path.display()
-                )));
-            }
-            Ok(_) => std::fs::read(&path)
-                .map_err(|e| Error::environment(format!("{}: {e}", path.display())))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(Error::environment(format!("{}: {error}", path.display()))),
-        };
-        let json = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::Input(format!("{}: {error}", path.display())))?;
-        return Ok(ClipConfig::from_json(&path.display().to_string(), &json)?);
-    }
-    Err(Error::Input(format!(
-        "{}: the folder contains neither config.json nor open_clip_config.json",
-        folder.display()
-    )))
 }

@@ -1,5 +1,5 @@
-//! The model's image preprocessing, from `preprocessor_config.json` (`transformers`) or
-//! `open_clip_config.json`.
+//! The model's image preprocessing, from `preprocessor_config.json` or `processor_config.json`
+//! (`transformers`), or from `open_clip_config.json`.
 //!
 //! Pixels equal those of `CLIPImageProcessor` (transformers 4.57) and open_clip's
 //! `image_transform`: resize like Pillow, crop the centre, divide by 255, subtract the mean, divide
@@ -17,6 +17,10 @@ use super::resize::{Filter, resize};
 /// CLIP's colour statistics, the defaults of both libraries.
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_DEVIATION: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const IMAGE_PROCESSOR_FILE: &str = "preprocessor_config.json";
+/// Since transformers 5, this file has the settings of the image processor too.
+const PROCESSOR_FILE: &str = "processor_config.json";
+const OPEN_CLIP_FILE: &str = "open_clip_config.json";
 /// Largest configuration file, bytes.
 const MAX_FILE: u64 = 16 << 20;
 /// Largest side of a model's input image, pixels.
@@ -64,37 +68,71 @@ pub struct Preprocessor {
 }
 
 impl Preprocessor {
-    /// Reads the configuration in a model's folder.
+    /// Reads the configuration in a model's folder, in transformers' files if there are any.
     ///
     /// # Errors
-    /// When there is no configuration, or it requires anything other than square images that are
-    /// resized, cropped and normalized.
+    /// When there is no configuration, when two of transformers' files differ, or when images are
+    /// anything other than squares that are resized, cropped and normalized.
     pub fn from_model_dir(folder: &Path) -> Result<Self, Error> {
-        for (name, read) in [
-            ("preprocessor_config.json", hugging_face as fn(&Value) -> Result<Self, String>),
-            ("open_clip_config.json", open_clip),
-        ] {
-            let path = folder.join(name);
-            let wrong = |problem: String| Error::new(path.display().to_string(), problem);
-            let bytes = match std::fs::metadata(&path) {
-                Ok(metadata) if metadata.len() > MAX_FILE => {
-                    return Err(wrong("is larger than 16 MiB".into()));
-                }
-                Ok(_) => std::fs::read(&path)
-                    .map_err(|error| wrong(format!("cannot be read: {error}")))?,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
-            };
-            let json = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-            let preprocessor = read(&json).map_err(wrong)?;
-            return preprocessor
-                .check()
-                .map_err(|problem| Error::new(path.display().to_string(), problem));
+        let open_clip = || Self::read_file(folder, OPEN_CLIP_FILE, |json| Some(open_clip(json)));
+        match Self::find_transformers(folder)? {
+            Some(found) => Ok(found),
+            None => open_clip()?.ok_or_else(|| missing(folder, OPEN_CLIP_FILE)),
         }
-        Err(Error::new(
-            folder.display().to_string(),
-            "contains neither preprocessor_config.json nor open_clip_config.json; one of them is required to prepare images as the model expects",
-        ))
+    }
+
+    /// Reads the configuration for weights of transformers.
+    ///
+    /// # Errors
+    /// As [`from_model_dir`](Self::from_model_dir).
+    pub fn of_transformers(folder: &Path) -> Result<Self, Error> {
+        Self::find_transformers(folder)?.ok_or_else(|| missing(folder, IMAGE_PROCESSOR_FILE))
+    }
+
+    /// Reads the configuration for weights of open_clip: its own if there is one, otherwise that of
+    /// transformers.
+    ///
+    /// # Errors
+    /// As [`from_model_dir`](Self::from_model_dir).
+    pub fn of_open_clip(folder: &Path) -> Result<Self, Error> {
+        let own = |json: &Value| json["preprocess_cfg"].is_object().then(|| open_clip(json));
+        match Self::read_file(folder, OPEN_CLIP_FILE, own)? {
+            Some(found) => Ok(found),
+            None => Self::from_model_dir(folder),
+        }
+    }
+
+    fn find_transformers(folder: &Path) -> Result<Option<Self>, Error> {
+        let nested =
+            |json: &Value| json.get("image_processor").filter(|of| !of.is_null()).map(hugging_face);
+        let plain = |json: &Value| Some(hugging_face(json));
+        let found = (
+            Self::read_file(folder, IMAGE_PROCESSOR_FILE, plain)?,
+            Self::read_file(folder, PROCESSOR_FILE, nested)?,
+        );
+        match found {
+            (Some(found), Some(other)) if found != other => Err(Error::new(
+                folder.display().to_string(),
+                format!(
+                    "{IMAGE_PROCESSOR_FILE} and `image_processor` in {PROCESSOR_FILE} differ; remove the one that the model was not trained with"
+                ),
+            )),
+            (found, other) => Ok(found.or(other)),
+        }
+    }
+
+    /// Reads one file; `None` when it does not exist, or has no configuration of images.
+    fn read_file(
+        folder: &Path,
+        name: &str,
+        read: impl FnOnce(&Value) -> Option<Result<Self, String>>,
+    ) -> Result<Option<Self>, Error> {
+        let path = folder.join(name);
+        let read = || match read_json(&path)? {
+            None => Ok(None),
+            Some(json) => read(&json).transpose()?.map(Self::check).transpose(),
+        };
+        read().map_err(|problem| Error::new(path.display().to_string(), problem))
     }
 
     fn check(self) -> Result<Self, String> {
@@ -173,6 +211,43 @@ impl Preprocessor {
     }
 }
 
+/// The error of a folder without a configuration of images.
+fn missing(folder: &Path, wanted: &str) -> Error {
+    let or = if wanted == OPEN_CLIP_FILE { ", nor open_clip_config.json" } else { "" };
+    Error::new(
+        folder.display().to_string(),
+        format!(
+            "contains neither {IMAGE_PROCESSOR_FILE} nor a {PROCESSOR_FILE} with `image_processor`{or}; one of them is required to prepare \
+             images as the model expects"
+        ),
+    )
+}
+
+/// Reads a JSON file; `None` when it does not exist.
+fn read_json(path: &Path) -> Result<Option<Value>, String> {
+    let bytes = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_FILE => return Err("is larger than 16 MiB".into()),
+        Ok(_) => std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("cannot be read: {error}")),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| error.to_string())
+}
+
+/// Checks that all keys are understood; `null` counts as absent.
+fn check_keys(at: &str, json: &Value, known: &[&str]) -> Result<(), String> {
+    let unknown = json.as_object().and_then(|object| {
+        object.iter().find(|(key, value)| !value.is_null() && !known.contains(&key.as_str()))
+    });
+    match unknown {
+        None => Ok(()),
+        Some((key, _)) => Err(format!(
+            "`{at}{}` is not an option that Lethe knows, and may change how images are prepared; remove it if they do not depend on it",
+            key.escape_debug()
+        )),
+    }
+}
+
 fn flag(json: &Value, key: &str, default: bool) -> Result<bool, String> {
     match &json[key] {
         Value::Null => Ok(default),
@@ -217,14 +292,59 @@ fn size(json: &Value, key: &str) -> Result<Option<Resize>, String> {
     found.map(Some).ok_or_else(wrong)
 }
 
-/// Reads the configuration of a `CLIPImageProcessor` (or `CLIPFeatureExtractor`, its older name).
+/// Names of CLIP's image processor: its older name, and its variants on torchvision and Pillow.
+const PROCESSORS: [&str; 4] = [
+    "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
+    "CLIPFeatureExtractor",
+];
+
+/// Keys of an image processor's configuration. Those not read below say how pixels are computed or
+/// returned, which does not change them.
+const PROCESSOR_KEYS: &[&str] = &[
+    "_processor_class",
+    "_valid_processor_keys",
+    "auto_map",
+    "crop_size",
+    "data_format",
+    "default_to_square",
+    "device",
+    "disable_grouping",
+    "do_center_crop",
+    "do_convert_rgb",
+    "do_normalize",
+    "do_pad",
+    "do_rescale",
+    "do_resize",
+    "feature_extractor_type",
+    "image_mean",
+    "image_processor_type",
+    "image_std",
+    "input_data_format",
+    "processor_class",
+    "resample",
+    "rescale_factor",
+    "return_tensors",
+    "size",
+    "transformers_version",
+];
+
+/// Reads the configuration of a `CLIPImageProcessor`, under any of its names.
 fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
+    if !json.is_object() {
+        return Err("is not the configuration of an image processor".to_owned());
+    }
     let kind = json["image_processor_type"]
         .as_str()
         .or(json["feature_extractor_type"].as_str())
         .unwrap_or("CLIPImageProcessor");
-    if !["CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"].contains(&kind) {
-        return Err(format!("is for a {kind}; Lethe supports CLIPImageProcessor"));
+    if !PROCESSORS.contains(&kind) {
+        return Err(format!("is for a {}; Lethe supports CLIPImageProcessor", kind.escape_debug()));
+    }
+    check_keys("", json, PROCESSOR_KEYS)?;
+    if flag(json, "do_pad", false)? {
+        return Err("do_pad is true; Lethe supports images that are resized and cropped".to_owned());
     }
     let wanted = size(json, "size")?.unwrap_or(Resize::Shortest(224));
     let resize = if flag(json, "do_resize", true)? { wanted } else { Resize::None };
@@ -279,6 +399,12 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
 /// Reads `preprocess_cfg` of open_clip's configuration.
 fn open_clip(json: &Value) -> Result<Preprocessor, String> {
     let settings = &json["preprocess_cfg"];
+    const KEYS: &[&str] =
+        &["size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"];
+    check_keys("preprocess_cfg.", settings, KEYS)?;
+    if let Some(mode) = settings["mode"].as_str().filter(|mode| *mode != "RGB") {
+        return Err(format!("preprocess_cfg.mode is `{}`, expected RGB", mode.escape_debug()));
+    }
     let size = [&settings["size"], &json["model_cfg"]["vision_cfg"]["image_size"]]
         .into_iter()
         .find(|value| !value.is_null());
@@ -360,6 +486,55 @@ mod tests {
         assert!(open_clip(&json!({ "preprocess_cfg": { "resize_mode": "longest" } })).is_err());
         let zero = hugging_face(&json!({ "image_std": [0.0, 1.0, 1.0] })).unwrap();
         assert!(zero.check().is_err());
+    }
+
+    #[test]
+    fn every_name_of_clip_s_image_processor_is_read() {
+        let plain = hugging_face(&json!({})).unwrap();
+        for name in PROCESSORS {
+            for key in ["image_processor_type", "feature_extractor_type"] {
+                assert_eq!(hugging_face(&json!({ key: name })).unwrap(), plain, "{name}");
+            }
+        }
+        for unknown in [json!({ "do_equalize": true }), json!({ "do_pad": true }), json!([])] {
+            assert!(hugging_face(&unknown).is_err(), "{unknown}");
+        }
+        assert!(open_clip(&json!({ "preprocess_cfg": { "mode": "L" } })).is_err());
+        assert!(open_clip(&json!({ "preprocess_cfg": { "sharpen": 1 } })).is_err());
+    }
+
+    #[test]
+    fn the_settings_of_images_may_be_in_the_processor_s_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, json: Value| std::fs::write(folder.path().join(name), json.to_string());
+        let read = |of_open_clip: bool| match of_open_clip {
+            true => Preprocessor::of_open_clip(folder.path()),
+            false => Preprocessor::of_transformers(folder.path()),
+        };
+        let side = |of_open_clip| read(of_open_clip).map(|found| found.side);
+        write(PROCESSOR_FILE, json!({ "processor_class": "CLIPProcessor" })).unwrap();
+        assert!(read(false).unwrap_err().problem.contains("with `image_processor`"));
+        let of = |side: u32| json!({ "image_processor_type": "CLIPImageProcessorPil", "size": side, "crop_size": side });
+        write(
+            PROCESSOR_FILE,
+            json!({ "processor_class": "CLIPProcessor", "image_processor": of(40) }),
+        )
+        .unwrap();
+        assert_eq!(side(false), Ok(40));
+        // Both files, the same or not.
+        write(IMAGE_PROCESSOR_FILE, of(40)).unwrap();
+        assert_eq!(side(false), Ok(40));
+        write(IMAGE_PROCESSOR_FILE, of(48)).unwrap();
+        assert!(read(false).unwrap_err().problem.contains("differ"));
+        std::fs::remove_file(folder.path().join(PROCESSOR_FILE)).unwrap();
+        // Beside a configuration of open_clip, each library's weights take their own.
+        write(OPEN_CLIP_FILE, json!({ "model_cfg": {}, "preprocess_cfg": { "size": 32 } }))
+            .unwrap();
+        assert_eq!((side(false), side(true)), (Ok(48), Ok(32)));
+        std::fs::remove_file(folder.path().join(IMAGE_PROCESSOR_FILE)).unwrap();
+        assert!(read(false).is_err());
+        assert_eq!(Preprocessor::from_model_dir(folder.path()).unwrap().side, 32);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Names, shapes and roles of CLIP's parameters in both checkpoint layouts.
 
+use std::collections::{BTreeMap, HashSet};
+
+use lethe_shared::checkpoint::{Dtype, TensorInfo};
 use lethe_shared::vocabulary::Tower;
 
 use super::config::{ClipConfig, Layout, TowerConfig};
@@ -129,6 +132,18 @@ pub(super) struct TextTower {
     pub(super) projection: ParameterId,
 }
 
+/// Tensors that some checkpoints have besides the parameters: constants that both libraries compute
+/// anew, and the bias that is added to every logit.
+const BUFFERS: [&str; 7] = [
+    "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids",
+    "attn_mask",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "logit_bias",
+];
+
 /// All parameters of a model and their roles.
 #[derive(Debug, Clone)]
 pub struct Architecture {
@@ -165,6 +180,47 @@ impl Architecture {
     /// Looks a parameter up by its name in the checkpoint.
     pub fn find(&self, name: &str) -> Option<ParameterId> {
         self.parameters.iter().position(|p| p.name == name).map(ParameterId)
+    }
+
+    /// Compares the tensors of a checkpoint with the parameters: a sentence for each tensor that is
+    /// missing, of another shape or type, or no part of the architecture. Such a part would change
+    /// the forward pass of the library that wrote it, or hold the model once more.
+    pub fn problems(&self, tensors: &BTreeMap<String, TensorInfo>) -> Vec<String> {
+        let mut problems = Vec::new();
+        for spec in &self.parameters {
+            let name = &spec.name;
+            let Some(info) = tensors.get(name) else {
+                problems.push(format!(
+                    "tensor `{name}` is missing from the checkpoint; check that its configuration belongs to these weights"
+                ));
+                continue;
+            };
+            let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+            // Both libraries store logit_scale as []; some converters store it as [1].
+            if shape != spec.shape && !(spec.shape.is_empty() && shape == [1]) {
+                problems.push(format!(
+                    "tensor `{name}` has shape {shape:?}, but the configuration requires {:?}",
+                    spec.shape
+                ));
+            }
+            if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+                problems.push(format!(
+                    "tensor `{name}` is stored as {:?}; weights must be F32, F16, BF16 or F64",
+                    info.dtype
+                ));
+            }
+        }
+        let known: HashSet<&str> = self.parameters.iter().map(|spec| spec.name.as_str()).collect();
+        let unknown = tensors
+            .keys()
+            .filter(|name| !known.contains(name.as_str()) && !BUFFERS.contains(&name.as_str()));
+        problems.extend(unknown.map(|name| {
+            format!(
+                "tensor `{}` is no part of the CLIP that the configuration describes; Lethe edits plain ViT CLIPs",
+                name.escape_debug()
+            )
+        }));
+        problems
     }
 
     /// Returns the layers that may be edited (method.md, "Which layers are candidates"): linear

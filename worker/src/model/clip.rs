@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::architecture::{Architecture, Block, ParameterId, Part, Stage};
 use super::batch::{Input, TokenBatch};
 use super::block::{self, Reach, norm};
-use super::config::{ClipConfig, Layout, TextPooling, TowerConfig};
+use super::config::{ClipConfig, Layout, TowerConfig};
 use super::error::Error;
 use super::prefix_tree::PrefixTree;
 use super::state::{Activations, Tokens, TowerState};
@@ -92,15 +92,10 @@ impl Clip {
                     self.config.context_length
                 )));
             }
-            let at = match self.config.pooling {
-                TextPooling::FirstOf(end) => ids.iter().position(|&id| i64::from(id) == end),
-                // The first of several equal ids, like argmax.
-                TextPooling::LargestId => {
-                    ids.iter().max().and_then(|most| ids.iter().position(|id| id == most))
-                }
-            };
-            let at =
-                at.ok_or_else(|| wrong(format!("text {i} has no end-of-text token; check that tokenizer.json belongs to this model")))?;
+            let at = self.config.pooling.position(ids).ok_or_else(|| {
+                let problem = self.config.pooling.check(ids).err().unwrap_or_default();
+                wrong(format!("text {i} has no end-of-text token: {problem}"))
+            })?;
             pooled.push(at as i64);
         }
         if pooled.is_empty() {

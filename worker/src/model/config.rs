@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::config_keys;
 use super::error::Error;
 
 /// The checkpoint layout: how the same weights are named and stored.
@@ -32,6 +33,41 @@ pub enum TextPooling {
     FirstOf(i64),
     /// The token with the largest id (open_clip, and `transformers` where `eos_token_id` is 2).
     LargestId,
+}
+
+impl TextPooling {
+    /// Returns the position of the pooled token; `None` when the text does not have it.
+    pub fn position(self, ids: &[u32]) -> Option<usize> {
+        match self {
+            Self::FirstOf(end) => ids.iter().position(|&id| i64::from(id) == end),
+            // The first of several equal ids, like argmax.
+            Self::LargestId => {
+                ids.iter().max().and_then(|most| ids.iter().position(|id| id == most))
+            }
+        }
+    }
+
+    /// Checks that a text is pooled at its last token, as a whole text of a CLIP is.
+    ///
+    /// # Errors
+    /// A sentence with the setting that is wrong.
+    pub fn check(self, ids: &[u32]) -> Result<(), String> {
+        let Some(&last) = ids.last() else { return Err("a text has no token".to_owned()) };
+        if self.position(ids) == Some(ids.len() - 1) {
+            return Ok(());
+        }
+        Err(match self {
+            Self::FirstOf(end) => format!(
+                "text_config.eos_token_id in config.json is {end} (49407 where it is missing), but tokenizer.json ends a text with token {last}; \
+                 set eos_token_id to {last} if tokenizer.json belongs to this model"
+            ),
+            Self::LargestId => format!(
+                "a text is pooled at its largest token id, but tokenizer.json ends a text with token {last}, which is not the largest; set \
+                 text_config.eos_token_id in config.json to {last} if tokenizer.json belongs to this model (2 there, or a model of open_clip, \
+                 stands for the largest id)"
+            ),
+        })
+    }
 }
 
 /// Sizes of one transformer.
@@ -202,6 +238,7 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
             ),
         ));
     }
+    config_keys::check_transformers(json).map_err(|problem| bad(file, problem))?;
     let section = |name: &str, vision: bool| -> Result<HfTower, Error> {
         let mut merged = serde_json::Map::new();
         if vision {
@@ -210,6 +247,10 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
             merged.insert("intermediate_size".into(), 3072.into());
             merged.insert("num_attention_heads".into(), 12.into());
         }
+        // As in transformers, `text_config_dict` of older files replaces `text_config`, also where
+        // it leaves a field at its default.
+        let older = format!("{name}_dict");
+        let name = if json.get(&older).is_some_and(|v| !v.is_null()) { &older } else { name };
         match json.get(name) {
             Some(Value::Object(given)) => merged.extend(
                 given.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())),
@@ -231,6 +272,12 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
             ),
         ));
     }
+    let embedding = match json.get("projection_dim") {
+        None | Some(Value::Null) => 512,
+        Some(width) => width.as_i64().ok_or_else(|| {
+            bad(file, format!("projection_dim is {width}, expected a whole number"))
+        })?,
+    };
     let tower = |t: &HfTower| -> Result<TowerConfig, Error> {
         Ok(TowerConfig {
             width: t.hidden_size,
@@ -249,7 +296,7 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
         patch_size: vision.patch_size,
         context_length: text.max_position_embeddings,
         vocabulary: text.vocab_size,
-        embedding: json.get("projection_dim").and_then(Value::as_i64).unwrap_or(512),
+        embedding,
         // Older checkpoints contain a wrong eos_token_id of 2. `transformers` then pools at the
         // largest id, like OpenAI's code.
         pooling: if text.eos_token_id == 2 {
@@ -324,75 +371,9 @@ fn layers_12() -> usize {
     12
 }
 
-/// Options of open_clip that change the forward pass in ways this crate does not support.
-const OPEN_CLIP_UNSUPPORTED: &[(&str, &[&str])] = &[
-    (
-        "vision_cfg",
-        &[
-            "timm_model_name",
-            "attentional_pool",
-            "ls_init_value",
-            "no_ln_pre",
-            "pos_embed_type",
-            "pool_type",
-            "final_ln_after_pool",
-            "act_kwargs",
-            "norm_kwargs",
-        ],
-    ),
-    (
-        "text_cfg",
-        &[
-            "hf_model_name",
-            "embed_cls",
-            "no_causal_mask",
-            "pool_type",
-            "proj_bias",
-            "ls_init_value",
-            "act_kwargs",
-            "norm_kwargs",
-            "final_ln_after_pool",
-        ],
-    ),
-];
-
-/// Returns whether an option's value is equivalent to leaving the option out.
-fn is_default(key: &str, value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(s) => matches!(
-            (key, s.as_str()),
-            ("pool_type", "tok" | "argmax") | ("pos_embed_type", "learnable")
-        ),
-        Value::Object(o) => o.is_empty(),
-        _ => false,
-    }
-}
-
 fn open_clip(file: &str, json: &Value) -> Result<ClipConfig, Error> {
     let model = &json["model_cfg"];
-    for (section, keys) in OPEN_CLIP_UNSUPPORTED {
-        for key in *keys {
-            if let Some(value) = model[*section].get(*key)
-                && !is_default(key, value)
-            {
-                return Err(bad(
-                    file,
-                    format!(
-                        "model_cfg.{section}.{key} = {value} is not supported; Lethe edits plain ViT CLIPs"
-                    ),
-                ));
-            }
-        }
-    }
-    for key in ["custom_text", "multimodal_cfg"] {
-        if model.get(key).is_some_and(|v| !is_default(key, v)) {
-            return Err(bad(
-                file,
-                format!("model_cfg.{key} is not supported; Lethe edits plain ViT CLIPs"),
-            ));
-        }
-    }
+    config_keys::check_open_clip(model).map_err(|problem| bad(file, problem))?;
     let parsed: OpenClip =
         serde_json::from_value(model.clone()).map_err(|e| bad(file, format!("model_cfg: {e}")))?;
     let (vision, text) = (&parsed.vision_cfg, &parsed.text_cfg);
@@ -442,4 +423,135 @@ fn open_clip(file: &str, json: &Value) -> Result<ClipConfig, Error> {
         embedding: parsed.embed_dim,
         pooling: TextPooling::LargestId,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(json: &Value) -> Result<ClipConfig, String> {
+        ClipConfig::from_json("file.json", json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_text_is_pooled_at_its_end() {
+        assert!(TextPooling::FirstOf(3).check(&[1, 5, 3]).is_ok());
+        assert!(TextPooling::LargestId.check(&[1, 5, 9]).is_ok());
+        for (pooling, ids) in [
+            (TextPooling::FirstOf(49_407), [1, 5, 3]),
+            (TextPooling::FirstOf(1), [1, 5, 3]),
+            (TextPooling::FirstOf(3), [3, 5, 3]),
+            (TextPooling::LargestId, [1, 5, 3]),
+        ] {
+            let problem = pooling.check(&ids).unwrap_err();
+            assert!(problem.contains("eos_token_id") && problem.contains("token 3"), "{problem}");
+        }
+        assert!(TextPooling::LargestId.check(&[]).is_err());
+    }
+
+    fn open_clip_with(section: &str, key: &str, value: Value) -> Value {
+        let mut json = json!({ "model_cfg": {
+            "embed_dim": 512,
+            "vision_cfg": { "image_size": 224, "layers": 12, "patch_size": 32 },
+            "text_cfg": { "layers": 12 },
+        } });
+        let at = if section.is_empty() {
+            &mut json["model_cfg"]
+        } else {
+            &mut json["model_cfg"][section]
+        };
+        at[key] = value;
+        json
+    }
+
+    #[test]
+    fn options_of_open_clip_that_are_not_understood_are_refused() {
+        for (section, key, value) in [
+            ("vision_cfg", "qk_norm", json!(true)),
+            ("text_cfg", "qk_norm", json!(true)),
+            ("vision_cfg", "scale_heads", json!(true)),
+            ("vision_cfg", "block_type", json!("custom")),
+            ("vision_cfg", "ls_init_value", json!(1e-5)),
+            ("vision_cfg", "pool_type", json!("avg")),
+            ("vision_cfg", "an_option_of_tomorrow", json!(1)),
+            ("text_cfg", "an_option_of_tomorrow", json!(false)),
+            ("text_cfg", "proj_type", json!("none")),
+            ("text_cfg", "tokenizer_kwargs", json!({ "strip_sep_token": true })),
+            ("", "custom_text", json!(true)),
+            ("", "an_option_of_tomorrow", json!("x")),
+        ] {
+            let problem = read(&open_clip_with(section, key, value)).unwrap_err();
+            assert!(problem.contains(key) && problem.contains("model_cfg."), "{problem}");
+        }
+        for (section, key, value) in [
+            ("vision_cfg", "qk_norm", json!(false)),
+            ("vision_cfg", "an_option_of_tomorrow", json!(null)),
+            ("vision_cfg", "pool_type", json!("tok")),
+            ("vision_cfg", "patch_dropout", json!(0.5)),
+            ("text_cfg", "hf_tokenizer_name", json!("a/b")),
+            ("text_cfg", "norm_kwargs", json!({})),
+            ("", "init_logit_bias", json!(-10)),
+        ] {
+            read(&open_clip_with(section, key, value)).unwrap();
+        }
+    }
+
+    #[test]
+    fn options_of_transformers_that_are_not_understood_are_refused() {
+        for (json, key) in [
+            (
+                json!({ "model_type": "clip", "quantization_config": { "bits": 4 } }),
+                "quantization_config",
+            ),
+            (
+                json!({ "model_type": "clip", "vision_config": { "qk_norm": true } }),
+                "vision_config.qk_norm",
+            ),
+            (
+                json!({ "model_type": "clip", "text_config": { "is_decoder": true } }),
+                "text_config.is_decoder",
+            ),
+            (
+                json!({ "model_type": "clip", "text_config": { "model_type": "bert" } }),
+                "text_config.model_type",
+            ),
+            (
+                json!({ "model_type": "clip", "text_config": { "pruned_heads": { "0": [1] } } }),
+                "text_config.pruned_heads",
+            ),
+            (json!({ "model_type": "clip", "projection_dim": "64" }), "projection_dim"),
+            (json!({ "model_type": "siglip" }), "siglip"),
+        ] {
+            assert!(read(&json).unwrap_err().contains(key), "{json}");
+        }
+        let old = json!({ "model_type": "clip", "return_dict": true, "top_k": 50, "pruned_heads": {},
+            "text_config": { "is_decoder": false, "bad_words_ids": null, "model_type": "clip_text_model" } });
+        read(&old).unwrap();
+    }
+
+    /// Like `CLIPConfig` of transformers: the older sections are the complete configuration.
+    #[test]
+    fn the_older_sections_replace_the_newer_ones() {
+        let json = |older: Value| {
+            json!({ "model_type": "clip", "text_config": { "hidden_act": "gelu", "eos_token_id": 2, "num_hidden_layers": 3 },
+                "text_config_dict": older })
+        };
+        let of = |older: Value| read(&json(older)).unwrap();
+        assert_eq!(of(Value::Null).text.activation, Activation::Gelu);
+        let replaced = of(json!({ "hidden_act": "quick_gelu", "num_hidden_layers": 5 }));
+        assert_eq!(
+            (replaced.text.activation, replaced.text.layers, replaced.pooling),
+            (Activation::QuickGelu, 5, TextPooling::FirstOf(49_407))
+        );
+        assert_eq!(of(json!({})).text.layers, 12);
+        let vision =
+            read(&json!({ "model_type": "clip", "vision_config": { "hidden_act": "gelu" },
+            "vision_config_dict": { "layer_norm_eps": 0.5 } }))
+            .unwrap()
+            .vision;
+        assert_eq!((vision.activation, vision.norm_epsilon), (Activation::QuickGelu, 0.5));
+        assert!(read(&json(json!("x"))).unwrap_err().contains("text_config_dict"));
+    }
 }

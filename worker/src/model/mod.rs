@@ -23,6 +23,7 @@ pub mod batch;
 mod block;
 pub mod clip;
 pub mod config;
+mod config_keys;
 mod error;
 pub mod prefix_tree;
 mod state;
