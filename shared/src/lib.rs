@@ -55,6 +55,7 @@ pub mod measurement;
 pub mod message;
 pub mod outcome;
 pub mod phrases;
+pub mod printable;
 pub mod record;
 pub mod reference;
 pub mod retry;
