@@ -49,6 +49,7 @@ pub mod edit;
 pub mod exit;
 pub mod fault;
 pub mod finding;
+pub mod image_file;
 pub mod job;
 pub mod manifest;
 pub mod measurement;
