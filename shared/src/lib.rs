@@ -64,4 +64,5 @@ pub mod shard;
 pub mod task;
 pub mod texts;
 pub mod vocabulary;
+pub mod webdataset;
 pub mod words;
