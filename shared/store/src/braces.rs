@@ -22,6 +22,21 @@ pub(crate) fn expand(pattern: &str, most: usize) -> Result<Vec<String>, String> 
     Ok(texts)
 }
 
+/// Escapes a text, so that it stands for itself alone.
+pub(crate) fn escape(text: &str) -> String {
+    if !text.contains(['{', '}']) {
+        return text.to_owned();
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for letter in text.chars() {
+        if "{},\\".contains(letter) {
+            escaped.push('\\');
+        }
+        escaped.push(letter);
+    }
+    escaped
+}
+
 fn unbalanced() -> String {
     "has a brace without its counterpart; put a backslash before a brace that is part of a name"
         .to_owned()
@@ -174,6 +189,9 @@ mod tests {
         assert_eq!(all(r"\{1..2\}"), ["{1..2}"]);
         assert_eq!(all(r"a\b,c"), [r"a\b,c"]);
         assert_eq!(all("plain"), ["plain"]);
+        for text in [r"a{1..2}\{b,c}", "}{", r"\", "a,b"] {
+            assert_eq!(all(&escape(text)), [text]);
+        }
     }
 
     #[test]

@@ -237,10 +237,11 @@ pub async fn forget_folder(address: &Address, cache: &Path) -> Result<bool, Erro
 /// Escapes an address, so that as a pattern it matches only itself.
 pub fn literally(address: &Address) -> String {
     let text = address.to_string();
-    match text.rsplit_once('/') {
+    let escaped = match text.rsplit_once('/') {
         Some((folder, last)) => format!("{folder}/{}", glob::Pattern::escape(last)),
         None => text,
-    }
+    };
+    braces::escape(&escaped)
 }
 
 /// Returns the files that an address names. Braces are expanded first, as by the `webdataset`
@@ -347,6 +348,8 @@ mod tests {
         assert!(matches!(expand(&at("n-{1..2.tar")).await, Err(Error::Invalid { .. })));
         std::fs::write(folder.path().join("d{1,2}.tar"), "").unwrap();
         assert_eq!(expand(&at("d{1,2}.tar")).await.unwrap(), [at("d{1,2}.tar")]);
+        let literal = Address::parse(&literally(&at("d{1,2}.tar"))).unwrap();
+        assert_eq!(expand(&literal).await.unwrap(), [at("d{1,2}.tar")]);
         let odd = folder.path().join("c[1]*.tar");
         std::fs::write(&odd, "").unwrap();
         std::fs::write(folder.path().join("c1.tar"), "").unwrap();
