@@ -1,9 +1,11 @@
 //! Invalid input gives a sentence with the problem, its location and the remedy, and the documented
 //! exit code.
 
+use std::io::Cursor;
 use std::process::{Command, Output};
 
-use lethe_tests::{SmallJob, binary, demo, last_line, shard_of, stderr};
+use image::{ImageFormat, RgbImage};
+use lethe_tests::{Member, SmallJob, binary, demo, last_line, shard_of, stderr};
 
 /// Runs the job, which must fail with this exit code and these messages.
 fn fails(job: &SmallJob, code: i32, says: &[&str]) -> Output {
@@ -20,6 +22,26 @@ fn check(output: &Output, code: i32, says: &[&str]) {
         assert!(text.contains(part), "{text}\n  does not say: {part}");
     }
     assert!(!text.contains("panicked"), "{text}");
+}
+
+/// Returns a noisy image.
+fn image(width: u32, height: u32, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    let noise = RgbImage::from_fn(width, height, |x, y| {
+        image::Rgb([(x * 37 + y * 11) as u8, (x * y) as u8, (x ^ y) as u8])
+    });
+    noise.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// Returns a pair with the caption `rocket`.
+fn rocket(key: &str, extension: &str, image: &[u8]) -> [Member; 2] {
+    [(format!("{key}.{extension}"), image.to_vec()), (format!("{key}.txt"), b"rocket".to_vec())]
+}
+
+/// Runs `lethe plan`.
+fn plan(job: &SmallJob) -> Output {
+    job.command("plan", &[]).output().unwrap()
 }
 
 /// Copies the demo model into the job's folder, where tests damage it.
@@ -118,6 +140,133 @@ fn a_broken_image_costs_its_concept_and_is_named() {
     );
     let output = job.output("other");
     check(&output, 2, &["retain-1.tar", "`0`", "cannot be decoded"]);
+}
+
+#[test]
+fn a_truncated_image_is_refused_before_anything_is_computed() {
+    for (format, extension) in
+        [(ImageFormat::Jpeg, "jpg"), (ImageFormat::Png, "png"), (ImageFormat::WebP, "webp")]
+    {
+        let job = SmallJob::new();
+        let whole = image(64, 64, format);
+        let members = rocket("r-1", extension, &whole[..whole.len() / 2]);
+        job.write("rocket.tar", &shard_of(members));
+        let says = ["concept `rocket`", "rocket.tar", "the image of sample `r-1` is truncated"];
+        fails(&job, 2, &says);
+        check(&plan(&job), 2, &says);
+    }
+}
+
+#[test]
+fn a_wide_image_is_read_and_too_many_pixels_are_refused() {
+    let job = SmallJob::new();
+    let wide = rocket("wide", "jpg", &image(20_000, 400, ImageFormat::Jpeg));
+    job.write("rocket.tar", &shard_of(wide));
+    job.run("store");
+    // The header of a PNG, which claims a million pixels a side.
+    let mut large = image(8, 8, ImageFormat::Png);
+    large[16..24].copy_from_slice(&[0, 16, 0, 0, 0, 16, 0, 0]);
+    job.write("rocket.tar", &shard_of(rocket("large", "png", &large)));
+    check(&plan(&job), 2, &["sample `large` has 1048576 × 1048576 pixels, at most 178956970"]);
+}
+
+#[test]
+fn every_archive_of_a_file_is_read() {
+    let job = SmallJob::new();
+    let whole = std::fs::read(job.path("rocket.tar")).unwrap();
+    let more = shard_of(rocket("more", "png", &image(8, 8, ImageFormat::Png)));
+    job.write("rocket.tar", &[&whole[..], &more].concat());
+    let pairs = |job: &SmallJob| {
+        let plan = job.command("plan", &[]).output().unwrap();
+        check(&plan, 0, &[]);
+        last_line(&plan)
+    };
+    let joined = pairs(&job);
+    job.write("rocket.tar", &whole);
+    assert_ne!(joined, pairs(&job));
+    // A second archive that is damaged is not dropped.
+    job.write("rocket.tar", &[&whole[..], &more[..700]].concat());
+    check(&plan(&job), 2, &["rocket.tar: is not a complete tar file"]);
+}
+
+#[test]
+fn members_without_a_pair_are_counted_and_one_is_named() {
+    let job = SmallJob::new();
+    let picture = image(8, 8, ImageFormat::Png);
+    let zoomed = |number: usize| rocket(&format!("zoom1.5x-{number}"), "png", &picture);
+    let members = rocket("r", "png", &picture).into_iter().chain((0..3).flat_map(zoomed));
+    job.write("rocket.tar", &shard_of(members));
+    let planned = plan(&job);
+    check(
+        &planned,
+        0,
+        &["6 members belong to no image-text pair", "`zoom1.5x-0.png`", "first dot"],
+    );
+    job.write("rocket.tar", &shard_of((0..3).flat_map(zoomed)));
+    check(&plan(&job), 2, &["rocket.tar holds no image-text pair", "`zoom1.5x-0.png`"]);
+}
+
+#[test]
+fn texts_from_outside_are_escaped_and_cut() {
+    let job = SmallJob::new();
+    let held_out = |caption: &[u8]| {
+        let [picture, _] = rocket("r", "png", &image(8, 8, ImageFormat::Png));
+        job.write("odd\u{1b}[2J.tar", &shard_of([picture, ("r.txt".to_owned(), caption.to_vec())]));
+        plan(&job)
+    };
+    let text = std::fs::read_to_string(job.path("job.toml")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("validation = ")).unwrap().to_owned();
+    job.replace("job.toml", &line, "validation = [\"odd*.tar\"]");
+    let output = held_out(b"\x1b]0;owned\x07 cat");
+    check(&output, 2, &[r"`\u{1b}]0;owned\u{7} cat`, which is not a class", r"odd\u{1b}[2J.tar"]);
+    assert!(!output.stderr.contains(&0x1b));
+    let output = held_out(&[b'x'; 60_000]);
+    check(&output, 2, &["… (60000 bytes)`, which is not a class"]);
+    assert!(output.stderr.len() < 2000);
+    // A byte-order mark is no part of a caption.
+    check(&held_out("\u{feff}rocket".as_bytes()), 0, &[]);
+}
+
+#[test]
+fn braces_name_several_shards() {
+    let job = SmallJob::new();
+    let text = std::fs::read_to_string(job.path("job.toml")).unwrap();
+    let line = text.lines().find(|line| line.starts_with("retain = ")).unwrap().to_owned();
+    let shard = std::fs::read(job.path("retain-1.tar")).unwrap();
+    job.write("kept-000.tar", &shard);
+    job.replace("job.toml", &line, "retain = [\"kept-{000..001}.tar\"]");
+    check(&plan(&job), 2, &["data.retain", "kept-001.tar does not exist"]);
+    job.write("kept-001.tar", &shard);
+    check(&plan(&job), 0, &["the same data more than once"]);
+}
+
+#[test]
+fn all_problems_of_shards_are_named_at_once() {
+    let job = SmallJob::new();
+    let picture = image(8, 8, ImageFormat::Png);
+    let bad = (0..5).map(|number| (format!("alone-{number}.png"), picture.clone()));
+    job.write("rocket.tar", &shard_of(rocket("r", "png", b"GIF89a").into_iter().chain(bad)));
+    job.write("pizza.tar", b"\x1f\x8b\x08 and so on");
+    let [animation, caption] = rocket("g", "gif", b"GIF89a");
+    let [other, _] = rocket("j", "png", &picture);
+    let table = ("j.json".to_owned(), b"{}".to_vec());
+    job.write("retain-1.tar", &shard_of([animation, caption, other, table]));
+    let output = plan(&job);
+    let says = [
+        "sample `r` is a GIF image",
+        "sample `alone-0` has an image and no caption",
+        "sample `alone-4` has an image and no caption",
+        "pizza.tar: is compressed with gzip",
+        "sample `g` has a caption and no image; it has `g.gif`, but images are read from .jpg",
+        "sample `j` has an image and no caption (j.txt); it has `j.json`, but captions are read from .txt",
+        "`lethe curate`",
+    ];
+    check(&output, 2, &says);
+    let many = (0..100).map(|number| (format!("{number}.png"), picture.clone()));
+    job.write("rocket.tar", &shard_of(many));
+    let output = plan(&job);
+    check(&output, 2, &["pizza.tar", "sample `g`", "more problems are not named here"]);
+    assert_eq!(stderr(&output).lines().filter(|line| line.starts_with("error: ")).count(), 22);
 }
 
 #[test]

@@ -23,6 +23,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::printable::printable_message;
 use crate::reference::JobId;
 use crate::retry::{GiveUp, RetryPolicy};
 
@@ -104,9 +105,10 @@ impl Class {
 }
 
 impl Fault {
-    /// Creates a fault; a long message is truncated.
+    /// Creates a fault; a long message is truncated, and its control and invisible
+    /// characters are escaped.
     pub fn new(class: Class, message: impl ToString) -> Self {
-        Self { class, message: bounded(message.to_string()) }
+        Self { class, message: bounded(printable_message(&message.to_string())) }
     }
 
     /// The input is unusable, and this is proved.

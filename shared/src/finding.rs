@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::exit;
+use crate::printable::printable_message;
 
 /// Longest wait for one answer of a checked service: a person is waiting.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -98,10 +99,7 @@ impl Report {
             };
             let fix = fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
             // Messages of servers may contain line breaks, and a finding is one line.
-            let said: String = format!("{found}{fix}")
-                .chars()
-                .map(|c| if c.is_control() { ' ' } else { c })
-                .collect();
+            let said = printable_message(&format!("{found}{fix}").replace(['\n', '\r', '\t'], " "));
             let _ = writeln!(text, "  {state:<9}{name:<14}{said}");
         }
         text.trim_end().to_owned()

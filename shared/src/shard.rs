@@ -7,26 +7,47 @@ use std::path::Path;
 use crate::digest::{Digest, Hasher};
 use crate::manifest::Classes;
 use crate::phrases::Phrases;
+use crate::printable::printable;
+use crate::webdataset::{Archive, Damaged, Samples, Strays};
 
-/// Largest image, bytes.
-pub const MAX_IMAGE: u64 = 64 << 20;
-/// Largest caption, bytes.
-pub const MAX_CAPTION: u64 = 64 << 10;
 /// Most members of a shard.
 const MAX_MEMBERS: u64 = 10_000_000;
+/// Most problems of a shard that are named.
+const MAX_PROBLEMS: usize = 20;
 /// Bytes of a tar block.
 const BLOCK: usize = 512;
-/// Endings of images.
-pub const IMAGES: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
-/// Why a shard cannot be used: file, member, what to do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{shard}: {problem}")]
-pub struct Error {
-    /// The file.
-    pub shard: String,
-    /// What is wrong, and what to do.
-    pub problem: String,
+/// Why a shard cannot be used: its problems, each with its sample and what to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Problems {
+    /// The first twenty.
+    pub named: Vec<String>,
+    /// Number of all.
+    pub count: u64,
+    /// Whether samples are unusable, and not the file: without them the shard could be used.
+    pub of_samples: bool,
+}
+
+impl Problems {
+    fn of_file(problem: String) -> Self {
+        Self { named: vec![problem], count: 1, of_samples: false }
+    }
+
+    fn add_sample(&mut self, problem: impl FnOnce() -> String) {
+        self.count += 1;
+        self.of_samples = true;
+        // Only sentences that are named are made: looking for a similar class takes time.
+        if self.named.len() < MAX_PROBLEMS {
+            self.named.push(problem());
+        }
+    }
+
+    fn add_file(&mut self, problem: String) {
+        self.count += 1;
+        // The file's own problem comes first, and is always named.
+        self.named.insert(0, problem);
+        self.named.truncate(MAX_PROBLEMS);
+    }
 }
 
 /// What captions are checked for.
@@ -53,62 +74,8 @@ pub struct ShardInfo {
     pub pairs: u64,
     /// Pairs by class: the caption is the name of the class, or contains it.
     pub by_class: BTreeMap<u32, u64>,
-}
-
-/// One file of a shard, by WebDataset's rules.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Member {
-    /// An image of the sample with this key.
-    Image(String),
-    /// The caption of the sample with this key.
-    Caption(String),
-    /// Something else of that sample, or a folder.
-    Other,
-}
-
-/// Classifies a member of a shard. Its key is the path up to the first dot of the file name.
-///
-/// # Errors
-/// A sentence when it is a link or device, or its path leaves the shard.
-pub fn classify<R: Read>(entry: &tar::Entry<'_, R>) -> Result<Member, String> {
-    let path = entry.path().map_err(|error| format!("a member's name cannot be read: {error}"))?;
-    let name = path.to_str().ok_or("a member's name is not UTF-8")?.to_owned();
-    let kind = entry.header().entry_type();
-    if kind.is_dir() || kind.is_pax_global_extensions() {
-        return Ok(Member::Other);
-    }
-    if !kind.is_file() {
-        return Err(format!("member `{name}` is a link or device; a shard holds plain files"));
-    }
-    let parts: Vec<&str> = name.trim_start_matches("./").split('/').collect();
-    if name.starts_with('/')
-        || parts.iter().any(|part| part.is_empty() || *part == "..")
-        || name.len() > 1024
-    {
-        return Err(format!(
-            "member `{}` has an absolute, upward or overlong path",
-            name.chars().take(100).collect::<String>()
-        ));
-    }
-    let last = parts[parts.len() - 1];
-    let Some((stem, ending)) = last.split_once('.') else { return Ok(Member::Other) };
-    // `.DS_Store`, `._1.png` and similar files belong to no sample.
-    if stem.is_empty() {
-        return Ok(Member::Other);
-    }
-    let mut key = parts[..parts.len() - 1].join("/");
-    if !key.is_empty() {
-        key.push('/');
-    }
-    key.push_str(stem);
-    let ending = ending.to_ascii_lowercase();
-    Ok(if IMAGES.contains(&ending.as_str()) {
-        Member::Image(key)
-    } else if ending == "txt" {
-        Member::Caption(key)
-    } else {
-        Member::Other
-    })
+    /// Members that belong to no pair.
+    pub strays: Strays,
 }
 
 /// Recognises other file formats than tar by their first bytes; `None` when the file may be a tar
@@ -124,14 +91,14 @@ pub fn not_a_tar(start: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// Reads a whole shard once: hashes it, and checks that images and captions come in pairs.
+/// Reads a whole shard once: hashes it, and checks that images and captions come in pairs and that
+/// images are whole.
 ///
 /// # Errors
-/// [`Error`] with the member's key.
-pub fn inspect(path: &Path, captions: Captions<'_>) -> Result<ShardInfo, Error> {
-    let wrong = |problem: String| Error { shard: path.display().to_string(), problem };
-    let file =
-        std::fs::File::open(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+/// [`Problems`], which name the samples.
+pub fn inspect(path: &Path, captions: Captions<'_>) -> Result<ShardInfo, Problems> {
+    let unreadable = |error: std::io::Error| Problems::of_file(format!("cannot be read: {error}"));
+    let file = std::fs::File::open(path).map_err(unreadable)?;
     let mut reader = Hashing {
         inner: BufReader::with_capacity(1 << 20, file),
         hasher: Hasher::new(),
@@ -139,167 +106,129 @@ pub fn inspect(path: &Path, captions: Captions<'_>) -> Result<ShardInfo, Error> 
         start: Vec::new(),
         tail: VecDeque::new(),
     };
-    let scanned = scan(&mut reader, captions);
+    let mut scan = Scan::new(captions);
+    let scanned = scan.run(&mut reader);
     if let Some(problem) = not_a_tar(&reader.start) {
-        return Err(wrong(problem.to_owned()));
+        return Err(Problems::of_file(problem.to_owned()));
     }
-    let (pairs, by_class) = scanned.map_err(wrong)?;
-    // The digest covers the bytes after the end of the archive as well.
-    std::io::copy(&mut reader, &mut std::io::sink())
-        .map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    // A tar file ends with blocks of zeros. Only they are missing when a file is truncated between
-    // two members.
-    if reader.bytes < 1024 || reader.tail.iter().any(|&byte| byte != 0) {
-        return Err(wrong(
-            "is cut off: the end of the archive is missing; write it again".to_owned(),
-        ));
-    }
-    Ok(ShardInfo { digest: reader.hasher.finish(), bytes: reader.bytes, pairs, by_class })
-}
-
-fn scan(
-    reader: &mut impl Read,
-    captions: Captions<'_>,
-) -> Result<(u64, BTreeMap<u32, u64>), String> {
-    let damaged = |error: std::io::Error| {
-        format!("is not a complete tar file ({error}); it may be cut off: write it again")
+    let mut problems = scan.problems;
+    let strays = match scanned {
+        Err(problem) => {
+            problems.add_file(problem);
+            Strays::default()
+        }
+        Ok(strays) => {
+            // The digest covers every byte.
+            std::io::copy(&mut reader, &mut std::io::sink()).map_err(unreadable)?;
+            // A tar file ends with blocks of zeros. Only they are missing when a file is truncated
+            // between two members.
+            if reader.bytes < 1024 || reader.tail.iter().any(|&byte| byte != 0) {
+                problems.add_file(
+                    "is cut off: the end of the archive is missing; write it again".to_owned(),
+                );
+            }
+            strays
+        }
     };
-    let mut archive = tar::Archive::new(reader);
-    let (mut pairs, mut members, mut by_class) = (0, 0u64, BTreeMap::new());
-    let mut seen: HashSet<String> = HashSet::new();
-    let mut now: Option<Sample> = None;
-    for entry in archive.entries().map_err(damaged)? {
-        let mut entry = entry.map_err(damaged)?;
-        members += 1;
-        if members > MAX_MEMBERS {
-            return Err("has more than ten million members".to_owned());
+    if problems.count > 0 {
+        return Err(problems);
+    }
+    Ok(ShardInfo {
+        digest: reader.hasher.finish(),
+        bytes: reader.bytes,
+        pairs: scan.pairs,
+        by_class: scan.by_class,
+        strays,
+    })
+}
+
+/// What is found in a shard while it is read.
+struct Scan<'a> {
+    captions: Captions<'a>,
+    pairs: u64,
+    by_class: BTreeMap<u32, u64>,
+    seen: HashSet<String>,
+    problems: Problems,
+}
+
+impl<'a> Scan<'a> {
+    fn new(captions: Captions<'a>) -> Self {
+        Self {
+            captions,
+            pairs: 0,
+            by_class: BTreeMap::new(),
+            seen: HashSet::new(),
+            problems: Problems::default(),
         }
-        let size = entry.size();
-        let (key, is_image) = match classify(&entry)? {
-            Member::Other => continue,
-            Member::Image(key) => (key, true),
-            Member::Caption(_) if matches!(captions, Captions::Ignored) => continue,
-            Member::Caption(key) => (key, false),
+    }
+
+    /// Reads all samples. Returns the members that belong to none.
+    ///
+    /// # Errors
+    /// A message when the file cannot be read to its end.
+    fn run(&mut self, reader: &mut impl Read) -> Result<Strays, String> {
+        let damaged = |error: Damaged| {
+            format!(
+                "is not a complete tar file ({} at byte {}); it may be cut off: write it again",
+                error.problem, error.at
+            )
         };
-        if now.as_ref().is_none_or(|sample| sample.key != key) {
-            pairs += finish(now.take(), captions)?;
-            if !seen.insert(key.clone()) {
-                return Err(format!(
-                    "sample `{key}` appears twice; the files of a sample must be adjacent"
-                ));
+        let mut archive = Archive::new(reader);
+        let captioned = !matches!(self.captions, Captions::Ignored);
+        let mut samples = archive.samples(captioned).map_err(damaged)?;
+        while self.next(&mut samples).map_err(damaged)? {
+            if samples.members() > MAX_MEMBERS {
+                return Err("has more than ten million members".to_owned());
             }
-            now = Some(Sample { key: key.clone(), image: false, caption: false });
         }
-        let Some(sample) = now.as_mut() else { continue };
-        if is_image {
-            if std::mem::replace(&mut sample.image, true) {
-                return Err(format!("sample `{key}` has two images"));
+        Ok(samples.strays().clone())
+    }
+
+    /// Reads one sample; `false` at the end.
+    fn next(&mut self, samples: &mut Samples<'_, impl Read>) -> Result<bool, Damaged> {
+        let Some(sample) = samples.advance()? else { return Ok(false) };
+        if !self.seen.insert(sample.key().to_owned()) {
+            self.problems.add_sample(|| format!(
+                "sample `{}` appears twice; the files of a sample must be adjacent, and keys must differ",
+                printable(sample.key())
+            ));
+            return Ok(true);
+        }
+        let pair = match sample.pair() {
+            Ok(pair) => pair,
+            Err(problem) => {
+                self.problems.add_sample(|| problem.message);
+                return Ok(true);
             }
-            if size > MAX_IMAGE {
-                return Err(format!(
-                    "the image of sample `{key}` has {size} bytes, at most 64 MiB are read"
-                ));
-            }
-            let mut start = [0; 12];
-            let n = read_up_to(&mut entry, &mut start).map_err(damaged)?;
-            if image_ending(&start[..n]).is_none() {
-                return Err(format!("the image of sample `{key}` is neither PNG, JPEG nor WebP"));
-            }
-        } else {
-            if std::mem::replace(&mut sample.caption, true) {
-                return Err(format!("sample `{key}` has two captions"));
-            }
-            let caption = read_caption(&mut entry, size, &key)?;
-            match captions {
-                Captions::Any | Captions::Ignored => {}
-                Captions::Classes(classes) => {
-                    let class = classes.find(&caption).ok_or_else(|| {
-                        let hint = classes.suggest(&caption).map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
-                        format!("sample `{key}` has the caption `{caption}`, which is not a class in {}{hint}", classes.file())
-                    })?;
-                    *by_class.entry(class).or_default() += 1;
+        };
+        match self.captions {
+            Captions::Any | Captions::Ignored => {}
+            Captions::Classes(classes) => match classes.find(pair.caption) {
+                Some(class) => *self.by_class.entry(class).or_default() += 1,
+                None => self.problems.add_sample(|| no_class(pair.key, pair.caption, classes)),
+            },
+            Captions::Naming(phrases) => {
+                for name in phrases.find(pair.caption) {
+                    *self.by_class.entry(name).or_default() += 1;
                 }
-                Captions::Naming(phrases) => phrases
-                    .find(&caption)
-                    .into_iter()
-                    .for_each(|name| *by_class.entry(name).or_default() += 1),
             }
         }
-        // Reading to the end detects a truncated member.
-        std::io::copy(&mut entry, &mut std::io::sink()).map_err(damaged)?;
-    }
-    pairs += finish(now, captions)?;
-    Ok((pairs, by_class))
-}
-
-struct Sample {
-    key: String,
-    image: bool,
-    caption: bool,
-}
-
-fn finish(sample: Option<Sample>, captions: Captions<'_>) -> Result<u64, String> {
-    match sample {
-        Some(_) if matches!(captions, Captions::Ignored) => Ok(1),
-        None => Ok(0),
-        Some(Sample { key, image: false, .. }) => {
-            Err(format!("sample `{key}` has a caption and no image"))
-        }
-        Some(Sample { key, caption: false, .. }) => {
-            Err(format!("sample `{key}` has an image and no caption ({key}.txt)"))
-        }
-        Some(_) => Ok(1),
+        self.pairs += 1;
+        Ok(true)
     }
 }
 
-/// Reads a caption: non-empty UTF-8 text; surrounding white space is removed.
-///
-/// # Errors
-/// A sentence that names the key.
-pub fn read_caption(entry: &mut impl Read, size: u64, key: &str) -> Result<String, String> {
-    if size > MAX_CAPTION {
-        return Err(format!(
-            "the caption of sample `{key}` has {size} bytes, at most 64 KiB are read"
-        ));
-    }
-    let mut bytes = Vec::with_capacity(size as usize);
-    entry
-        .take(MAX_CAPTION)
-        .read_to_end(&mut bytes)
-        .map_err(|error| format!("the caption of sample `{key}` cannot be read: {error}"))?;
-    if bytes.len() as u64 != size {
-        return Err(format!("the caption of sample `{key}` is cut off; write the shard again"));
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|_| format!("the caption of sample `{key}` is not UTF-8 text"))?;
-    let text = text.trim();
-    if text.is_empty() {
-        Err(format!("the caption of sample `{key}` is empty"))
-    } else {
-        Ok(text.to_owned())
-    }
-}
-
-fn read_up_to(reader: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match reader.read(&mut buffer[filled..])? {
-            0 => break,
-            n => filled += n,
-        }
-    }
-    Ok(filled)
-}
-
-/// Returns the file extension of an image by its first twelve bytes; `None` when it is neither PNG,
-/// JPEG nor WebP.
-pub fn image_ending(bytes: &[u8]) -> Option<&'static str> {
-    match bytes {
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some("png"),
-        [0xff, 0xd8, 0xff, ..] => Some("jpg"),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some("webp"),
-        _ => None,
-    }
+fn no_class(key: &str, caption: &str, classes: &Classes) -> String {
+    let hint = classes
+        .suggest(caption)
+        .map(|known| format!("; did you mean `{}`?", printable(known)))
+        .unwrap_or_default();
+    format!(
+        "sample `{}` has the caption `{}`, which is not a class in {}{hint}",
+        printable(key),
+        printable(caption),
+        classes.file()
+    )
 }
 
 /// A reader that hashes the bytes it passes on.
@@ -350,7 +279,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("shard.tar");
         std::fs::write(&path, bytes).unwrap();
-        inspect(&path, captions).map_err(|error| error.problem)
+        inspect(&path, captions).map_err(|problems| problems.named.join("\n"))
     }
 
     fn problem(members: &[(&str, &[u8])]) -> String {
@@ -434,6 +363,71 @@ mod tests {
             error.contains("`catt`, which is not a class in classes.txt; did you mean `cat`?"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn archives_one_after_another_are_all_read() {
+        let one = shard(&[("1.png", PNG), ("1.txt", b"cat")]);
+        let other = shard(&[("2.png", PNG), ("2.txt", b"dog")]);
+        let padded = [&one[..], &[0; 9 * 1024], &other, &[0; 4096]].concat();
+        assert_eq!(look(&padded, Captions::Any).unwrap().pairs, 2);
+        assert_eq!(look(&[&one[..], &other].concat(), Captions::Any).unwrap().pairs, 2);
+        let cut = &[&one[..], &other[..2048]].concat();
+        assert!(look(cut, Captions::Any).unwrap_err().contains("is cut off"));
+        let garbage = &[&one[..], &[7; 1024]].concat();
+        assert!(look(garbage, Captions::Any).unwrap_err().contains("not a complete tar file"));
+    }
+
+    #[test]
+    fn members_that_belong_to_no_pair_are_counted() {
+        let info = look(
+            &shard(&[
+                ("zoom1.5x-1.png", PNG),
+                ("zoom1.5x-1.txt", b"cat"),
+                ("1.png", PNG),
+                ("1.txt", b"cat"),
+                ("1.json", b"{}"),
+                ("README", b"x"),
+                ("__meta__", b"x"),
+            ]),
+            Captions::Any,
+        )
+        .unwrap();
+        assert_eq!((info.pairs, info.strays.members), (1, 3));
+        let sentence = info.strays.sentence().unwrap();
+        assert!(sentence.contains("3 members") && sentence.contains("`zoom1.5x-1.png`"));
+    }
+
+    #[test]
+    fn twenty_problems_are_named_and_all_are_counted() {
+        let names: Vec<String> = (0..30).map(|number| format!("{number}.png")).collect();
+        let members: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), PNG)).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shard.tar");
+        let mut bytes = shard(&members);
+        std::fs::write(&path, &bytes).unwrap();
+        let problems = inspect(&path, Captions::Any).unwrap_err();
+        assert_eq!((problems.named.len(), problems.count), (20, 30));
+        assert!(problems.of_samples && problems.named[19].contains("sample `19`"));
+        bytes.truncate(30 * 1024);
+        std::fs::write(&path, &bytes).unwrap();
+        let problems = inspect(&path, Captions::Any).unwrap_err();
+        assert!(problems.named.len() == 20 && problems.named[0].contains("is cut off"));
+    }
+
+    #[test]
+    fn messages_show_hidden_characters_and_cut_long_captions() {
+        let classes = Classes::parse(b"cat\ndog\n", "classes.txt").unwrap();
+        let refused = |caption: &[u8]| {
+            look(&shard(&[("1.png", PNG), ("1.txt", caption)]), Captions::Classes(&classes))
+                .unwrap_err()
+        };
+        assert!(refused(b"\x1b]0;owned\x07").contains(r"`\u{1b}]0;owned\u{7}`"));
+        assert!(refused("c\u{200b}at".as_bytes()).contains(r"`c\u{200b}at`"));
+        let long = refused(&[b'x'; 60_000]);
+        assert!(long.len() < 400 && long.contains("… (60000 bytes)"), "{long}");
+        let marked = shard(&[("1.png", PNG), ("1.txt", "\u{feff}cat".as_bytes())]);
+        assert_eq!(look(&marked, Captions::Classes(&classes)).unwrap().by_class[&0], 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Unlabelled texts: files with one text per line, which extend the retain statistics.
 
 use crate::manifest::Error;
-use crate::shard::MAX_CAPTION;
+use crate::webdataset::MAX_CAPTION;
 
 /// Largest file, bytes.
 pub const MAX_FILE: u64 = 256 << 20;

@@ -1,11 +1,13 @@
 //! Options, addresses and printing that several commands share.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use lethe_shared::address::Address;
 use lethe_shared::manifest::Manifest;
+use lethe_shared::printable::printable_message;
 
 use crate::attest::key::SigningKey;
 use crate::failure::Failure;
@@ -77,8 +79,12 @@ pub(super) fn cache(given: Option<&PathBuf>) -> PathBuf {
     given.cloned().or_else(user).unwrap_or_else(|| std::env::temp_dir().join("lethe-cache"))
 }
 
-/// Writes a line to stdout. A closed pipe is not an error.
+/// Writes a line or JSON to stdout, with hidden characters of lines escaped. A closed pipe is not an
+/// error.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    // JSON has its own escapes.
+    let is_json = text.starts_with(['{', '[']);
+    let text = if is_json { Cow::Borrowed(text) } else { Cow::Owned(printable_message(text)) };
     match writeln!(std::io::stdout().lock(), "{text}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::Infrastructure(format!("stdout: {error}")))

@@ -50,7 +50,7 @@ use self::work::{Work, local};
 use crate::failure::Failure;
 
 /// Version of the algorithm. Increases when the same input would give another output.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Name of the record file.
 pub const RECORD: &str = "curation.json";
 /// Largest class list, bytes.
@@ -132,6 +132,9 @@ pub struct Curation {
     pub mentioning: u64,
     /// Unusable samples, by reason.
     pub unusable: BTreeMap<Unusable, PassedOver>,
+    /// Members of shards that belong to no pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strays: Option<PassedOver>,
     /// Concepts by id.
     pub concepts: Vec<CuratedConcept>,
     /// Number of concept pairs that share a caption.
@@ -186,6 +189,13 @@ impl Curation {
                 passed.samples,
                 why.trim_matches('"'),
                 passed.example
+            ));
+        }
+        if let Some(strays) = &self.strays {
+            warnings.push(format!(
+                "{} members of shards belong to no image-text pair, such as {}; the key of a sample \
+                 is its path up to the first dot of the file name",
+                strays.samples, strays.example
             ));
         }
         if !self.classes_added.is_empty() {
@@ -470,6 +480,7 @@ fn write(
         pairs: tally.pairs,
         mentioning: tally.mentioning,
         unusable: tally.unusable.clone(),
+        strays: tally.strays.clone(),
         concepts,
         overlaps: overlaps.len(),
         classes_added: if options.classes.is_some() { names.added.clone() } else { Vec::new() },

@@ -1,139 +1,24 @@
 //! Reads image-text pairs from a shard as a stream. Samples that are not pairs are skipped and
 //! counted, because a crawl of hundreds of thousands contains some.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::ops::ControlFlow;
 
-use lethe_shared::shard::{MAX_CAPTION, MAX_IMAGE, Member, classify, image_ending};
-use serde::{Deserialize, Serialize};
+use lethe_shared::webdataset::Archive;
+pub use lethe_shared::webdataset::{Damaged, Pair, Strays, Unusable};
 
-/// A pair, valid until the next one is read.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Pair<'a> {
-    /// Its key in the shard.
-    pub key: &'a str,
-    /// The caption, without surrounding white space.
-    pub caption: &'a str,
-    /// The image in its stored format.
-    pub image: &'a [u8],
-    /// File extension of the image's format.
-    pub ending: &'static str,
-}
-
-/// The reason why a sample is not a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Unusable {
-    /// A link or device, or a path that is not UTF-8 or leaves the shard.
-    BadName,
-    /// The caption has no image.
-    NoImage,
-    /// The image has no caption.
-    NoCaption,
-    /// Two images or two captions have the same key.
-    Twice,
-    /// The image is neither PNG, JPEG nor WebP.
-    BadImage,
-    /// The image is larger than 64 MiB.
-    LargeImage,
-    /// The caption is empty, not UTF-8, or larger than 64 KiB.
-    BadCaption,
-}
-
-/// A sample of a shard.
+/// What is found in a shard.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
     /// A pair.
     Pair(Pair<'a>),
     /// An unusable sample: the reason and its key.
     Unusable(Unusable, &'a str),
+    /// At the end, the members that belong to no pair, if there are any.
+    Strays(&'a Strays),
 }
 
-/// The shard is not a complete tar file.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is damaged at byte {at}: {problem}")]
-pub struct Damaged {
-    /// Offset of the first invalid byte.
-    pub at: u64,
-    /// Description of the defect.
-    pub problem: String,
-}
-
-/// The bytes of one file. The next file overwrites them, because clearing memory first would cost
-/// as much as reading.
-#[derive(Default)]
-struct Content {
-    memory: Vec<u8>,
-    size: usize,
-}
-
-impl Content {
-    /// Reads `size` bytes, or fewer at the end of the reader.
-    fn fill(&mut self, mut reader: impl Read, size: usize) -> io::Result<()> {
-        self.size = 0;
-        if self.memory.len() < size {
-            self.memory.resize(size, 0);
-        }
-        while self.size < size {
-            match reader.read(&mut self.memory[self.size..size]) {
-                Ok(0) => break,
-                Ok(n) => self.size += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.memory[..self.size]
-    }
-}
-
-/// The files of the current sample. Its memory is reused for the next one.
-#[derive(Default)]
-struct Sample {
-    key: String,
-    image: Content,
-    caption: Content,
-    has_image: bool,
-    has_caption: bool,
-    unusable: Option<Unusable>,
-}
-
-impl Sample {
-    fn begin(&mut self, key: String) {
-        self.key = key;
-        (self.has_image, self.has_caption, self.unusable) = (false, false, None);
-    }
-
-    fn finish(&self) -> Option<Found<'_>> {
-        if !self.has_image && !self.has_caption {
-            return None;
-        }
-        let unusable = |why| Some(Found::Unusable(why, &self.key));
-        if let Some(why) = self.unusable {
-            return unusable(why);
-        }
-        if !self.has_image {
-            return unusable(Unusable::NoImage);
-        }
-        if !self.has_caption {
-            return unusable(Unusable::NoCaption);
-        }
-        let image = self.image.bytes();
-        let Some(ending) = image_ending(image) else { return unusable(Unusable::BadImage) };
-        match std::str::from_utf8(self.caption.bytes()).map(str::trim) {
-            Ok(caption) if !caption.is_empty() => {
-                Some(Found::Pair(Pair { key: &self.key, caption, image, ending }))
-            }
-            _ => unusable(Unusable::BadCaption),
-        }
-    }
-}
-
-/// Reads an archive to its end, or until `each` breaks, and passes every sample in order. Holds one
-/// sample in memory.
+/// Reads an archive to its end, or until `each` breaks, and passes every sample in order.
 ///
 /// # Errors
 /// [`Damaged`] when the archive is invalid or cannot be read; only the caller's reader can
@@ -142,59 +27,21 @@ pub fn read(
     reader: impl Read,
     mut each: impl FnMut(Found<'_>) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, Damaged> {
-    let mut archive = tar::Archive::new(reader);
-    let mut sample = Sample::default();
-    let mut at = 0;
-    let damaged = |at: u64, error: io::Error| Damaged { at, problem: error.to_string() };
-    for entry in archive.entries().map_err(|error| damaged(0, error))? {
-        let mut entry = entry.map_err(|error| damaged(at, error))?;
-        let (body, size) = (entry.raw_file_position(), entry.size());
-        at = body.saturating_add(size).div_ceil(512).saturating_mul(512);
-        let (key, is_image) = match classify(&entry) {
-            Ok(Member::Other) => continue,
-            Ok(Member::Image(key)) => (key, true),
-            Ok(Member::Caption(key)) => (key, false),
-            Err(_) => {
-                if each(Found::Unusable(
-                    Unusable::BadName,
-                    &entry.path_bytes().escape_ascii().to_string(),
-                ))
-                .is_break()
-                {
-                    return Ok(ControlFlow::Break(()));
-                }
-                continue;
-            }
+    let mut archive = Archive::new(reader);
+    let mut samples = archive.samples(true)?;
+    while let Some(sample) = samples.advance()? {
+        let found = match sample.pair() {
+            Ok(pair) => each(Found::Pair(pair)),
+            Err(problem) => each(Found::Unusable(problem.reason, sample.key())),
         };
-        if key != sample.key {
-            if let Some(found) = sample.finish()
-                && each(found).is_break()
-            {
-                return Ok(ControlFlow::Break(()));
-            }
-            sample.begin(key);
-        }
-        let (there, content, most, too_large) = if is_image {
-            (&mut sample.has_image, &mut sample.image, MAX_IMAGE, Unusable::LargeImage)
-        } else {
-            (&mut sample.has_caption, &mut sample.caption, MAX_CAPTION, Unusable::BadCaption)
-        };
-        if std::mem::replace(there, true) {
-            sample.unusable = Some(Unusable::Twice);
-        } else if size > most {
-            sample.unusable = Some(too_large);
-        } else {
-            // At most 64 MiB.
-            content.fill(&mut entry, size as usize).map_err(|error| damaged(body, error))?;
-            if content.size as u64 != size {
-                return Err(Damaged {
-                    at: body + content.size as u64,
-                    problem: format!("`{}` is cut off", sample.key),
-                });
-            }
+        if found.is_break() {
+            return Ok(found);
         }
     }
-    Ok(sample.finish().map_or(ControlFlow::Continue(()), each))
+    Ok(match samples.strays() {
+        strays if strays.members > 0 => each(Found::Strays(strays)),
+        _ => ControlFlow::Continue(()),
+    })
 }
 
 #[cfg(test)]
@@ -223,10 +70,11 @@ mod tests {
                     "{}: {} ({}, {} bytes)",
                     pair.key,
                     pair.caption,
-                    pair.ending,
+                    pair.extension,
                     pair.image.len()
                 ),
                 Found::Unusable(why, key) => format!("{key}: {why:?}"),
+                Found::Strays(strays) => format!("{} strays: {}", strays.members, strays.example),
             });
             ControlFlow::Continue(())
         });
@@ -258,6 +106,8 @@ mod tests {
             ("10.txt", b"\xff"),
             ("11.png", PNG),
             ("11.txt", b"last"),
+            ("12.5x.png", PNG),
+            ("12.5x.txt", b"a key ends at its first dot"),
         ]);
         let expected = [
             "a/1: a cat (jpg, 14 bytes)",
@@ -271,8 +121,12 @@ mod tests {
             "9: BadCaption",
             "10: BadCaption",
             "11: last (png, 21 bytes)",
+            "2 strays: 12.5x.png",
         ];
         assert_eq!(told(&bytes).unwrap(), expected);
+        // A second archive behind the first one is read as well.
+        let twice = [&bytes[..], &shard(&[("13.png", PNG), ("13.txt", b"more")])].concat();
+        assert!(told(&twice).unwrap().contains(&"13: more (png, 21 bytes)".to_owned()));
         assert!(told(&shard(&[])).unwrap().is_empty());
     }
 

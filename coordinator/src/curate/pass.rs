@@ -134,6 +134,7 @@ impl Pass<'_> {
             }
             match found {
                 Found::Unusable(why, key) => reading.tally.pass_over(why, &shown, key),
+                Found::Strays(strays) => reading.tally.pass_over_strays(strays, &shown),
                 Found::Pair(pair) => {
                     if let Err(failure) = reading.pair(&pair) {
                         reading.failure = Some(failure);

@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn a_priority_is_of_seed_caption_and_image() {
         let draw = |seed, caption, image: &'static [u8]| {
-            Lottery::new(seed).draw(&Pair { key: "k", caption, image, ending: "png" })
+            Lottery::new(seed).draw(&Pair { key: "k", caption, image, extension: "png" })
         };
         let one = draw(1, "a cat", b"xyz");
         assert_eq!(one, draw(1, "a cat", b"xyz"));
@@ -345,9 +345,9 @@ mod tests {
         );
         assert_eq!(one.to_string().parse(), Ok(one));
         let mut lottery = Lottery::new(1);
-        lottery.draw(&Pair { key: "", caption: "x", image: b"y", ending: "png" });
+        lottery.draw(&Pair { key: "", caption: "x", image: b"y", extension: "png" });
         assert_eq!(
-            lottery.draw(&Pair { key: "", caption: "a cat", image: b"xyz", ending: "png" }),
+            lottery.draw(&Pair { key: "", caption: "a cat", image: b"xyz", extension: "png" }),
             one
         );
     }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use lethe_shared::printable::printable;
 use serde::{Deserialize, Serialize};
 
-use super::pairs::Unusable;
+use super::pairs::{Strays, Unusable};
 
 /// Largest number of concepts in a caption whose overlaps are counted: a caption with more is a
 /// list, and the number of concept pairs grows quadratically.
@@ -41,6 +42,9 @@ pub struct Tally {
     pub overlaps: BTreeMap<u32, BTreeMap<u32, u64>>,
     /// Unusable samples, by reason.
     pub unusable: BTreeMap<Unusable, PassedOver>,
+    /// Members that belong to no pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strays: Option<PassedOver>,
 }
 
 impl Tally {
@@ -65,10 +69,18 @@ impl Tally {
     pub fn pass_over(&mut self, why: Unusable, shard: &str, key: &str) {
         let passed = self.unusable.entry(why).or_default();
         if passed.samples == 0 {
-            let key: String = key.chars().filter(|letter| !letter.is_control()).take(100).collect();
-            passed.example = format!("{shard}: {key}");
+            passed.example = format!("{}: {}", printable(shard), printable(key));
         }
         passed.samples += 1;
+    }
+
+    /// Counts members that belong to no pair.
+    pub fn pass_over_strays(&mut self, strays: &Strays, shard: &str) {
+        let passed = self.strays.get_or_insert_default();
+        if passed.samples == 0 {
+            passed.example = format!("{}: {}", printable(shard), strays.example);
+        }
+        passed.samples += strays.members;
     }
 
     /// Adds the counts of `other`.
@@ -90,6 +102,12 @@ impl Tally {
                 .entry(why)
                 .or_insert_with(|| PassedOver { samples: 0, example: passed.example.clone() });
             sum.samples += passed.samples;
+        }
+        if let Some(strays) = &other.strays {
+            let sum = self
+                .strays
+                .get_or_insert_with(|| PassedOver { samples: 0, example: strays.example.clone() });
+            sum.samples += strays.samples;
         }
     }
 }

@@ -323,7 +323,7 @@ impl Spool {
         written.map_err(|error| local(&self.path, error))?;
         // Both lengths are limited, to 64 KiB and 64 MiB.
         let (caption, image) = (pair.caption.len() as u32, pair.image.len() as u32);
-        let place = Place { at: self.at, caption, image, ending: pair.ending.to_owned() };
+        let place = Place { at: self.at, caption, image, ending: pair.extension.to_owned() };
         self.at += u64::from(caption) + u64::from(image);
         Ok(place)
     }
@@ -382,7 +382,7 @@ mod tests {
         let into = folder.path().join("deep/out");
         let work = Work::open(&into, Digest::of(b"job"), (9, 9)).unwrap();
         let mut spool = work.spool(&source("a").address).unwrap();
-        let pair = |caption, image| Pair { key: "k", caption, image, ending: "png" };
+        let pair = |caption, image| Pair { key: "k", caption, image, extension: "png" };
         spool.add(&pair("one", b"first")).unwrap();
         let place = spool.add(&pair("two", b"second")).unwrap();
         assert_eq!(work.record(&source("a")).unwrap(), None);

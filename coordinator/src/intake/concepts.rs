@@ -9,11 +9,11 @@ use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
 use lethe_shared::manifest::{Classes, Error, Manifest, Required};
 use lethe_store as store;
 
-use super::data::{AT_ONCE, Wanted, inspect};
+use super::data::{AT_ONCE, Shards, Wanted, inspect};
 use super::files::{missing, read_file};
 use super::plan::PlannedConcept;
 use crate::attest::names::{MAX_SALT, Salt};
-use crate::failure::Failure;
+use crate::failure::{Failure, Problems};
 
 /// Largest class list, bytes.
 const MAX_CLASSES: u64 = 256 << 20;
@@ -74,39 +74,46 @@ pub(super) fn check_policy(manifest: &Manifest, concepts: &[Concept]) -> Result<
     })
 }
 
+/// Finds and inspects the forget shards of all concepts. Problems of the input are added to
+/// `problems`, and members that are not read to `warnings`.
+///
+/// # Errors
+/// Every other failure.
 pub(super) async fn find_forget_shards(
     concepts: Vec<Concept>,
     manifest: &Manifest,
     cache: &Path,
+    problems: &mut Problems,
+    warnings: &mut Vec<String>,
 ) -> Result<Vec<PlannedConcept>, Failure> {
-    let found: Vec<Result<PlannedConcept, Failure>> =
-        futures::stream::iter(concepts.into_iter().map(|concept| async move {
-            let place = format!("{}: concept `{}`", concept.place, concept.id);
-            let mut forget = Vec::new();
-            for pattern in &concept.forget {
-                for address in
-                    store::expand(pattern).await.map_err(|error| missing(&place, error))?
-                {
-                    forget.push(inspect(place.clone(), address, Wanted::Any, cache).await?.0);
+    let inspections = concepts.into_iter().map(|concept| async move {
+        let place = format!("{}: concept `{}`", concept.place, concept.id);
+        let mut forget = Vec::new();
+        for pattern in &concept.forget {
+            match store::expand(pattern).await {
+                Ok(addresses) => {
+                    for address in addresses {
+                        forget.push(inspect(place.clone(), address, Wanted::Any, cache).await);
+                    }
                 }
+                Err(error) => forget.push(Err(missing(&place, error).into())),
             }
-            let stop = concept.stop.unwrap_or(manifest.method.stop);
-            let tolerance = concept.tolerance.unwrap_or(manifest.composition.tolerance);
-            Ok(PlannedConcept { concept, forget, stop, tolerance })
-        }))
-        .buffered(AT_ONCE)
-        .collect()
-        .await;
-    let (mut planned, mut problems) = (Vec::new(), Vec::new());
-    for concept in found {
-        match concept {
-            Ok(concept) => planned.push(concept),
-            Err(Failure::BadInput(more)) => problems.extend(more),
-            Err(other) => return Err(other),
         }
+        (concept, forget)
+    });
+    let mut inspected = futures::stream::iter(inspections).buffered(AT_ONCE);
+    let mut planned = Vec::new();
+    while let Some((concept, forget)) = inspected.next().await {
+        let mut found = Shards::default();
+        for shard in forget {
+            found.add(shard, problems)?;
+        }
+        warnings.extend(found.warnings);
+        let stop = concept.stop.unwrap_or(manifest.method.stop);
+        let tolerance = concept.tolerance.unwrap_or(manifest.composition.tolerance);
+        planned.push(PlannedConcept { concept, forget: found.shards, stop, tolerance });
     }
-    problems.truncate(20);
-    if problems.is_empty() { Ok(planned) } else { Err(Failure::BadInput(problems)) }
+    Ok(planned)
 }
 
 /// Reads the salt for name hashes, if names are hashed.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
 use lethe_shared::manifest::concepts::Concept;
@@ -19,7 +19,7 @@ use lethe_store as store;
 
 use super::files::{expand, missing, read_file};
 use crate::compose::protected::{MAX_FILE, MAX_NAMES, Protected};
-use crate::failure::Failure;
+use crate::failure::{Failure, Problems};
 
 /// Files that are inspected concurrently.
 pub(super) const AT_ONCE: usize = 4;
@@ -36,29 +36,97 @@ pub(super) enum Wanted {
 /// Numbers of pairs or texts by class.
 pub(super) type ByClass = BTreeMap<u32, u64>;
 
-/// Expands patterns and inspects every file. Also returns the number of pairs by class over all of
-/// them.
+/// What is said after problems of samples.
+const SAMPLES_ADVICE: &str =
+    "correct these samples, or let `lethe curate` write shards without them";
+
+/// The shards of a field.
+#[derive(Debug, Default)]
+pub(super) struct Shards {
+    /// The shards, in the manifest's order.
+    pub(super) shards: Vec<ShardRef>,
+    /// Number of pairs by class over all of them.
+    pub(super) by_class: ByClass,
+    /// Members that are not read.
+    pub(super) warnings: Vec<String>,
+}
+
+impl Shards {
+    /// Adds a shard, or its problems to `problems`.
+    pub(super) fn add(
+        &mut self,
+        inspected: Result<Inspected, Rejected>,
+        problems: &mut Problems,
+    ) -> Result<(), Failure> {
+        match inspected {
+            Ok(inspected) => {
+                self.shards.push(inspected.shard);
+                for (class, pairs) in inspected.by_class {
+                    *self.by_class.entry(class).or_default() += pairs;
+                }
+                self.warnings.extend(inspected.warning);
+            }
+            Err(Rejected::Shard { named, count, of_samples }) => {
+                problems.add(named, count);
+                if of_samples {
+                    problems.advise(SAMPLES_ADVICE);
+                }
+            }
+            Err(Rejected::Failure(failure)) => {
+                problems.take::<()>(Err(failure))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A shard that was inspected.
+#[derive(Debug)]
+pub(super) struct Inspected {
+    shard: ShardRef,
+    by_class: ByClass,
+    warning: Option<String>,
+}
+
+/// Why a shard was not accepted.
+#[derive(Debug)]
+pub(super) enum Rejected {
+    /// Its contents; the number of problems, some of which are named.
+    Shard { named: Vec<String>, count: u64, of_samples: bool },
+    /// It could not be inspected.
+    Failure(Failure),
+}
+
+impl From<Failure> for Rejected {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+/// Expands patterns and inspects every file. Problems of the input are added to `problems`.
+///
+/// # Errors
+/// Every other failure.
 pub(super) async fn shards(
     manifest: &Manifest,
     field: &str,
     patterns: &[String],
     wanted: Wanted,
     cache: &Path,
-) -> Result<(Vec<ShardRef>, ByClass), Failure> {
+    problems: &mut Problems,
+) -> Result<Shards, Failure> {
     let place = format!("{}: {field}", manifest.file.display());
-    let addresses = expand(manifest, field, patterns).await?;
-    let inspected: Vec<(ShardRef, ByClass)> = futures::stream::iter(
-        addresses.into_iter().map(|address| inspect(place.clone(), address, wanted.clone(), cache)),
-    )
-    .buffered(AT_ONCE)
-    .try_collect()
-    .await?;
-    let (mut shards, mut by_class) = (Vec::with_capacity(inspected.len()), ByClass::new());
-    for (shard, pairs) in inspected {
-        shards.push(shard);
-        pairs.into_iter().for_each(|(class, pairs)| *by_class.entry(class).or_default() += pairs);
+    let mut found = Shards::default();
+    let Some(addresses) = problems.take(expand(manifest, field, patterns).await)? else {
+        return Ok(found);
+    };
+    let inspections =
+        addresses.into_iter().map(|address| inspect(place.clone(), address, wanted.clone(), cache));
+    let mut inspected = futures::stream::iter(inspections).buffered(AT_ONCE);
+    while let Some(shard) = inspected.next().await {
+        found.add(shard, problems)?;
     }
-    Ok((shards, by_class))
+    Ok(found)
 }
 
 pub(super) async fn inspect(
@@ -66,7 +134,7 @@ pub(super) async fn inspect(
     address: Address,
     wanted: Wanted,
     cache: &Path,
-) -> Result<(ShardRef, ByClass), Failure> {
+) -> Result<Inspected, Rejected> {
     let path: PathBuf =
         store::fetch_file(&address, cache, None).await.map_err(|error| missing(&place, error))?;
     let held = if matches!(wanted, Wanted::Images) { "image" } else { "image-text pair" };
@@ -82,16 +150,29 @@ pub(super) async fn inspect(
     let info = inspected
         .await
         .map_err(|error| Failure::Infrastructure(error.to_string()))?
-        .map_err(|error| {
-            Failure::input(Error::new(place.clone(), format!("{address}: {}", error.problem)))
+        .map_err(|problems| {
+            let at = |problem: String| {
+                Error::new(place.clone(), format!("{address}: {problem}")).to_string()
+            };
+            let (count, of_samples) = (problems.count, problems.of_samples);
+            Rejected::Shard {
+                named: problems.named.into_iter().map(at).collect(),
+                count,
+                of_samples,
+            }
         })?;
+    let strays = info.strays.sentence();
     if info.pairs == 0 {
-        return Err(Failure::input(Error::new(place, format!("{address} holds no {held}"))));
+        let strays = strays.map(|sentence| format!(": {sentence}")).unwrap_or_default();
+        let problem = Error::new(place, format!("{address} holds no {held}{strays}"));
+        return Err(Failure::input(problem).into());
     }
-    Ok((
-        ShardRef { digest: info.digest, bytes: info.bytes, pairs: info.pairs, address },
-        info.by_class,
-    ))
+    let warning = strays.map(|sentence| format!("{address}: {sentence}"));
+    Ok(Inspected {
+        shard: ShardRef { digest: info.digest, bytes: info.bytes, pairs: info.pairs, address },
+        by_class: info.by_class,
+        warning,
+    })
 }
 
 /// Returns the slices of all unlabelled texts, their files, and the number of texts that name each
@@ -134,7 +215,8 @@ pub(super) async fn read_texts(
 pub(super) async fn read_images(
     manifest: &Manifest,
     cache: &Path,
-) -> Result<Vec<ShardRef>, Failure> {
+    problems: &mut Problems,
+) -> Result<Shards, Failure> {
     let field = "data.retain_images";
     let composition = &manifest.composition;
     let looked_at = composition.method.corrects() && composition.towers.include(Tower::Vision);
@@ -144,7 +226,7 @@ pub(super) async fn read_images(
                        unlabelled images; leave it out, or set composition.towers to \"vision\" or \"both\"";
         return Err(Failure::input(Error::new(place, problem)));
     }
-    Ok(shards(manifest, field, &manifest.data.retain_images, Wanted::Images, cache).await?.0)
+    shards(manifest, field, &manifest.data.retain_images, Wanted::Images, cache, problems).await
 }
 
 /// Returns the protected texts.

@@ -15,12 +15,14 @@ use super::concepts::{
     check_policy, find_forget_shards, hide, read_classes, read_concepts, read_salt,
 };
 use super::coverage::Named;
-use super::data::{Wanted, read_images, read_protected, read_texts, retain_warnings, shards};
+use super::data::{
+    Shards, Wanted, read_images, read_protected, read_texts, retain_warnings, shards,
+};
 use super::files::missing;
 use super::model::{OpenModel, open_model};
 use super::plan::{Plan, classes_of};
 use crate::downstream::{Target, layers};
-use crate::failure::Failure;
+use crate::failure::{Failure, Problems};
 
 impl Plan {
     /// Reads a manifest and all files that it names. Remote files are downloaded into `cache`.
@@ -70,20 +72,36 @@ impl Plan {
 
         let (naming, labels) =
             (Wanted::Naming(Arc::clone(&phrases)), Wanted::Classes(Arc::clone(&classes)));
-        let (retain, captions) =
-            shards(&manifest, "data.retain", &manifest.data.retain, naming, cache).await?;
-        let (retain_texts, text_files, mut texts) =
-            read_texts(&manifest, Arc::clone(&phrases), cache).await?;
-        let retain_images = read_images(&manifest, cache).await?;
-        let mut protected = read_protected(&manifest, &concepts, cache).await?;
-        let (validation, _) =
-            shards(&manifest, "data.validation", &manifest.data.validation, labels.clone(), cache)
-                .await?;
-        let (test, _) = shards(&manifest, "data.test", &manifest.data.test, labels, cache).await?;
+        let mut problems = Problems::default();
+        let data = &manifest.data;
+        let Shards { shards: retain, by_class: captions, warnings: of_retain } =
+            shards(&manifest, "data.retain", &data.retain, naming, cache, &mut problems).await?;
         let mut warnings = of_model;
+        warnings.extend(of_retain);
+        let texts = read_texts(&manifest, Arc::clone(&phrases), cache).await;
+        let texts = problems.take(texts)?.unwrap_or_default();
+        let (retain_texts, text_files, mut texts) = texts;
+        let images = read_images(&manifest, cache, &mut problems).await;
+        let images = problems.take(images)?.unwrap_or_default();
+        let protected = read_protected(&manifest, &concepts, cache).await;
+        let mut protected = problems.take(protected)?.flatten();
+        let validation = shards(
+            &manifest,
+            "data.validation",
+            &data.validation,
+            labels.clone(),
+            cache,
+            &mut problems,
+        )
+        .await?;
+        let test = shards(&manifest, "data.test", &data.test, labels, cache, &mut problems).await?;
+        problems.take(check_policy(&manifest, &concepts))?;
+        warnings.extend([images.warnings, validation.warnings, test.warnings].concat());
+        let (retain_images, validation, test) = (images.shards, validation.shards, test.shards);
+        let mut concepts =
+            find_forget_shards(concepts, &manifest, cache, &mut problems, &mut warnings).await?;
+        problems.finish()?;
         warnings.extend(retain_warnings(&retain, &manifest)?);
-        check_policy(&manifest, &concepts)?;
-        let mut concepts = find_forget_shards(concepts, &manifest, cache).await?;
         if validation.is_empty() {
             warnings.push(
                 "without validation shards, ties between layers go to the smaller change"

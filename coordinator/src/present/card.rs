@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use lethe_shared::printable::printable_message;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{
     Composition, ConceptRecord, DataFile, Measured, Origin, Retained, UtilityOn,
@@ -40,9 +41,7 @@ fn change(before: Retained, after: Retained) -> String {
 
 /// Returns text from a manifest, escaped for Markdown tables.
 fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect::<String>()
+    printable_message(&text.replace(['\n', '\r', '\t'], " "))
         .replace('|', "\\|")
         .replace('<', "&lt;")
 }

@@ -1,10 +1,12 @@
 //! Logs on stderr: text for people, or one JSON object per line for machines.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use lethe_shared::printable::printable_message;
 use tracing_subscriber::EnvFilter;
 
 /// The format of logs.
@@ -75,9 +77,14 @@ struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, lines: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(lines);
+        // On a terminal, lines have escape codes for colours, and `tracing-subscriber` escapes what
+        // they quote. JSON has its own escapes.
+        let is_plain = format() == Format::Human && !std::io::stderr().is_terminal();
+        let text = if is_plain { Cow::Owned(printable_message(&text)) } else { text };
         match PRINT.get() {
-            Some(print) => print(String::from_utf8_lossy(lines).trim_end_matches('\n'))?,
-            None => std::io::stderr().lock().write_all(lines)?,
+            Some(print) => print(text.trim_end_matches('\n'))?,
+            None => std::io::stderr().lock().write_all(text.as_bytes())?,
         }
         Ok(lines.len())
     }
@@ -92,8 +99,10 @@ pub fn format() -> Format {
     FORMAT.get().copied().unwrap_or_default()
 }
 
-/// Prints a line on stderr whatever the log level; as a JSON object when logs are JSON.
+/// Prints a line on stderr whatever the log level; as a JSON object when logs are JSON. Control and
+/// invisible characters are escaped.
 pub fn say(level: &'static str, text: &str) {
+    let text = printable_message(text);
     let line = match (format(), level) {
         (Format::Json, _) => {
             format!("{}\n", serde_json::json!({ "level": level.to_uppercase(), "message": text }))

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::error::Error;
+use crate::printable::printable;
 
 /// Most classes.
 const MAX_CLASSES: usize = 1_000_000;
@@ -35,7 +36,11 @@ impl Classes {
                 return wrong("more than a million classes".into());
             }
             if let Some(before) = index.insert(name.to_owned(), names.len() as u32) {
-                return wrong(format!("class `{name}` is already on line {}", before + 1));
+                return wrong(format!(
+                    "class `{}` is already on line {}",
+                    printable(name),
+                    before + 1
+                ));
             }
             names.push(name.to_owned());
         }

@@ -9,6 +9,7 @@ use super::classes::Classes;
 use super::error::{Error, at_line};
 use super::id::is_id;
 use crate::address::Address;
+use crate::printable::printable;
 use crate::vocabulary::Stop;
 
 /// Largest table, in bytes.
@@ -245,7 +246,11 @@ fn check_row(
             .suggest(class)
             .map(|known| format!("; did you mean `{known}`?"))
             .unwrap_or_default();
-        wrong(format!("class `{class}` of concept `{id}` is not in {}{hint}", classes.file()))
+        wrong(format!(
+            "class `{}` of concept `{id}` is not in {}{hint}",
+            printable(class),
+            classes.file()
+        ))
     })?;
     let strength = row.strength.unwrap_or(1.0);
     if !(0.0..=MAX_STRENGTH).contains(&strength) {

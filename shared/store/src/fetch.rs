@@ -10,6 +10,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::io::AsyncWriteExt;
 
+use crate::braces;
 use crate::error::Error;
 use crate::store::{REQUESTS, Store, blocking};
 
@@ -236,14 +237,17 @@ pub async fn forget_folder(address: &Address, cache: &Path) -> Result<bool, Erro
 /// Escapes an address, so that as a pattern it matches only itself.
 pub fn literally(address: &Address) -> String {
     let text = address.to_string();
-    match text.rsplit_once('/') {
+    let escaped = match text.rsplit_once('/') {
         Some((folder, last)) => format!("{folder}/{}", glob::Pattern::escape(last)),
         None => text,
-    }
+    };
+    braces::escape(&escaped)
 }
 
-/// Returns the files that match an address with `*`, `?` or `[…]` in its last part, sorted. An
-/// address without wildcards is returned as it is.
+/// Returns the files that an address names. Braces are expanded first, as by the `webdataset`
+/// package (`{000..127}`, `{a,b}`); a local file with that very name is taken as it is. Then `*`,
+/// `?` and `[…]` in the last part match files, sorted. An address without either is returned as it
+/// is.
 ///
 /// # Cancel safety
 /// A cancelled call has no effect.
@@ -252,6 +256,28 @@ pub fn literally(address: &Address) -> String {
 /// [`Error::NotFound`] when a pattern matches nothing; [`Error::Invalid`] when a wildcard stands
 /// before the last part.
 pub async fn expand(pattern: &Address) -> Result<Vec<Address>, Error> {
+    let text = pattern.to_string();
+    if let Address::Local(path) = pattern
+        && text.contains('{')
+        && tokio::fs::try_exists(path).await.unwrap_or(false)
+    {
+        return Ok(vec![pattern.clone()]);
+    }
+    let wrong = |problem: String| Error::Invalid { what: text.clone(), problem };
+    let texts = braces::expand(&text, MAX_MATCHES).map_err(wrong)?;
+    let mut addresses = Vec::new();
+    for expanded in texts {
+        let expanded = Address::parse(&expanded).map_err(|error| wrong(error.to_string()))?;
+        addresses.extend(matching(&expanded).await?);
+        if addresses.len() > MAX_MATCHES {
+            return Err(wrong("matches more than a million files".to_owned()));
+        }
+    }
+    Ok(addresses)
+}
+
+/// Returns the files that match an address without braces.
+async fn matching(pattern: &Address) -> Result<Vec<Address>, Error> {
     let text = pattern.to_string();
     if !text.contains(['*', '?', '[']) {
         return Ok(vec![pattern.clone()]);
@@ -316,6 +342,14 @@ mod tests {
         }
         let at = |name: &str| Address::Local(folder.path().join(name));
         assert_eq!(expand(&at("b-*.tar")).await.unwrap(), [at("b-1.tar"), at("b-2.tar")]);
+        assert_eq!(expand(&at("b-{1..2}.tar")).await.unwrap(), [at("b-1.tar"), at("b-2.tar")]);
+        assert_eq!(expand(&at("{b-2.t,a.}*")).await.unwrap(), [at("b-2.tar"), at("a.txt")]);
+        assert_eq!(expand(&at("n-{08..10}.tar")).await.unwrap().len(), 3);
+        assert!(matches!(expand(&at("n-{1..2.tar")).await, Err(Error::Invalid { .. })));
+        std::fs::write(folder.path().join("d{1,2}.tar"), "").unwrap();
+        assert_eq!(expand(&at("d{1,2}.tar")).await.unwrap(), [at("d{1,2}.tar")]);
+        let literal = Address::parse(&literally(&at("d{1,2}.tar"))).unwrap();
+        assert_eq!(expand(&literal).await.unwrap(), [at("d{1,2}.tar")]);
         let odd = folder.path().join("c[1]*.tar");
         std::fs::write(&odd, "").unwrap();
         std::fs::write(folder.path().join("c1.tar"), "").unwrap();

@@ -44,6 +44,7 @@
 //! ```
 
 mod answers;
+mod braces;
 mod claim;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

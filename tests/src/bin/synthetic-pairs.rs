@@ -91,12 +91,18 @@ fn write_shard(
 ) -> Result<()> {
     let mut draws = Draws::seeded(Digest::of(&number.to_le_bytes()));
     let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, File::create(path)?));
-    let mut image: Vec<u8> = (0..20_000).map(|_| below(&mut draws, 256) as u8).collect();
-    image[..4].copy_from_slice(b"\xff\xd8\xff\xe0");
+    // A JPEG by its markers: a comment of eight bytes, the headers of frame and scan, and noise
+    // without markers.
+    let mut image: Vec<u8> = (0..20_000).map(|_| below(&mut draws, 255) as u8).collect();
+    image[..6].copy_from_slice(b"\xff\xd8\xff\xfe\0\x0a");
+    image[14..27].copy_from_slice(b"\xff\xc0\0\x0b\x08\0\x40\0\x40\x01\x01\x11\0");
+    image[27..37].copy_from_slice(b"\xff\xda\0\x08\x01\x01\0\0\x3f\0");
     for pair in 0..pairs {
-        // Unique bytes at the start make the image distinct, so the noise can repeat.
-        image[4..12].copy_from_slice(&((number as u64) << 32 | pair as u64).to_le_bytes());
+        // Unique bytes in the comment make the image distinct, so the noise can repeat.
+        image[6..14].copy_from_slice(&((number as u64) << 32 | pair as u64).to_le_bytes());
         let size = 4_000 + below(&mut draws, 16_000);
+        let noise: [u8; 2] = [image[size - 2], image[size - 1]];
+        image[size - 2..size].copy_from_slice(b"\xff\xd9");
         let text = caption(&mut draws, names);
         for (ending, bytes) in [("jpg", &image[..size]), ("txt", text.as_bytes())] {
             let mut header = tar::Header::new_ustar();
@@ -104,6 +110,7 @@ fn write_shard(
             header.set_mode(0o644);
             tar.append_data(&mut header, format!("{pair:09}.{ending}"), bytes)?;
         }
+        image[size - 2..size].copy_from_slice(&noise);
     }
     tar.into_inner()?.flush()?;
     Ok(())

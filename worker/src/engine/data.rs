@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use lethe_shared::printable::printable;
 use lethe_shared::reference::{ClassTexts, FileSpec};
 use tch::{Device, Kind, Tensor};
 
@@ -85,10 +86,9 @@ pub(super) fn classes_of(captions: &[String], texts: &ClassTexts) -> Result<Vec<
     let index: HashMap<&str, u32> =
         texts.names.iter().zip(0..).map(|(name, class)| (name.as_str(), class)).collect();
     let class = |caption: &String| {
-        index
-            .get(caption.trim())
-            .copied()
-            .ok_or_else(|| Error::Input(format!("caption `{caption}` is not in the class list")))
+        index.get(caption.trim()).copied().ok_or_else(|| {
+            Error::Input(format!("caption `{}` is not in the class list", printable(caption)))
+        })
     };
     captions.iter().map(class).collect()
 }

@@ -6,7 +6,9 @@ use std::io::{BufReader, Read};
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{self, FilterType};
 use image::{ExtendedColorType, RgbImage};
+use lethe_shared::printable::printable;
 use lethe_shared::reference::{ArtifactRef, FileSpec};
+use lethe_shared::webdataset::Archive;
 
 use super::error::Error;
 use super::job_context::JobContext;
@@ -41,14 +43,17 @@ pub(super) fn of(
 
 /// Reads the first images of a shard.
 fn first(shard: impl Read, name: &str, most: usize) -> Result<Vec<RgbImage>, input::Error> {
-    let mut archive = tar::Archive::new(shard);
+    let mut archive = Archive::new(shard);
     let picture = |sample: Result<input::webdataset::Sample, input::Error>| {
         let sample = sample?;
         picture::decode(&sample.image).map_err(|problem| {
-            input::Error::new(name, format!("the image of sample `{}` {problem}", sample.key))
+            input::Error::new(
+                name,
+                format!("the image of sample `{}` {problem}", printable(&sample.key)),
+            )
         })
     };
-    Samples::read(&mut archive, name)?.take(most).map(picture).collect()
+    Samples::read(&mut archive, name, true)?.take(most).map(picture).collect()
 }
 
 /// Encodes the central squares of some images, side by side, as a JPEG.

@@ -8,30 +8,34 @@
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use lethe_shared::image_file::{self, Format, MAX_PIXELS};
 
-/// Largest width and height, pixels.
-const MAX_SIDE: u32 = 16_384;
-/// The most memory that a decoder may allocate, bytes.
-const MAX_ALLOCATION: u64 = 1 << 30;
+/// The most memory that a decoder may allocate, bytes: eight per pixel, for 16-bit RGBA.
+const MAX_ALLOCATION: u64 = 8 * MAX_PIXELS;
 
-/// Decodes an image, whose format is detected from its bytes.
+/// Decodes an image, whose format is detected from its bytes. A damaged image is refused, as by
+/// Pillow, and not completed with grey.
 ///
 /// # Errors
 /// A message that completes a sentence about the image, such as "cannot be decoded".
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
-    let format =
-        image::guess_format(bytes).map_err(|_| "is neither PNG, JPEG nor WebP".to_owned())?;
-    if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
-        return Err(format!("is a {format:?} image; shards must contain PNG, JPEG or WebP"));
-    }
+    image_file::check(bytes)?;
+    let format = match Format::of(bytes) {
+        Some(Format::Png) => ImageFormat::Png,
+        Some(Format::Jpeg) => ImageFormat::Jpeg,
+        Some(Format::WebP) => ImageFormat::WebP,
+        None => return Err("is neither PNG, JPEG nor WebP".to_owned()),
+    };
     let broken = |error: image::ImageError| format!("cannot be decoded: {error}");
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_ALLOCATION);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(broken)?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(format!("has {width} × {height} pixels, at most {MAX_PIXELS} in all are read"));
+    }
     let orientation = decoder.orientation().map_err(broken)?;
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
     decoded.apply_orientation(orientation);
@@ -95,10 +99,45 @@ mod tests {
     fn other_bytes_are_refused() {
         let good = png(&[1, 2, 3], 1, 1, ExtendedColorType::Rgb8);
         assert!(decode(b"").is_err());
-        assert!(decode(b"GIF89a and more").unwrap_err().contains("Gif"));
+        assert!(decode(b"GIF89a and more").unwrap_err().contains("is a GIF image"));
         for cut in [9, 20, good.len() - 15] {
             assert!(decode(&good[..cut]).is_err(), "cut at {cut}");
         }
+    }
+
+    fn encoded(format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        let noise = RgbImage::from_fn(64, 48, |x, y| {
+            image::Rgb([(x * 37 + y * 11) as u8, (x * y) as u8, (x ^ y) as u8])
+        });
+        noise.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn a_damaged_image_is_refused_in_every_format() {
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP] {
+            let whole = encoded(format);
+            assert_eq!(decode(&whole).unwrap().dimensions(), (64, 48), "{format:?}");
+            // Only the last chunk of a PNG, which holds no pixels, may be missing.
+            let rest = if format == ImageFormat::Png { 13 } else { 1 };
+            for cut in (0..=whole.len() - rest).step_by(7).chain([whole.len() - rest]) {
+                assert!(decode(&whole[..cut]).is_err(), "{format:?} cut at {cut}");
+            }
+        }
+        let whole = encoded(ImageFormat::Png);
+        for at in (8..whole.len() - 12).step_by(5) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x10;
+            assert!(decode(&damaged).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_wide_image_is_read() {
+        let mut bytes = Cursor::new(Vec::new());
+        RgbImage::new(20_000, 400).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+        assert_eq!(decode(bytes.get_ref()).unwrap().dimensions(), (20_000, 400));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use lethe_shared::printable::printable;
+use lethe_shared::webdataset::Archive;
 use rayon::prelude::*;
 
 use super::error::Error;
@@ -27,8 +29,8 @@ pub fn load_captions(path: &Path) -> Result<Vec<String>, Error> {
     let shard = path.display().to_string();
     let file = std::fs::File::open(path)
         .map_err(|error| Error::new(shard.clone(), format!("cannot be read: {error}")))?;
-    let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, file));
-    Samples::read(&mut archive, &shard)?.map(|sample| Ok(sample?.caption)).collect()
+    let mut archive = Archive::new(std::io::BufReader::with_capacity(1 << 20, file));
+    Samples::read(&mut archive, &shard, true)?.map(|sample| Ok(sample?.caption)).collect()
 }
 
 /// Reads and preprocesses every pair of a shard.
@@ -57,10 +59,9 @@ fn load(path: &Path, preprocessor: &Preprocessor, captioned: bool) -> Result<Loa
     let shard = path.display().to_string();
     let file = std::fs::File::open(path)
         .map_err(|error| Error::new(shard.clone(), format!("cannot be read: {error}")))?;
-    let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, file));
+    let mut archive = Archive::new(std::io::BufReader::with_capacity(1 << 20, file));
     let mut loaded = LoadedShard { keys: Vec::new(), captions: Vec::new(), pixels: Vec::new() };
-    let samples = Samples::read(&mut archive, &shard)?;
-    let mut samples = if captioned { samples } else { samples.without_captions() };
+    let mut samples = Samples::read(&mut archive, &shard, captioned)?;
     loop {
         let (mut chunk, mut bytes) = (Vec::new(), 0);
         while chunk.len() < MAX_CHUNK_IMAGES && bytes < MAX_CHUNK_BYTES {
@@ -72,8 +73,9 @@ fn load(path: &Path, preprocessor: &Preprocessor, captioned: bool) -> Result<Loa
             return Ok(loaded);
         }
         let decode = |sample: &Sample| {
-            let wrong = |problem| {
-                Error::new(shard.clone(), format!("the image of sample `{}` {problem}", sample.key))
+            let wrong = |problem: String| {
+                let key = printable(&sample.key);
+                Error::new(shard.clone(), format!("the image of sample `{key}` {problem}"))
             };
             preprocessor.pixels(&sample.image).map_err(wrong)
         };

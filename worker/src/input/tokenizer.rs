@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use lethe_shared::printable::printable;
+
 use super::error::Error;
 
 /// Largest tokenizer file, bytes.
@@ -57,7 +59,7 @@ impl Tokenizer {
         let encoding = self
             .inner
             .encode_fast(text, true)
-            .map_err(|error| wrong(format!("cannot encode `{text}`: {error}")))?;
+            .map_err(|error| wrong(format!("cannot encode `{}`: {error}", printable(text))))?;
         let mut ids = encoding.get_ids().to_vec();
         if let Some(&end) = ids.last()
             && ids.len() > self.context
@@ -67,10 +69,13 @@ impl Tokenizer {
         }
         match ids.iter().find(|&&id| id as usize >= self.vocabulary) {
             Some(id) => Err(wrong(format!(
-                "returns token {id} for `{text}`, but the model has {} tokens; the file belongs to another model",
+                "returns token {id} for `{}`, but the model has {} tokens; the file belongs to another model",
+                printable(text),
                 self.vocabulary
             ))),
-            None if ids.is_empty() => Err(wrong(format!("returns no token for `{text}`"))),
+            None if ids.is_empty() => {
+                Err(wrong(format!("returns no token for `{}`", printable(text))))
+            }
             None => Ok(ids),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use lethe_shared::shard::{MAX_IMAGE, Member, classify, read_caption};
+use lethe_shared::webdataset::{self, Archive, Damaged};
 
 use super::error::Error;
 
@@ -13,115 +13,45 @@ pub struct Sample {
     pub key: String,
     /// The encoded image.
     pub image: Vec<u8>,
-    /// The caption, without surrounding white space.
+    /// The caption, without surrounding white space; empty when captions are not read.
     pub caption: String,
 }
 
 /// Iterates over the pairs of a shard in order, and ends after the first error.
 #[allow(missing_debug_implementations)]
 pub struct Samples<'a, R: Read> {
-    entries: tar::Entries<'a, R>,
+    samples: webdataset::Samples<'a, R>,
     shard: String,
-    current: Partial,
-    captioned: bool,
     ended: bool,
 }
 
-/// The members of the current sample read so far.
-#[derive(Default)]
-struct Partial {
-    key: Option<String>,
-    image: Option<Vec<u8>>,
-    caption: Option<String>,
-}
-
-impl Partial {
-    /// Completes the sample; `None` when no member was read.
-    fn finish(self, captioned: bool) -> Option<Result<Sample, String>> {
-        let key = self.key?;
-        Some(match (self.image, self.caption) {
-            (Some(image), Some(caption)) => Ok(Sample { key, image, caption }),
-            (Some(image), None) if !captioned => Ok(Sample { key, image, caption: String::new() }),
-            (None, _) => Err(format!("sample `{key}` has a caption and no image")),
-            (_, None) => Err(format!("sample `{key}` has an image and no caption")),
-        })
-    }
-}
-
 impl<'a, R: Read> Samples<'a, R> {
-    /// Reads the pairs of an archive. `shard` is its name for messages.
+    /// Reads the pairs of an archive; without `captioned`, its images. `shard` is its name for
+    /// messages.
     ///
     /// # Errors
     /// When the archive has already been read in part.
-    pub fn read(archive: &'a mut tar::Archive<R>, shard: &str) -> Result<Self, Error> {
-        let entries = archive
-            .entries()
-            .map_err(|error| Error::new(shard, format!("is not a tar file: {error}")))?;
-        Ok(Self {
-            entries,
-            shard: shard.to_owned(),
-            current: Partial::default(),
-            captioned: true,
-            ended: false,
-        })
+    pub fn read(archive: &'a mut Archive<R>, shard: &str, captioned: bool) -> Result<Self, Error> {
+        let samples =
+            archive.samples(captioned).map_err(|damage| Error::new(shard, incomplete(&damage)))?;
+        Ok(Self { samples, shard: shard.to_owned(), ended: false })
     }
 
-    /// Reads images only; the captions of samples are empty.
-    #[must_use]
-    pub fn without_captions(self) -> Self {
-        Self { captioned: false, ..self }
-    }
-
-    /// Reads members until a sample is complete.
     fn advance(&mut self) -> Result<Option<Sample>, String> {
-        for entry in &mut self.entries {
-            let damaged = |error: std::io::Error| {
-                format!("is not a complete tar file ({error}); create it again")
-            };
-            let mut entry = entry.map_err(damaged)?;
-            let member = classify(&entry)?;
-            let key = match &member {
-                Member::Other => continue,
-                Member::Caption(_) if !self.captioned => continue,
-                Member::Image(key) | Member::Caption(key) => key.clone(),
-            };
-            let mut complete = None;
-            if self.current.key.as_ref() != Some(&key) {
-                complete = std::mem::take(&mut self.current).finish(self.captioned);
-                self.current.key = Some(key.clone());
-            }
-            let size = entry.size();
-            match member {
-                Member::Image(_) if self.current.image.is_some() => {
-                    return Err(format!("sample `{key}` has two images"));
-                }
-                Member::Image(_) => {
-                    if size > MAX_IMAGE {
-                        return Err(format!(
-                            "the image of sample `{key}` has {size} bytes, more than the limit of 64 MiB"
-                        ));
-                    }
-                    let mut bytes = Vec::with_capacity(size as usize);
-                    entry.read_to_end(&mut bytes).map_err(damaged)?;
-                    if bytes.len() as u64 != size {
-                        return Err(format!(
-                            "the image of sample `{key}` is truncated; create the shard again"
-                        ));
-                    }
-                    self.current.image = Some(bytes);
-                }
-                _ if self.current.caption.is_some() => {
-                    return Err(format!("sample `{key}` has two captions"));
-                }
-                _ => self.current.caption = Some(read_caption(&mut entry, size, &key)?),
-            }
-            if let Some(sample) = complete {
-                return sample.map(Some);
-            }
-        }
-        self.ended = true;
-        std::mem::take(&mut self.current).finish(self.captioned).transpose()
+        let Some(sample) = self.samples.advance().map_err(|damage| incomplete(&damage))? else {
+            return Ok(None);
+        };
+        let pair = sample.pair().map_err(|problem| problem.message)?;
+        let (key, caption) = (pair.key.to_owned(), pair.caption.to_owned());
+        Ok(Some(Sample { key, image: pair.image.to_vec(), caption }))
     }
+}
+
+fn incomplete(damage: &Damaged) -> String {
+    format!(
+        "is not a complete tar file ({} at byte {}); create it again",
+        damage.problem, damage.at
+    )
 }
 
 impl<R: Read> Iterator for Samples<'_, R> {
@@ -132,9 +62,7 @@ impl<R: Read> Iterator for Samples<'_, R> {
             return None;
         }
         let next = self.advance().map_err(|problem| Error::new(self.shard.clone(), problem));
-        if next.is_err() {
-            self.ended = true;
-        }
+        self.ended = !matches!(next, Ok(Some(_)));
         next.transpose()
     }
 }
@@ -143,7 +71,9 @@ impl<R: Read> Iterator for Samples<'_, R> {
 mod tests {
     use super::*;
 
-    fn samples(members: &[(&str, &[u8])]) -> Vec<Result<Sample, String>> {
+    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n and the rest";
+
+    fn samples(members: &[(&str, &[u8])], captioned: bool) -> Vec<Result<Sample, String>> {
         let mut tar = tar::Builder::new(Vec::new());
         for (name, bytes) in members {
             let mut header = tar::Header::new_ustar();
@@ -151,47 +81,49 @@ mod tests {
             tar.append_data(&mut header, name, *bytes).unwrap();
         }
         let bytes = tar.into_inner().unwrap();
-        let mut archive = tar::Archive::new(&bytes[..]);
-        let read = Samples::read(&mut archive, "s.tar").unwrap();
+        // Two archives, one after another, are one shard.
+        let twice = [&bytes[..], &bytes].concat();
+        let mut archive = Archive::new(&twice[..]);
+        let read = Samples::read(&mut archive, "s.tar", captioned).unwrap();
         read.map(|sample| sample.map_err(|error| error.to_string())).collect()
     }
 
     #[test]
     fn pairs_come_in_order_whichever_file_is_first() {
-        let found = samples(&[
-            ("a.png", b"A"),
-            ("a.txt", b" one\n"),
-            ("a.json", b"{}"),
-            ("d/b.txt", b"two"),
-            ("d/b.x.txt", b"no"),
-            ("d/b.webp", b"B"),
-        ]);
-        let sample = |key: &str, image: &[u8], caption: &str| {
-            Ok(Sample { key: key.into(), image: image.into(), caption: caption.into() })
+        let found = samples(
+            &[
+                ("a.png", PNG),
+                ("a.txt", "\u{feff} one\n".as_bytes()),
+                ("a.json", b"{}"),
+                ("d/b.txt", b"two"),
+                ("d/b.x.txt", b"no"),
+                ("d/b.webp", PNG),
+            ],
+            true,
+        );
+        let sample = |key: &str, caption: &str| {
+            Ok(Sample { key: key.into(), image: PNG.into(), caption: caption.into() })
         };
-        assert_eq!(found, [sample("a", b"A", "one"), sample("d/b", b"B", "two")]);
+        let once = [sample("a", "one"), sample("d/b", "two")];
+        assert_eq!(found, [once.clone(), once].concat());
     }
 
     #[test]
     fn captions_may_be_missing_when_they_are_not_read() {
-        let mut tar = tar::Builder::new(Vec::new());
-        for (name, bytes) in [("a.png", "A"), ("a.txt", ""), ("b.txt", "two"), ("c.webp", "C")] {
-            let mut header = tar::Header::new_ustar();
-            header.set_size(bytes.len() as u64);
-            tar.append_data(&mut header, name, bytes.as_bytes()).unwrap();
-        }
-        let bytes = tar.into_inner().unwrap();
-        let mut archive = tar::Archive::new(&bytes[..]);
-        let read = Samples::read(&mut archive, "s.tar").unwrap().without_captions();
-        let keys: Vec<String> = read.map(|sample| sample.unwrap().key).collect();
-        assert_eq!(keys, ["a", "c"]);
+        let members: [(&str, &[u8]); 4] =
+            [("a.png", PNG), ("a.txt", b""), ("b.txt", b"two"), ("c.webp", PNG)];
+        let keys: Vec<String> =
+            samples(&members, false).into_iter().map(|sample| sample.unwrap().key).collect();
+        assert_eq!(keys, ["a", "c", "a", "c"]);
     }
 
     #[test]
     fn an_error_ends_the_iteration() {
-        let found = samples(&[("a.png", b"A"), ("b.png", b"B"), ("b.txt", b"two")]);
-        assert_eq!(found, [Err("s.tar: sample `a` has an image and no caption".to_owned())]);
-        let found = samples(&[("a.png", b"A"), ("a.txt", b"one"), ("b.txt", b"two")]);
-        assert_eq!(found[1], Err("s.tar: sample `b` has a caption and no image".to_owned()));
+        let error = |found: &Result<Sample, String>| found.clone().unwrap_err();
+        let found = samples(&[("a.png", PNG), ("b.png", PNG), ("b.txt", b"two")], true);
+        assert_eq!(found.len(), 1);
+        assert!(error(&found[0]).contains("s.tar: sample `a` has an image and no caption"));
+        let found = samples(&[("a.png", PNG), ("a.txt", b"one"), ("b.txt", b"two")], true);
+        assert!(error(&found[1]).contains("s.tar: sample `b` has a caption and no image"));
     }
 }

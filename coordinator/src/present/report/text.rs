@@ -1,15 +1,17 @@
 //! Escapes that maud does not provide: characters that hide text, and JSON inside `<script>`. Also
 //! formats numbers for people.
 
+use lethe_shared::printable::is_hidden;
 use serde::Serialize;
 
 /// Returns markup without characters that hide text or reverse its direction, whatever their
 /// source.
 pub(super) fn visible(markup: &str) -> String {
     let shown = |c: char| match c {
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-        '\n' => '\n',
+        // They join and colour emoji, and hide nothing.
+        '\n' | '\u{200d}' | '\u{fe0e}' | '\u{fe0f}' => c,
         c if c.is_control() => ' ',
+        c if is_hidden(c) => '\u{fffd}',
         c => c,
     };
     markup.chars().map(shown).collect()
