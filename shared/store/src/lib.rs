@@ -47,6 +47,7 @@ mod answers;
 mod claim;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod credentials;
 pub mod doctor;
 mod error;
 mod fetch;
