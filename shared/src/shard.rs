@@ -36,7 +36,7 @@ pub enum Captions<'a> {
     Any,
     /// Names of these classes.
     Classes(&'a Classes),
-    /// Any text; the names that it contains are counted.
+    /// Any text; the names that it mentions are counted.
     Naming(&'a Phrases),
     /// Nothing: images need no captions, and captions are not read.
     Ignored,
@@ -51,7 +51,8 @@ pub struct ShardInfo {
     pub bytes: u64,
     /// Image-text pairs; images, where captions are ignored.
     pub pairs: u64,
-    /// Pairs by class: the caption is the name of the class, or contains it.
+    /// Pairs by class: the caption is the name of the class, or mentions it. Zero: its words occur
+    /// in captions, but only inside longer names or across commas.
     pub by_class: BTreeMap<u32, u64>,
 }
 
@@ -219,10 +220,11 @@ fn scan(
                     })?;
                     *by_class.entry(class).or_default() += 1;
                 }
-                Captions::Naming(phrases) => phrases
-                    .find(&caption)
-                    .into_iter()
-                    .for_each(|name| *by_class.entry(name).or_default() += 1),
+                Captions::Naming(phrases) => {
+                    for (name, is_mention) in phrases.occurrences(&caption) {
+                        *by_class.entry(name).or_default() += u64::from(is_mention);
+                    }
+                }
             }
         }
         // Reading to the end detects a truncated member.
@@ -404,6 +406,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!((info.pairs, info.by_class), (3, BTreeMap::from([(0, 2), (1, 1)])));
+        let info = look(&pairs(&["red, heart", "Cat", "a dog"]), Captions::Naming(&phrases));
+        let expected = BTreeMap::from([(0, 1), (1, 0), (2, 1)]);
+        assert_eq!(info.unwrap().by_class, expected);
     }
 
     #[test]

@@ -50,7 +50,7 @@ use self::work::{Work, local};
 use crate::failure::Failure;
 
 /// Version of the algorithm. Increases when the same input would give another output.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Name of the record file.
 pub const RECORD: &str = "curation.json";
 /// Largest class list, bytes.
@@ -334,11 +334,11 @@ async fn read_small(
 }
 
 async fn read_names(options: &Options) -> Result<Names, Failure> {
+    let problems =
+        |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
     let file = options.table.to_string();
-    let table = table::parse(
-        &read_small("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?,
-        &file,
-    )?;
+    let bytes = read_small("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?;
+    let table = table::parse(&bytes, &file).map_err(problems)?;
     let given = match &options.classes {
         None => None,
         Some(address) => {
@@ -346,8 +346,6 @@ async fn read_names(options: &Options) -> Result<Names, Failure> {
             Some(Classes::parse(&bytes, &address.to_string())?)
         }
     };
-    let problems =
-        |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
     Names::new(table, given.as_ref(), &file).map_err(problems)
 }
 

@@ -55,10 +55,18 @@ impl Plan {
     /// As [`make`](Self::make).
     pub async fn of(mut manifest: Manifest, cache: &Path) -> Result<Self, Failure> {
         let classes = Arc::new(read_classes(&manifest, cache).await?);
-        let phrases = Phrases::new(classes.names())
+        let concepts = read_concepts(&manifest, &classes, cache).await?;
+        let class_texts = ClassTexts {
+            names: classes.names().to_vec(),
+            template: manifest.data.template.clone(),
+        };
+        // A concept's class and its name are names of the same.
+        let names = (0u32..)
+            .zip(classes.names())
+            .chain(concepts.iter().map(|concept| (concept.class_index, &concept.name)));
+        let phrases = Phrases::numbered(names)
             .map_err(|error| Failure::input(Error::new(classes.file(), error.to_string())))?;
         let phrases = Arc::new(phrases);
-        let concepts = read_concepts(&manifest, &classes, cache).await?;
         let (model, checkpoint) = open_model(&manifest, cache).await?;
         let targets = Target::open_all(&manifest, &checkpoint, cache).await?;
         let place = |problem: String| {
@@ -94,8 +102,10 @@ impl Plan {
             among.layers
         });
         if let Some(protected) = &protected {
-            for class in protected.prompts.iter().flat_map(|prompt| phrases.find(prompt)) {
-                *texts.entry(class).or_default() += 1;
+            for (class, is_mention) in
+                protected.prompts.iter().flat_map(|prompt| phrases.occurrences(prompt))
+            {
+                *texts.entry(class).or_default() += u64::from(is_mention);
             }
             if manifest.gates.protected.is_none() {
                 warnings
@@ -115,10 +125,6 @@ impl Plan {
         }
 
         let settings = MethodSettings::from(&manifest.method);
-        let class_texts = ClassTexts {
-            names: classes.names().to_vec(),
-            template: manifest.data.template.clone(),
-        };
         let mut plan = Self {
             run: String::new(),
             identity: Digest::of(b""),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::error::Error;
+use crate::words::normal_name;
 
 /// Most classes.
 const MAX_CLASSES: usize = 1_000_000;
@@ -11,6 +12,7 @@ const MAX_CLASSES: usize = 1_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Classes {
     names: Vec<String>,
+    /// Classes by their names in [normal form](normal_name).
     index: HashMap<String, u32>,
     file: String,
 }
@@ -34,8 +36,16 @@ impl Classes {
             if names.len() == MAX_CLASSES {
                 return wrong("more than a million classes".into());
             }
-            if let Some(before) = index.insert(name.to_owned(), names.len() as u32) {
-                return wrong(format!("class `{name}` is already on line {}", before + 1));
+            let normal = normal_name(name).into_owned();
+            if let Some(before) = index.insert(normal, names.len() as u32) {
+                let line = before + 1;
+                return wrong(if names[before as usize] == name {
+                    format!("class `{name}` is already on line {line}")
+                } else {
+                    format!(
+                        "class `{name}` is already on line {line}, with other code points or white space; remove one of the lines"
+                    )
+                });
             }
             names.push(name.to_owned());
         }
@@ -58,9 +68,9 @@ impl Classes {
         &self.file
     }
 
-    /// Returns the class of this name.
+    /// Returns the class of this name. Names are compared in their [normal form](normal_name).
     pub fn find(&self, name: &str) -> Option<u32> {
-        self.index.get(name).copied()
+        self.index.get(&*normal_name(name)).copied()
     }
 
     /// Returns the most similar name, when one is similar enough to be a likely typing error.
@@ -117,8 +127,26 @@ mod tests {
             problem(b"cat\ndog\ncat\n").contains("classes.txt:3: class `cat` is already on line 1")
         );
         assert!(problem(b"cat\n\ndog\n").contains("classes.txt:2: the line is empty"));
+        assert!(
+            problem("café\ndog\ncafe\u{301}\n".as_bytes())
+                .contains("classes.txt:3: class `cafe\u{301}` is already on line 1, with other")
+        );
         assert!(problem(b"cat\n").contains("fewer than two classes"));
         assert!(problem(b"cat\n\xff\n").contains("not UTF-8"));
+    }
+
+    #[test]
+    fn classes_are_found_in_any_unicode_form() {
+        let classes =
+            Classes::parse("café\ne\u{302}tre\nAT&T\nred heart".as_bytes(), "c.txt").unwrap();
+        for (name, class) in
+            [("cafe\u{301}", 0), ("café", 0), ("être", 1), ("AT&amp;T", 2), ("red\u{a0} heart", 3)]
+        {
+            assert_eq!(classes.find(name), Some(class), "{name}");
+        }
+        // The names stay as the list spells them.
+        assert_eq!(classes.names()[1], "e\u{302}tre");
+        assert_eq!((classes.find("Café"), classes.find("cafe")), (None, None));
     }
 
     #[test]
