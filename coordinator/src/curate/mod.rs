@@ -44,7 +44,7 @@ use self::names::Names;
 use self::output::{Output, Selected, Written};
 use self::pairs::Unusable;
 use self::pass::Pass;
-use self::sample::Limits;
+use self::sample::{FIRST_RETAINED as BATCH, Limits, VALIDATION_SHARE};
 use self::tally::{PassedOver, Tally};
 use self::work::{Work, local};
 use crate::failure::Failure;
@@ -57,8 +57,6 @@ pub const RECORD: &str = "curation.json";
 const MAX_CLASSES: u64 = 256 << 20;
 /// Largest record read, bytes.
 const MAX_RECORD: u64 = 256 << 20;
-/// Default batch size in pairs: fewer retain pairs give no gradient.
-const BATCH: usize = 128;
 
 /// Options of a curation.
 #[derive(Debug, Clone)]
@@ -142,6 +140,9 @@ pub struct Curation {
     pub retain: (usize, usize),
     /// Number of validation pairs, and of their shards.
     pub validation: (usize, usize),
+    /// Pairs that went to the retain set because validation had its share.
+    #[serde(default)]
+    pub moved_to_retain: usize,
     /// All other files that were written.
     pub files: Vec<Written>,
 }
@@ -202,7 +203,12 @@ impl Curation {
                 self.retain.0
             ));
         }
-        if self.validation.0 == 0 {
+        if self.moved_to_retain > 0 {
+            warnings.push(format!(
+                "validation takes at most one in {VALIDATION_SHARE} of the pairs without a concept, so {} more went to the retain set; give more shards for up to {} pairs of each class",
+                self.moved_to_retain, self.limits.validation
+            ));
+        } else if self.validation.0 == 0 {
             warnings.push("no validation pairs: they come of captions that name one class of --classes and no concept".to_owned());
         }
         warnings
@@ -473,6 +479,7 @@ fn write(
         classes_added: if options.classes.is_some() { names.added.clone() } else { Vec::new() },
         retain,
         validation,
+        moved_to_retain: selected.moved,
         files: Vec::new(),
     };
     // The user may edit the manifest, so it is not in the list of files that must stay unchanged.
