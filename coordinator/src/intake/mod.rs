@@ -7,6 +7,7 @@
 //! | `concepts.rs`, `data.rs`, `files.rs` | concepts, data and files that a manifest names |
 //! | [`repeated`] | data that a manifest names more than once |
 //! | [`coverage`] | the classes that retain statistics cover |
+//! | `same_tokens.rs` | classes that the model cannot tell apart |
 //! | [`run_manifest`] | the manifest that a run stores, and reads back |
 
 mod concepts;
@@ -17,5 +18,6 @@ pub mod plan;
 mod read;
 pub mod repeated;
 pub mod run_manifest;
+mod same_tokens;
 
 pub use self::read::quick_check;

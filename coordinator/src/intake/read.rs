@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
-use lethe_shared::manifest::{Error, Manifest};
+use lethe_shared::manifest::{Concept, Error, Manifest};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::reference::{ClassTexts, ModelRef};
 use lethe_shared::vocabulary::MethodSettings;
@@ -19,6 +19,7 @@ use super::coverage::Named;
 use super::data::{Wanted, read_images, read_protected, read_texts, retain_warnings, shards};
 use super::files::missing;
 use super::plan::{Plan, classes_of};
+use super::same_tokens;
 use crate::downstream::{Target, layers};
 use crate::failure::Failure;
 
@@ -112,6 +113,9 @@ impl Plan {
                     .push("data.protect without gates.protected: by how much these texts move is on record, and bounds nothing".to_owned());
             }
         }
+        let folder = store::fetch_folder(&model.address, cache).await?;
+        let all: Vec<Concept> = concepts.iter().map(|planned| planned.concept.clone()).collect();
+        warnings.extend(same_tokens::warnings(folder, class_texts.clone(), &all).await);
         let named = Named { captions, texts };
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
         let covered = named.covered(&classes_of(&concepts));
