@@ -382,6 +382,135 @@ fn member(name: &str, bytes: &[u8]) -> Member {
     (name.to_owned(), bytes.to_vec())
 }
 
+/// Returns the images of the demo's first retain shard.
+fn images() -> Vec<Vec<u8>> {
+    pairs(&[demo().join("retain-00000.tar")]).into_values().map(|pair| pair.1).collect()
+}
+
+/// Writes a shard with these captions, each with an image of its own.
+fn captioned(path: &Path, captions: &[String], images: &[Vec<u8>]) {
+    assert!(captions.len() <= images.len());
+    let members = (0..).zip(captions).flat_map(|(n, caption): (usize, _)| {
+        [member(&format!("{n}.png"), &images[n]), member(&format!("{n}.txt"), caption.as_bytes())]
+    });
+    std::fs::write(path, shard_of(members)).unwrap();
+}
+
+#[test]
+fn curate_and_plan_have_one_rule_for_mentions() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let table = "id,name,class\natt,AT&T,\nmouse,mouse,\nmonkey-face,monkey face,\ncafe,café,\n";
+    std::fs::write(at("t.csv"), table).unwrap();
+    std::fs::write(at("classes.txt"), "mouse face\nmonkey\nface\ncafé\ntram\n").unwrap();
+    let forget = [
+        "the AT&amp;T building",
+        "AT&amp;amp;T logo",
+        "a cafe\u{301} at night",
+        "Caf&eacute;&nbsp;Central",
+        "a mouse, drawn",
+        "a monkey face",
+    ];
+    let retain =
+        ["a mouse face", "monkey, face, drawn", "a tram", "a monkey; a face", "mouse-face"];
+    let repeated = |captions: &[&str], times: usize| -> Vec<String> {
+        (0..times).flat_map(|n| captions.iter().map(move |text| format!("{text} {n}"))).collect()
+    };
+    let captions = [repeated(&forget, 4), repeated(&retain, 40)].concat();
+    captioned(&at("pairs.tar"), &captions, &images());
+    let (all, classes) = (at("pairs.tar"), at("classes.txt"));
+    let more = ["--classes", classes.to_str().unwrap(), "--few", "1"];
+    ends(0, curate(&at("t.csv"), &[all.to_str().unwrap()], &at("out"), &more));
+    let texts = |shards: &[PathBuf]| -> BTreeSet<String> {
+        pairs(shards).into_values().map(|pair| pair.0).collect()
+    };
+    let starts = |captions: BTreeSet<String>| -> BTreeSet<String> {
+        captions.iter().filter_map(|text| Some(text.rsplit_once(' ')?.0.to_owned())).collect()
+    };
+    for (id, expected) in [("att", &forget[..2]), ("cafe", &forget[2..4]), ("mouse", &forget[4..5])]
+    {
+        let found = starts(texts(&[at(&format!("out/forget/{id}.tar"))]));
+        assert_eq!(found, expected.iter().map(|text| (*text).to_owned()).collect(), "{id}");
+    }
+    let retained = starts(texts(&shards(&at("out"), "retain-")));
+    assert_eq!(retained, retain.map(str::to_owned).into_iter().collect());
+
+    // The plan of the written manifest finds no concept in the retained data, and reads a validation
+    // caption in another Unicode form.
+    let labels = ["cafe\u{301}", "tram", "mouse face"].map(str::to_owned);
+    captioned(&at("out/validation-00001.tar"), &labels, &images());
+    let manifest = std::fs::read_to_string(at("out/manifest.toml")).unwrap();
+    let uri = format!("uri = \"{}\"", demo().join("model").display());
+    let manifest = manifest.replace("uri = \"\"", &uri);
+    std::fs::write(at("out/manifest.toml"), manifest + "\n[method]\nbatch_size = 16\n").unwrap();
+    let mut plan = Command::new(binary("lethe"));
+    plan.env_remove("LETHE_LOG").arg("plan").arg(at("out/manifest.toml")).arg("--json");
+    let planned = ends(0, plan);
+    let warnings = planned["warnings"].to_string();
+    assert!(!warnings.contains("named in"), "{warnings}");
+
+    // It warns of a caption that does mention one.
+    captioned(&at("out/retain-00001.tar"), &repeated(&["an AT&amp;T sign"], 20), &images());
+    let mut plan = Command::new(binary("lethe"));
+    plan.env_remove("LETHE_LOG").arg("plan").arg(at("out/manifest.toml")).arg("--json");
+    let warnings = ends(0, plan)["warnings"].to_string();
+    assert!(warnings.contains("`AT&T` is named in 20 retain captions"), "{warnings}");
+}
+
+#[test]
+fn the_retain_set_comes_before_the_validation_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let names: Vec<String> = (0..60).map(|n| format!("thing{n}")).collect();
+    std::fs::write(at("classes.txt"), names.join("\n")).unwrap();
+    std::fs::write(at("t.csv"), "id,name\ncat,cat\ndog,dog\n").unwrap();
+    // Every caption names one class, and no class has more than --validation-pairs.
+    let named = (0..400).map(|n| format!("a {}", names[n % 60]));
+    let captions: Vec<String> =
+        named.chain((0..20).map(|n| format!("a {}", ["cat", "dog"][n % 2]))).collect();
+    captioned(&at("pairs.tar"), &captions, &images());
+    let (all, classes) = (at("pairs.tar"), at("classes.txt"));
+    let more = ["--classes", classes.to_str().unwrap(), "--few", "1"];
+    let output =
+        curate(&at("t.csv"), &[all.to_str().unwrap()], &at("out"), &more).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let curated = last_line(&output);
+    assert_eq!(
+        (&curated["retain_pairs"], &curated["validation_pairs"]),
+        (&300.into(), &100.into())
+    );
+    assert!(stderr(&output).contains("300 more went to the retain set"), "{}", stderr(&output));
+    // Every class keeps pairs.
+    let labels: BTreeSet<String> =
+        pairs(&shards(&at("out"), "validation-")).into_values().map(|pair| pair.0).collect();
+    assert_eq!(labels.len(), 60);
+}
+
+#[test]
+fn tables_of_spreadsheets_are_read_or_the_column_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    captioned(&at("pairs.tar"), &["a cat".into(), "a dog".into(), "x".into()], &images());
+    let all = at("pairs.tar").to_str().unwrap().to_owned();
+    for (into, table) in [
+        ("semicolons", "id;name;strength\r\nx;cat;0.5\r\ny;dog;\r\n"),
+        ("tabs", "id\tname\tstrength\nx\tcat\t0.5\ny\tdog\t\n"),
+    ] {
+        std::fs::write(at("t.csv"), table).unwrap();
+        ends(0, curate(&at("t.csv"), &[&all], &at(into), &["--few", "1"]));
+        let written = std::fs::read_to_string(at(into).join("concepts.csv")).unwrap();
+        assert!(written.contains("x,cat,cat,forget/x.tar,0.5,"), "{written}");
+    }
+    for (table, says) in [
+        ("id;name;strength\nx;cat;0,5\ny;dog;\n", "t.csv:2: strength is `0,5`, expected a decimal"),
+        ("id,name,tolerance\nx,cat,50%\ny,dog,\n", "t.csv:2: tolerance is `50%`, expected a share"),
+        ("id|name\nx|cat\ny|dog\n", "t.csv:1: column `id` is missing"),
+    ] {
+        std::fs::write(at("t.csv"), table).unwrap();
+        refused(&curate(&at("t.csv"), &[&all], &at("bad"), &[]).output().unwrap(), &[says]);
+    }
+}
+
 #[test]
 fn bad_input_is_named_with_its_place() {
     let folder = tempfile::tempdir().unwrap();

@@ -46,6 +46,7 @@ pub mod codec;
 pub mod digest;
 pub mod draws;
 pub mod edit;
+mod entities;
 pub mod exit;
 pub mod fault;
 pub mod finding;

@@ -2,61 +2,99 @@
 //! text names.
 //!
 //! Names and texts are compared word by word, by the rules of [`words`](crate::words): `Red heart`
-//! is in `a red-heart, drawn` and not in `red hearts`.
+//! is in `a red-heart, drawn` and not in `red hearts`. What counts as a mention is decided by
+//! [`Phrases::mentions`] alone, for curation and for plans.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
-use crate::words::words;
+use crate::words::Words;
 
 /// The names are too long in total to be searched for at once.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the names are too long to be searched for all at once: {0}")]
 pub struct TooLong(#[from] aho_corasick::BuildError);
 
-/// Names prepared for searching. A name is identified by its position.
+/// Names prepared for searching. A name is identified by a number.
 pub struct Phrases {
     automaton: AhoCorasick,
-    /// The name of each pattern; names without any word have no pattern.
-    names: Vec<u32>,
+    /// The name of each pattern and its breaks, as offsets in the pattern; names without any word
+    /// have no pattern.
+    names: Vec<(u32, Vec<usize>)>,
 }
 
+/// An occurrence of a name: start and end in the words, and the name.
+type Occurrence = (usize, usize, u32);
+
 impl Phrases {
-    /// Prepares names.
+    /// Prepares names, identified by their positions.
     ///
     /// # Errors
     /// [`TooLong`], beyond some gigabytes of names.
     pub fn new<S: AsRef<str>>(names: &[S]) -> Result<Self, TooLong> {
-        let words = (0u32..)
-            .zip(names)
-            .map(|(name, text)| (name, words(text.as_ref())))
-            .filter(|(_, words)| words != " ");
-        let (names, patterns): (Vec<u32>, Vec<String>) = words.unzip();
+        Self::numbered((0u32..).zip(names))
+    }
+
+    /// Prepares names with their numbers; several names may have one number.
+    ///
+    /// # Errors
+    /// [`TooLong`], beyond some gigabytes of names.
+    pub fn numbered<S: AsRef<str>>(
+        names: impl IntoIterator<Item = (u32, S)>,
+    ) -> Result<Self, TooLong> {
+        let words = names.into_iter().map(|(name, text)| (name, Words::of(text.as_ref())));
+        let (names, patterns): (Vec<_>, Vec<String>) = words
+            .filter(|(_, words)| words.text != " ")
+            .map(|(name, words)| ((name, words.breaks), words.text))
+            .unzip();
         // Every occurrence counts, also one inside or across another: `heart` in `red heart`.
         let automaton = AhoCorasick::builder().match_kind(MatchKind::Standard).build(&patterns)?;
         Ok(Self { automaton, names })
     }
 
-    /// Returns all names that occur in a text, including those inside longer names.
+    /// Returns all names whose words occur in a text in order, including those inside longer names
+    /// and those across a comma. Most of these are no mentions.
     pub fn find(&self, text: &str) -> BTreeSet<u32> {
         self.automaton
-            .find_overlapping_iter(&words(text))
-            .map(|found| self.names[found.pattern().as_usize()])
+            .find_overlapping_iter(&Words::of(text).text)
+            .map(|found| self.names[found.pattern().as_usize()].0)
             .collect()
     }
-}
 
-impl Phrases {
-    /// Returns the names that occur in a text outside of longer names: only `New York` in `New York
-    /// at night`, but also `York` in `from York to New York`. Two names that overlap partially are
-    /// both returned.
-    pub fn find_outermost(&self, text: &str) -> BTreeSet<u32> {
-        let words = words(text);
-        let found = self.automaton.find_overlapping_iter(&words);
-        let mut found: Vec<(usize, usize, u32)> =
-            found.map(|m| (m.start(), m.end(), self.names[m.pattern().as_usize()])).collect();
+    /// Returns the names that a text mentions: those that occur in it outside of longer names. `New
+    /// York at night` mentions only `New York`, but `from York to New York` also `York`. Two names
+    /// that overlap partially are both mentioned.
+    ///
+    /// A name does not go across a comma or a similar break, unless it has one there itself:
+    /// `monkey, face` does not mention `monkey face`.
+    pub fn mentions(&self, text: &str) -> BTreeSet<u32> {
+        self.mentioned(&Words::of(text))
+    }
+
+    /// Returns what [`find`](Self::find) returns, and for each name whether the text
+    /// [mentions](Self::mentions) it.
+    pub fn occurrences(&self, text: &str) -> BTreeMap<u32, bool> {
+        let words = Words::of(text);
+        let mentioned = self.mentioned(&words);
+        self.automaton
+            .find_overlapping_iter(&words.text)
+            .map(|found| self.names[found.pattern().as_usize()].0)
+            .map(|name| (name, mentioned.contains(&name)))
+            .collect()
+    }
+
+    fn mentioned(&self, words: &Words) -> BTreeSet<u32> {
+        let occurrence = |m: aho_corasick::Match| -> Option<Occurrence> {
+            let (name, own) = &self.names[m.pattern().as_usize()];
+            let first = words.breaks.partition_point(|&at| at <= m.start());
+            let inside = words.breaks[first..].iter().take_while(|&&at| at + 1 < m.end());
+            let goes_across = inside.map(|at| at - m.start()).any(|at| !own.contains(&at));
+            (!goes_across).then_some((m.start(), m.end(), *name))
+        };
+        let found = self.automaton.find_overlapping_iter(&words.text);
+        let mut found: Vec<Occurrence> = found.filter_map(occurrence).collect();
         // The longest first among those with the same start: a later one that ends no later lies
         // inside.
         found.sort_unstable_by_key(|&(start, end, name)| (start, std::cmp::Reverse(end), name));
@@ -117,7 +155,7 @@ mod tests {
     fn a_name_inside_a_longer_one_is_not_meant() {
         let names = ["York", "New York", "york minster", "new york city", "NEW-YORK"];
         let outermost = |text: &str| {
-            Phrases::new(&names).unwrap().find_outermost(text).into_iter().collect::<Vec<_>>()
+            Phrases::new(&names).unwrap().mentions(text).into_iter().collect::<Vec<_>>()
         };
         assert_eq!(outermost("New York at night"), [1, 4]);
         assert_eq!(outermost("from York to New York"), [0, 1, 4]);
@@ -125,6 +163,45 @@ mod tests {
         assert_eq!(outermost("New York City"), [3]);
         assert_eq!(outermost("york"), [0]);
         assert!(outermost("yorkshire").is_empty());
+    }
+
+    #[test]
+    fn a_name_across_a_comma_is_no_mention() {
+        let names = ["monkey face", "monkey", "Crouching Tiger, Hidden Dragon", "Washington, D.C."];
+        let phrases = Phrases::new(&names).unwrap();
+        let mentions = |text: &str| phrases.mentions(text).into_iter().collect::<Vec<_>>();
+        for text in
+            ["monkey, face", "a monkey;face", "monkey | face", "monkey、face", "monkey\n, face"]
+        {
+            assert_eq!(mentions(text), [1], "{text}");
+            assert_eq!(
+                phrases.occurrences(text),
+                BTreeMap::from([(0, false), (1, true)]),
+                "{text}"
+            );
+        }
+        assert_eq!(mentions("a monkey face, drawn"), [0]);
+        assert_eq!(phrases.occurrences("monkey face"), BTreeMap::from([(0, true), (1, false)]));
+        assert_eq!(mentions("Crouching Tiger, Hidden Dragon"), [2]);
+        assert_eq!(mentions("crouching tiger hidden dragon"), [2]);
+        assert!(mentions("crouching, tiger, hidden dragon").is_empty());
+        assert_eq!(mentions("in Washington, D.C., at night"), [3]);
+    }
+
+    #[test]
+    fn references_of_html_are_no_obstacle() {
+        let phrases = Phrases::new(&["AT&T", "café au lait", "Musk's"]).unwrap();
+        let mentions = |text: &str| phrases.mentions(text).into_iter().collect::<Vec<_>>();
+        assert_eq!(mentions("the AT&amp;T logo"), [0]);
+        assert_eq!(mentions("at&amp;amp;t; Caf&eacute;&nbsp;au&#32;lait"), [0, 1]);
+        assert_eq!(mentions("Musk&#39;s rocket"), [2]);
+    }
+
+    #[test]
+    fn several_names_may_have_one_number() {
+        let phrases = Phrases::numbered([(7, "cat face"), (7, "kitty"), (3, "cat")]).unwrap();
+        assert_eq!(phrases.mentions("kitty with a cat face"), BTreeSet::from([7]));
+        assert_eq!(phrases.find("cat face"), BTreeSet::from([3, 7]));
     }
 
     #[test]
@@ -159,7 +236,7 @@ mod tests {
             let covers = |a: &(usize, usize, u32), b: &(usize, usize, u32)| a.0 <= b.0 && b.1 <= a.1 && (a.0, a.1) != (b.0, b.1);
             let expected: BTreeSet<u32> = all.iter().filter(|b| !all.iter().any(|a| covers(a, b))).map(|b| b.2).collect();
             let joined: Vec<String> = names.iter().map(|name| name.join(" ")).collect();
-            prop_assert_eq!(Phrases::new(&joined).unwrap().find_outermost(&text.join(" ")), expected);
+            prop_assert_eq!(Phrases::new(&joined).unwrap().mentions(&text.join(" ")), expected);
         }
     }
 }

@@ -57,7 +57,7 @@ pub enum Captions<'a> {
     Any,
     /// Names of these classes.
     Classes(&'a Classes),
-    /// Any text; the names that it contains are counted.
+    /// Any text; the names that it mentions are counted.
     Naming(&'a Phrases),
     /// Nothing: images need no captions, and captions are not read.
     Ignored,
@@ -72,7 +72,8 @@ pub struct ShardInfo {
     pub bytes: u64,
     /// Image-text pairs; images, where captions are ignored.
     pub pairs: u64,
-    /// Pairs by class: the caption is the name of the class, or contains it.
+    /// Pairs by class: the caption is the name of the class, or mentions it. Zero: its words occur
+    /// in captions, but only inside longer names or across commas.
     pub by_class: BTreeMap<u32, u64>,
     /// Members that belong to no pair.
     pub strays: Strays,
@@ -208,8 +209,8 @@ impl<'a> Scan<'a> {
                 None => self.problems.add_sample(|| no_class(pair.key, pair.caption, classes)),
             },
             Captions::Naming(phrases) => {
-                for name in phrases.find(pair.caption) {
-                    *self.by_class.entry(name).or_default() += 1;
+                for (name, is_mention) in phrases.occurrences(pair.caption) {
+                    *self.by_class.entry(name).or_default() += u64::from(is_mention);
                 }
             }
         }
@@ -333,6 +334,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!((info.pairs, info.by_class), (3, BTreeMap::from([(0, 2), (1, 1)])));
+        let info = look(&pairs(&["red, heart", "Cat", "a dog"]), Captions::Naming(&phrases));
+        let expected = BTreeMap::from([(0, 1), (1, 0), (2, 1)]);
+        assert_eq!(info.unwrap().by_class, expected);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use aws_lc_rs::hmac;
 use lethe_shared::manifest::Concept;
+use lethe_shared::words::normal_name;
 
 /// Smallest length of a salt, bytes.
 const SHORTEST: usize = 16;
@@ -31,10 +32,10 @@ impl Salt {
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, salt)))
     }
 
-    /// Returns a name's hash: `h` and the first digits of HMAC-SHA-256(salt, name). The hash is a
-    /// valid id.
+    /// Returns a name's hash: `h` and the first digits of HMAC-SHA-256(salt, name), with the name
+    /// in its normal form. The hash is a valid id.
     pub fn hash(&self, name: &str) -> String {
-        let tag = hmac::sign(&self.0, name.as_bytes());
+        let tag = hmac::sign(&self.0, normal_name(name).as_bytes());
         format!("h{}", &data_encoding::HEXLOWER.encode(tag.as_ref())[..DIGITS])
     }
 
@@ -62,6 +63,7 @@ mod tests {
         );
         assert_ne!(a.hash("Ada Lovelace"), b.hash("Ada Lovelace"));
         assert_ne!(a.hash("Ada Lovelace"), a.hash("ada lovelace"));
+        assert_eq!(a.hash("Beyonce\u{301}"), a.hash("Beyoncé"));
         assert!(lethe_shared::manifest::is_id(&a.hash("Ada Lovelace")));
         // Computed in Python: "h" + hmac.new(b"0123456789abcdef", b"Ada Lovelace",
         // "sha256").hexdigest()[:20]

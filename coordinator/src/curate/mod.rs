@@ -44,7 +44,7 @@ use self::names::Names;
 use self::output::{Output, Selected, Written};
 use self::pairs::Unusable;
 use self::pass::Pass;
-use self::sample::Limits;
+use self::sample::{FIRST_RETAINED as BATCH, Limits, VALIDATION_SHARE};
 use self::tally::{PassedOver, Tally};
 use self::work::{Work, local};
 use crate::failure::Failure;
@@ -57,8 +57,6 @@ pub const RECORD: &str = "curation.json";
 const MAX_CLASSES: u64 = 256 << 20;
 /// Largest record read, bytes.
 const MAX_RECORD: u64 = 256 << 20;
-/// Default batch size in pairs: fewer retain pairs give no gradient.
-const BATCH: usize = 128;
 
 /// Options of a curation.
 #[derive(Debug, Clone)]
@@ -145,6 +143,9 @@ pub struct Curation {
     pub retain: (usize, usize),
     /// Number of validation pairs, and of their shards.
     pub validation: (usize, usize),
+    /// Pairs that went to the retain set because validation had its share.
+    #[serde(default)]
+    pub moved_to_retain: usize,
     /// All other files that were written.
     pub files: Vec<Written>,
 }
@@ -212,7 +213,12 @@ impl Curation {
                 self.retain.0
             ));
         }
-        if self.validation.0 == 0 {
+        if self.moved_to_retain > 0 {
+            warnings.push(format!(
+                "validation takes at most one in {VALIDATION_SHARE} of the pairs without a concept, so {} more went to the retain set; give more shards for up to {} pairs of each class",
+                self.moved_to_retain, self.limits.validation
+            ));
+        } else if self.validation.0 == 0 {
             warnings.push("no validation pairs: they come of captions that name one class of --classes and no concept".to_owned());
         }
         warnings
@@ -344,11 +350,11 @@ async fn read_small(
 }
 
 async fn read_names(options: &Options) -> Result<Names, Failure> {
+    let problems =
+        |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
     let file = options.table.to_string();
-    let table = table::parse(
-        &read_small("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?,
-        &file,
-    )?;
+    let bytes = read_small("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?;
+    let table = table::parse(&bytes, &file).map_err(problems)?;
     let given = match &options.classes {
         None => None,
         Some(address) => {
@@ -356,8 +362,6 @@ async fn read_names(options: &Options) -> Result<Names, Failure> {
             Some(Classes::parse(&bytes, &address.to_string())?)
         }
     };
-    let problems =
-        |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
     Names::new(table, given.as_ref(), &file).map_err(problems)
 }
 
@@ -486,6 +490,7 @@ fn write(
         classes_added: if options.classes.is_some() { names.added.clone() } else { Vec::new() },
         retain,
         validation,
+        moved_to_retain: selected.moved,
         files: Vec::new(),
     };
     // The user may edit the manifest, so it is not in the list of files that must stay unchanged.

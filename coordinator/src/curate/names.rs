@@ -6,7 +6,7 @@ use lethe_shared::address::Address;
 use lethe_shared::manifest::concepts::{self, Concept};
 use lethe_shared::manifest::{Classes, Error};
 use lethe_shared::phrases::Phrases;
-use lethe_shared::words::words;
+use lethe_shared::words::{normal_name, words};
 
 use super::table::Wanted;
 
@@ -108,12 +108,12 @@ impl Names {
         Ok(Self { concepts, classes, added, texts, phrases, owners })
     }
 
-    /// Returns the concepts and the class that a caption mentions. A name inside a longer name of
-    /// any concept or class does not count.
+    /// Returns the concepts and the class that a caption mentions, by the rule of
+    /// [`Phrases::mentions`] over the names of all concepts and classes.
     pub fn find(&self, caption: &str) -> Mentions {
         let found: BTreeSet<Owner> = self
             .phrases
-            .find_outermost(caption)
+            .mentions(caption)
             .into_iter()
             .map(|name| self.owners[name as usize])
             .collect();
@@ -138,7 +138,8 @@ fn class_list(
     file: &str,
 ) -> Result<(Classes, Vec<String>), Error> {
     let mut list: Vec<String> = given.map(|classes| classes.names().to_vec()).unwrap_or_default();
-    let mut exact: BTreeSet<String> = list.iter().cloned().collect();
+    let mut known: HashMap<String, String> =
+        list.iter().map(|name| (normal_name(name).into_owned(), name.clone())).collect();
     // A class that the list spells in another way than the table is the same class; a list with
     // both spellings has two classes.
     let mut spelled: HashMap<String, Option<String>> = HashMap::new();
@@ -151,14 +152,17 @@ fn class_list(
     let mut added = Vec::new();
     for wanted in table {
         let class = wanted.row.class.as_deref().unwrap_or(&wanted.row.name);
-        if exact.contains(class) {
+        if let Some(same) = known.get(&*normal_name(class)) {
+            if same != class {
+                wanted.row.class = Some(same.clone());
+            }
             continue;
         }
         if let Some(Some(same)) = spelled.get(&words(class)) {
             wanted.row.class = Some(same.clone());
             continue;
         }
-        exact.insert(class.to_owned());
+        known.insert(normal_name(class).into_owned(), class.to_owned());
         added.push(class.to_owned());
         list.push(class.to_owned());
     }
@@ -225,6 +229,24 @@ mod tests {
         );
         // The class is also a name of a concept.
         assert_eq!(names.find("a space rocket").concepts, [1]);
+    }
+
+    #[test]
+    fn names_are_found_in_any_unicode_form_and_as_html() {
+        let names = names(
+            "c,café,,\na,AT&T,,\nm,monkey face,,\n",
+            Some("cafe\u{301}\nCAFÉ\nmonkey\nface\n"),
+        )
+        .unwrap();
+        // The class has the list's spelling.
+        assert_eq!(names.classes.names()[names.concepts[1].class_index as usize], "cafe\u{301}");
+        assert_eq!(names.added, ["AT&T", "monkey face"]);
+        for text in ["a cafe\u{301}", "Café", "caf&eacute;"] {
+            assert_eq!(names.find(text).concepts, [1], "{text}");
+        }
+        assert_eq!(names.find("the AT&amp;T logo").concepts, [0]);
+        assert_eq!(names.find("a monkey, face").concepts, [0u32; 0]);
+        assert_eq!(names.find("a monkey face").concepts, [2]);
     }
 
     #[test]

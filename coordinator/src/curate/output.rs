@@ -40,6 +40,8 @@ pub struct Written {
 pub struct Selected<'a> {
     sources: &'a [Source],
     selection: Selection,
+    /// Pairs that went to the retain set instead of the validation set.
+    pub moved: usize,
     found: HashMap<Priority, Copies>,
 }
 
@@ -80,6 +82,7 @@ impl<'a> Selected<'a> {
                 selection.offer(entry.priority, &entry.concepts, entry.class);
             }
         }
+        let moved = selection.limit_validation();
         let forget = (0..concepts).flat_map(|concept| selection.forget(concept));
         let rest = selection
             .retain()
@@ -96,7 +99,7 @@ impl<'a> Selected<'a> {
                 }
             }
         }
-        Ok((Self { sources, selection, found }, tally))
+        Ok((Self { sources, selection, moved, found }, tally))
     }
 
     /// Returns the number of pairs selected for a concept.

@@ -63,6 +63,12 @@ impl Lottery {
     }
 }
 
+/// The validation set takes at most one of this many pairs without a concept.
+pub const VALIDATION_SHARE: usize = 4;
+/// This many pairs without a concept go to the retain set before any goes to the validation set: a
+/// batch by default, and fewer give no gradient.
+pub const FIRST_RETAINED: usize = 128;
+
 /// Largest number of pairs in each set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -89,7 +95,8 @@ pub enum Verdict {
 ///
 /// A pair that mentions concepts belongs to their forget sets; pairs that mention one concept come
 /// before those that mention several. A pair that mentions none belongs to the validation set if it
-/// has a class and the class has room, and otherwise to the retain set.
+/// has a class and the class has room, and otherwise to the retain set. At the end,
+/// [`limit_validation`](Selection::limit_validation) leaves the retain set most of them.
 #[derive(Debug)]
 pub struct Selection {
     limits: Limits,
@@ -161,6 +168,34 @@ impl Selection {
         } else {
             validation
         }
+    }
+
+    /// Moves pairs from the validation set to the retain set where validation would take more than
+    /// its share, and returns their number. Call it after all pairs have been offered.
+    ///
+    /// Validation keeps at most one pair in [`VALIDATION_SHARE`] of those without a concept, and none
+    /// of the first [`FIRST_RETAINED`]; but a full retain set takes no more. Every class keeps its
+    /// first pair before any class keeps its second one.
+    pub fn limit_validation(&mut self) -> usize {
+        let taken: usize = self.validation.values().map(BTreeSet::len).sum();
+        let all = taken + self.retain.len();
+        let share = (all / VALIDATION_SHARE).min(all.saturating_sub(FIRST_RETAINED));
+        let kept = taken.min(share.max(all.saturating_sub(self.limits.retain)));
+        let mut ranked: Vec<(usize, Priority, u32)> = self
+            .validation
+            .iter()
+            .flat_map(|(&class, set)| {
+                set.iter().enumerate().map(move |(rank, &priority)| (rank, priority, class))
+            })
+            .collect();
+        ranked.sort_unstable();
+        for &(_, priority, class) in &ranked[kept..] {
+            if let Some(set) = self.validation.get_mut(&class) {
+                set.remove(&priority);
+            }
+            self.retain.insert(priority);
+        }
+        taken - kept
     }
 
     /// Returns the pairs of a concept by priority, unshared pairs first.
@@ -317,6 +352,39 @@ mod tests {
                 prop_assert_eq!(selection.offer(*priority, concepts, *class), foretold);
             }
         }
+    }
+
+    #[test]
+    fn the_retain_set_comes_before_the_validation_set() {
+        // 500 classes of which captions name 8 pairs each would take everything.
+        let sets = |pairs: u128, retain: usize| {
+            let mut selection = Selection::new(0, Limits { forget: 0, retain, validation: 8 });
+            for number in 0..pairs {
+                selection.offer(
+                    Priority(number * 7919 % 100_003),
+                    &[],
+                    Some((number % 500) as u32),
+                );
+            }
+            let before: BTreeSet<Priority> = all(&selection);
+            let moved = selection.limit_validation();
+            assert_eq!(all(&selection), before);
+            let classes: BTreeSet<u32> =
+                selection.validation().into_iter().map(|(_, class)| class).collect();
+            (selection.retain().len(), selection.validation().len(), classes.len(), moved)
+        };
+        fn all(selection: &Selection) -> BTreeSet<Priority> {
+            let validation = selection.validation().into_iter().map(|(priority, _)| priority);
+            selection.retain().chain(validation).collect()
+        }
+        assert_eq!(sets(3240, 10_240), (2430, 810, 500, 2430));
+        assert_eq!(sets(400, 10_240), (300, 100, 100, 300));
+        assert_eq!(sets(150, 10_240), (128, 22, 22, 128));
+        assert_eq!(sets(100, 10_240), (100, 0, 0, 100));
+        // A retain set that is full leaves the rest to validation.
+        assert_eq!(sets(3240, 1000), (1000, 2240, 500, 1000));
+        assert_eq!(sets(3240, 0), (0, 3240, 500, 0));
+        assert_eq!(sets(20_000, 10_240).3, 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use futures::StreamExt;
 use lethe_shared::address::Address;
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
+use lethe_shared::manifest::table::{self, Purpose};
 use lethe_shared::manifest::{Classes, Error, Manifest, Required};
 use lethe_store as store;
 
@@ -30,6 +31,8 @@ pub(super) async fn read_concepts(
     classes: &Classes,
     cache: &Path,
 ) -> Result<Vec<Concept>, Failure> {
+    let problems =
+        |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
     let (rows, file, folder) = match &manifest.concepts.table {
         None => {
             let folder = manifest.file.parent().unwrap_or(Path::new("/"));
@@ -49,11 +52,11 @@ pub(super) async fn read_concepts(
                 .map_or("/", |(folder, _)| if folder.is_empty() { "/" } else { folder });
             let folder = Address::parse(folder)
                 .map_err(|error| Failure::input(Error::new(place, error.to_string())))?;
-            (concepts::parse_table(&bytes, &shown)?, shown, folder)
+            let rows = table::read(&bytes, &shown, Purpose::Run).map_err(problems)?;
+            (rows.into_iter().map(|found| (found.line, found.row)).collect(), shown, folder)
         }
     };
-    let mut concepts = concepts::check(rows, &file, &folder, classes)
-        .map_err(|problems| Failure::BadInput(problems.iter().map(Error::to_string).collect()))?;
+    let mut concepts = concepts::check(rows, &file, &folder, classes).map_err(problems)?;
     concepts::strengthen(
         &mut concepts,
         &manifest.concepts.groups,

@@ -11,7 +11,9 @@ use lethe_shared::manifest::Concept;
 /// Number of concepts that a warning lists.
 const SHOWN: usize = 5;
 
-/// Numbers of retain captions and unlabelled texts that name each class.
+/// Numbers of retain captions and unlabelled texts that mention each class. A class whose words
+/// occur in some, but only inside longer names or across commas, has zero: statistics saw its words,
+/// but nothing shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Named {
     /// Captions of retain shards, by class.
@@ -21,7 +23,7 @@ pub struct Named {
 }
 
 impl Named {
-    /// Returns the classes that are named and not in `removed`.
+    /// Returns the classes whose words occur and that are not in `removed`.
     pub fn covered(&self, removed: &BTreeSet<u32>) -> BTreeSet<u32> {
         self.captions
             .keys()
@@ -31,7 +33,7 @@ impl Named {
             .collect()
     }
 
-    /// Returns a warning if retained data names concepts to remove.
+    /// Returns a warning if retained data mentions concepts to remove.
     pub fn warning<'a>(&self, concepts: impl Iterator<Item = &'a Concept>) -> Option<String> {
         let count = |counts: &BTreeMap<u32, u64>, class| counts.get(&class).copied().unwrap_or(0);
         let mut named: Vec<(u64, u64, &str)> = concepts
@@ -136,6 +138,10 @@ mod tests {
             "{warning}"
         );
         assert_eq!(named.warning(concepts[..1].iter()), None);
+        // Words inside a longer name are covered, and no mention.
+        let inside = Named { captions: BTreeMap::from([(1, 0)]), ..Named::default() };
+        assert_eq!(inside.warning(concepts.iter()), None);
+        assert_eq!(inside.covered(&BTreeSet::new()), BTreeSet::from([1]));
         let many: Vec<Concept> = (0..8).map(|class| concept(class, &format!("c{class}"))).collect();
         let all = Named { captions: (0..8).map(|class| (class, 1)).collect(), ..Named::default() };
         let warning = all.warning(many.iter()).unwrap();

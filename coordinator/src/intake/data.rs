@@ -15,6 +15,7 @@ use lethe_shared::reference::{ClassTexts, ShardRef};
 use lethe_shared::shard::{self, Captions};
 use lethe_shared::texts;
 use lethe_shared::vocabulary::{Tower, Towers};
+use lethe_shared::words::{normal_name, words};
 use lethe_store as store;
 
 use super::files::{expand, missing, read_file};
@@ -33,7 +34,7 @@ pub(super) enum Wanted {
     Images,
 }
 
-/// Numbers of pairs or texts by class.
+/// Numbers of pairs or texts by class. Zero: the words of the class occur without a mention.
 pub(super) type ByClass = BTreeMap<u32, u64>;
 
 /// What is said after problems of samples.
@@ -199,12 +200,15 @@ pub(super) async fn read_texts(
         let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
         let parsed = tokio::task::spawn_blocking(move || {
             let texts = texts::parse(&bytes, &file)?;
-            let named: Vec<u32> = texts.iter().flat_map(|text| phrases.find(text)).collect();
+            let named: Vec<(u32, bool)> =
+                texts.iter().flat_map(|text| phrases.occurrences(text)).collect();
             Ok::<_, Error>((texts, named))
         });
         let (texts, named) =
             parsed.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
-        named.into_iter().for_each(|class| *by_class.entry(class).or_default() += 1);
+        for (class, is_mention) in named {
+            *by_class.entry(class).or_default() += u64::from(is_mention);
+        }
         files.push(DataFile { digest, bytes: size, items: texts.len() as u64 });
         slices.extend(texts::slices(texts));
     }
@@ -253,7 +257,7 @@ pub(super) async fn read_protected(
     let file = address.to_string();
     let mut names = texts::parse(&bytes, &file)?;
     let mut seen = BTreeSet::new();
-    names.retain(|name| seen.insert(name.clone()));
+    names.retain(|name| seen.insert(normal_name(name).into_owned()));
     if names.len() > MAX_NAMES {
         return Err(wrong(format!(
             "{file} holds {} names, at most {MAX_NAMES} leave edits any room; data.retain_texts protects any number, but not to a bound",
@@ -261,7 +265,10 @@ pub(super) async fn read_protected(
         )));
     }
     for name in &names {
-        let same = |other: &str| name.to_lowercase() == other.trim().to_lowercase();
+        let key = words(name);
+        let same = |other: &str| {
+            normal_name(name) == normal_name(other) || key != " " && key == words(other)
+        };
         if let Some(concept) =
             concepts.iter().find(|concept| same(&concept.class) || same(&concept.name))
         {

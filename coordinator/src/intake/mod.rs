@@ -7,6 +7,7 @@
 //! | `concepts.rs`, `data.rs`, `files.rs`, `model.rs` | concepts, data, files and the model that a manifest names |
 //! | [`repeated`] | data that a manifest names more than once |
 //! | [`coverage`] | the classes that retain statistics cover |
+//! | `same_tokens.rs` | classes that the model cannot tell apart |
 //! | [`run_manifest`] | the manifest that a run stores, and reads back |
 
 mod concepts;
@@ -18,5 +19,6 @@ pub mod plan;
 mod read;
 pub mod repeated;
 pub mod run_manifest;
+mod same_tokens;
 
 pub use self::read::quick_check;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::manifest::{Error, Manifest};
+use lethe_shared::manifest::{Concept, Error, Manifest};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::reference::ClassTexts;
 use lethe_shared::vocabulary::MethodSettings;
@@ -21,6 +21,7 @@ use super::data::{
 use super::files::missing;
 use super::model::{OpenModel, open_model};
 use super::plan::{Plan, classes_of};
+use super::same_tokens;
 use crate::downstream::{Target, layers};
 use crate::failure::{Failure, Problems};
 
@@ -57,10 +58,18 @@ impl Plan {
     /// As [`make`](Self::make).
     pub async fn of(mut manifest: Manifest, cache: &Path) -> Result<Self, Failure> {
         let classes = Arc::new(read_classes(&manifest, cache).await?);
-        let phrases = Phrases::new(classes.names())
+        let concepts = read_concepts(&manifest, &classes, cache).await?;
+        let class_texts = ClassTexts {
+            names: classes.names().to_vec(),
+            template: manifest.data.template.clone(),
+        };
+        // A concept's class and its name are names of the same.
+        let names = (0u32..)
+            .zip(classes.names())
+            .chain(concepts.iter().map(|concept| (concept.class_index, &concept.name)));
+        let phrases = Phrases::numbered(names)
             .map_err(|error| Failure::input(Error::new(classes.file(), error.to_string())))?;
         let phrases = Arc::new(phrases);
-        let concepts = read_concepts(&manifest, &classes, cache).await?;
         let OpenModel { reference: model, checkpoint, warnings: of_model } =
             open_model(&manifest, cache).await?;
         let targets = Target::open_all(&manifest, &checkpoint, cache).await?;
@@ -114,14 +123,19 @@ impl Plan {
             among.layers
         });
         if let Some(protected) = &protected {
-            for class in protected.prompts.iter().flat_map(|prompt| phrases.find(prompt)) {
-                *texts.entry(class).or_default() += 1;
+            for (class, is_mention) in
+                protected.prompts.iter().flat_map(|prompt| phrases.occurrences(prompt))
+            {
+                *texts.entry(class).or_default() += u64::from(is_mention);
             }
             if manifest.gates.protected.is_none() {
                 warnings
                     .push("data.protect without gates.protected: by how much these texts move is on record, and bounds nothing".to_owned());
             }
         }
+        let folder = store::fetch_folder(&model.address, cache).await?;
+        let all: Vec<Concept> = concepts.iter().map(|planned| planned.concept.clone()).collect();
+        warnings.extend(same_tokens::warnings(folder, class_texts.clone(), &all).await);
         let named = Named { captions, texts };
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
         let covered = named.covered(&classes_of(&concepts));
@@ -135,10 +149,6 @@ impl Plan {
         }
 
         let settings = MethodSettings::from(&manifest.method);
-        let class_texts = ClassTexts {
-            names: classes.names().to_vec(),
-            template: manifest.data.template.clone(),
-        };
         let mut plan = Self {
             run: String::new(),
             identity: Digest::of(b""),

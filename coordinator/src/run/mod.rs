@@ -7,6 +7,7 @@
 //! | `statistics.rs` | the statistics of retained data that both of them need |
 //! | `slug_search.rs` | edits by SLUG's full search: `composition.method` `"sum"`, `"mean"`, `"ties"`, `"dare"` |
 //! | `context.rs` | a run in progress: its phases, and the results of its jobs |
+//! | `not_forgotten.rs` | why no edit was found for a concept |
 //! | `edits.rs` | the edits of a run |
 //! | `judgement.rs` | evaluates a composed model on removed concepts and retained classes |
 //! | `record.rs` | makes the record and the summary |
@@ -18,6 +19,7 @@ mod edits;
 pub mod evaluate;
 mod judgement;
 mod margins;
+mod not_forgotten;
 mod preconditioned;
 pub mod recompose;
 mod record;

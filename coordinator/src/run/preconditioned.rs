@@ -21,6 +21,7 @@ use safetensors::SafeTensors;
 use super::context::{Run, concept_results};
 use super::edits::{Edits, Found, FoundEdit, Stored, unsolved};
 use super::judgement::{HeldOut, counted};
+use super::not_forgotten;
 use super::statistics::{Surveyed, protect, survey};
 use crate::compose::effect_matrix::{Criterion, Recognition, adjust};
 use crate::compose::recipe::Recipe;
@@ -91,11 +92,11 @@ async fn directions<'a>(
     let mut found = Vec::new();
     for ((planned, result), (_, survey)) in results.into_iter().zip(surveys) {
         let Some(chosen) = result.chosen else {
-            let best = result.search.iter().map(|trial| trial.fa5).fold(f64::INFINITY, f64::min);
-            let reason = format!(
-                "no step on its layer forgot within {} evaluations (lowest FA@5 {:.0} %); raise method.search_evaluations",
+            let reason = not_forgotten::reason(
+                "no step on its layer forgot",
+                &result.search,
+                planned.stop,
                 plan.settings.search_evaluations,
-                100.0 * best
             );
             missing.push(Missing { id: planned.concept.id.clone(), reason });
             continue;

@@ -7,10 +7,11 @@ use lethe_shared::task::SearchOutput;
 use super::context::{Run, concept_results};
 use super::edits::{Edits, Found, FoundEdit, unsolved};
 use super::judgement::{HeldOut, held_out};
+use super::not_forgotten;
 use crate::exec::batch::Batch;
 use crate::exec::jobs;
 use crate::failure::Failure;
-use crate::intake::plan::PlannedConcept;
+use crate::intake::plan::{Plan, PlannedConcept};
 
 pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut), Failure> {
     let plan = run.plan;
@@ -30,7 +31,7 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
         match result.chosen {
             None => missing.push(Missing {
                 id: planned.concept.id.clone(),
-                reason: not_forgotten(run, &result),
+                reason: reason(plan, planned, &result),
             }),
             Some(chosen) => found.push(Found {
                 planned,
@@ -50,12 +51,8 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     Ok((Edits { found, missing, recipe, moments: Vec::new(), protected: None }, base))
 }
 
-fn not_forgotten(run: &Run<'_>, result: &SearchOutput) -> String {
+fn reason(plan: &Plan, planned: &PlannedConcept, result: &SearchOutput) -> String {
     let layers = result.ranking.iter().filter(|layer| layer.pareto).count();
-    let best = result.search.iter().map(|trial| trial.fa5).fold(f64::INFINITY, f64::min);
-    format!(
-        "none of {layers} front layers forgot within {} evaluations (lowest FA@5 {:.0} %); raise method.search_evaluations",
-        run.plan.settings.search_evaluations,
-        100.0 * best
-    )
+    let tried = format!("none of {layers} front layers forgot");
+    not_forgotten::reason(&tried, &result.search, planned.stop, plan.settings.search_evaluations)
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::error::Error;
 use crate::printable::printable;
+use crate::words::normal_name;
 
 /// Most classes.
 const MAX_CLASSES: usize = 1_000_000;
@@ -12,6 +13,7 @@ const MAX_CLASSES: usize = 1_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Classes {
     names: Vec<String>,
+    /// Classes by their names in [normal form](normal_name).
     index: HashMap<String, u32>,
     file: String,
 }
@@ -35,12 +37,16 @@ impl Classes {
             if names.len() == MAX_CLASSES {
                 return wrong("more than a million classes".into());
             }
-            if let Some(before) = index.insert(name.to_owned(), names.len() as u32) {
-                return wrong(format!(
-                    "class `{}` is already on line {}",
-                    printable(name),
-                    before + 1
-                ));
+            let normal = normal_name(name).into_owned();
+            if let Some(before) = index.insert(normal, names.len() as u32) {
+                let (shown, line) = (printable(name), before + 1);
+                return wrong(if names[before as usize] == name {
+                    format!("class `{shown}` is already on line {line}")
+                } else {
+                    format!(
+                        "class `{shown}` is already on line {line}, with other code points or white space; remove one of the lines"
+                    )
+                });
             }
             names.push(name.to_owned());
         }
@@ -63,9 +69,9 @@ impl Classes {
         &self.file
     }
 
-    /// Returns the class of this name.
+    /// Returns the class of this name. Names are compared in their [normal form](normal_name).
     pub fn find(&self, name: &str) -> Option<u32> {
-        self.index.get(name).copied()
+        self.index.get(&*normal_name(name)).copied()
     }
 
     /// Returns the most similar name, when one is similar enough to be a likely typing error.
@@ -122,8 +128,26 @@ mod tests {
             problem(b"cat\ndog\ncat\n").contains("classes.txt:3: class `cat` is already on line 1")
         );
         assert!(problem(b"cat\n\ndog\n").contains("classes.txt:2: the line is empty"));
+        assert!(
+            problem("café\ndog\ncafe\u{301}\n".as_bytes())
+                .contains("classes.txt:3: class `cafe\u{301}` is already on line 1, with other")
+        );
         assert!(problem(b"cat\n").contains("fewer than two classes"));
         assert!(problem(b"cat\n\xff\n").contains("not UTF-8"));
+    }
+
+    #[test]
+    fn classes_are_found_in_any_unicode_form() {
+        let classes =
+            Classes::parse("café\ne\u{302}tre\nAT&T\nred heart".as_bytes(), "c.txt").unwrap();
+        for (name, class) in
+            [("cafe\u{301}", 0), ("café", 0), ("être", 1), ("AT&amp;T", 2), ("red\u{a0} heart", 3)]
+        {
+            assert_eq!(classes.find(name), Some(class), "{name}");
+        }
+        // The names stay as the list spells them.
+        assert_eq!(classes.names()[1], "e\u{302}tre");
+        assert_eq!((classes.find("Café"), classes.find("cafe")), (None, None));
     }
 
     #[test]

@@ -1,21 +1,22 @@
-//! Concepts: a CSV table, JSON lines, or a list in the manifest, with the same fields.
+//! Concepts: rows of a [table](super::table), or of a list in the manifest, with the same fields.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::classes::Classes;
-use super::error::{Error, at_line};
+use super::error::Error;
 use super::id::is_id;
+use super::table::MAX_CONCEPTS;
 use crate::address::Address;
 use crate::printable::printable;
 use crate::vocabulary::Stop;
+use crate::words::normal_name;
 
 /// Largest table, in bytes.
 pub const MAX_TABLE: u64 = 64 << 20;
-/// Most concepts in a run.
-const MAX_CONCEPTS: usize = 100_000;
 /// Longest name.
 const MAX_NAME: usize = 200;
 /// Largest strength.
@@ -73,78 +74,6 @@ pub struct Concept {
     pub place: String,
 }
 
-/// Parses a table into rows with their line numbers. `name` decides the format: `.csv` or `.jsonl`.
-///
-/// # Errors
-/// [`Error`] with file and line.
-pub fn parse_table(bytes: &[u8], name: &str) -> Result<Vec<(usize, Row)>, Error> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let text = std::str::from_utf8(bytes).map_err(|_| Error::new(name, "is not UTF-8 text"))?;
-    let rows = if name.ends_with(".csv") {
-        parse_csv(text, name)?
-    } else if name.ends_with(".jsonl") {
-        parse_lines(text, name)?
-    } else {
-        return Err(Error::new(name, "the name of a concept table ends in .csv or .jsonl"));
-    };
-    if rows.is_empty() {
-        return Err(Error::new(name, "contains no concepts"));
-    }
-    Ok(rows)
-}
-
-fn parse_csv(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
-    let wrong = |error: csv::Error| {
-        let line = error.position().map(|position| position.line() as usize);
-        let problem = match error.kind() {
-            csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-                format!("has {len} fields, the header has {expected_len}")
-            }
-            csv::ErrorKind::Deserialize { err, .. } => err.to_string(),
-            _ => error.to_string(),
-        };
-        at_line(name, line, &problem)
-    };
-    let header = reader.headers().map_err(wrong)?.clone();
-    for required in ["id", "name", "forget"] {
-        if !header.iter().any(|column| column == required) {
-            return Err(at_line(name, Some(1), &format!("column `{required}` is missing")));
-        }
-    }
-    let known = ["id", "name", "class", "forget", "strength", "group", "stop", "tolerance"];
-    if let Some(column) = header.iter().find(|column| !known.contains(column)) {
-        return Err(at_line(
-            name,
-            Some(1),
-            &format!("unknown column `{column}`, expected {}", known.join(", ")),
-        ));
-    }
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(wrong)?;
-        let line = record.position().map_or(0, |position| position.line() as usize);
-        rows.push((line, record.deserialize::<Row>(Some(&header)).map_err(wrong)?));
-        bound(rows.len(), name)?;
-    }
-    Ok(rows)
-}
-
-fn parse_lines(text: &str, name: &str) -> Result<Vec<(usize, Row)>, Error> {
-    let mut rows = Vec::new();
-    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
-        let row = serde_json::from_str::<Row>(line)
-            .map_err(|error| at_line(name, Some(number), &error.to_string()))?;
-        rows.push((number, row));
-        bound(rows.len(), name)?;
-    }
-    Ok(rows)
-}
-
-fn bound(count: usize, name: &str) -> Result<(), Error> {
-    if count > MAX_CONCEPTS { Err(Error::new(name, "more than 100,000 concepts")) } else { Ok(()) }
-}
-
 /// Multiplies the strength of each concept by the strength of its group.
 ///
 /// # Errors
@@ -156,6 +85,7 @@ pub fn strengthen(
 ) -> Result<(), Error> {
     for (group, strength) in groups {
         let wrong = |problem: String| Error::new(format!("{file}: concepts.groups"), problem);
+        let normal = normal_name(group);
         if !(0.0..=MAX_STRENGTH).contains(strength) {
             return Err(wrong(format!(
                 "strength of group `{group}` is {strength}, expected 0 to {MAX_STRENGTH}"
@@ -163,7 +93,7 @@ pub fn strengthen(
         }
         let mut members = concepts
             .iter_mut()
-            .filter(|concept| concept.group.as_deref() == Some(group))
+            .filter(|concept| concept.group.as_deref() == Some(&*normal))
             .peekable();
         if members.peek().is_none() {
             return Err(wrong(format!("no concept is in group `{group}`")));
@@ -185,7 +115,9 @@ pub fn check(
     folder: &Address,
     classes: &Classes,
 ) -> Result<Vec<Concept>, Vec<Error>> {
-    bound(rows.len(), file).map_err(|error| vec![error])?;
+    if rows.len() > MAX_CONCEPTS {
+        return Err(vec![Error::new(file, "more than 100,000 concepts")]);
+    }
     let mut problems = Vec::new();
     let mut ids: HashMap<String, usize> = HashMap::new();
     let mut owners: HashMap<u32, (String, usize)> = HashMap::new();
@@ -272,8 +204,9 @@ fn check_row(
     if forget.is_empty() {
         return Err(wrong(format!("concept `{id}` has no forget shard")));
     }
-    let group =
-        row.group.as_deref().map(str::trim).filter(|group| !group.is_empty()).map(str::to_owned);
+    let group = row.group.as_deref().map(normal_name).filter(|group| !group.is_empty());
+    // The list's spelling, which everything else compares with.
+    let class = classes.names().get(class_index as usize).map_or(class, String::as_str);
     Ok(Concept {
         id: id.to_owned(),
         name: name.to_owned(),
@@ -281,7 +214,7 @@ fn check_row(
         class_index,
         forget,
         strength,
-        group,
+        group: group.map(Cow::into_owned),
         stop: row.stop,
         tolerance: row.tolerance,
         place: format!("{file}:{line}"),
@@ -300,6 +233,7 @@ fn resolve(text: &str, folder: &Address) -> Result<Address, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::{self, Purpose};
     use super::*;
 
     fn classes() -> Classes {
@@ -310,11 +244,16 @@ mod tests {
         Address::parse("/jobs").unwrap()
     }
 
+    fn rows(table: &str, name: &str) -> Result<Vec<(usize, Row)>, Vec<Error>> {
+        let rows = table::read(table.as_bytes(), name, Purpose::Run)?;
+        Ok(rows.into_iter().map(|found| (found.line, found.row)).collect())
+    }
+
     fn read(table: &str, name: &str) -> Result<Vec<Concept>, String> {
-        let rows = parse_table(table.as_bytes(), name).map_err(|error| error.to_string())?;
         let join = |problems: Vec<Error>| {
             problems.iter().map(Error::to_string).collect::<Vec<_>>().join("\n")
         };
+        let rows = rows(table, name).map_err(join)?;
         check(rows, name, &folder(), &classes()).map_err(join)
     }
 
@@ -415,6 +354,20 @@ mod tests {
     }
 
     #[test]
+    fn names_are_compared_in_one_unicode_form() {
+        let classes = Classes::parse("cafe\u{301}\ndog\n".as_bytes(), "c.txt").unwrap();
+        let table = "id,name,class,forget,group\na,x,café,x.tar,e\u{301}t\u{e9}\nb,dog,,y.tar,";
+        let rows = rows(table, "t.csv").unwrap();
+        let mut concepts = check(rows, "t.csv", &folder(), &classes).unwrap();
+        // The class has the list's spelling.
+        assert_eq!((concepts[0].class.as_str(), concepts[0].class_index), ("cafe\u{301}", 0));
+        for group in ["été", "e\u{301}te\u{301}"] {
+            strengthen(&mut concepts, &BTreeMap::from([(group.to_owned(), 0.5)]), "m").unwrap();
+        }
+        assert_eq!(concepts[0].strength, 0.25);
+    }
+
+    #[test]
     fn all_problems_are_told_at_once() {
         let error = read("id,name,forget\na,catt,x.tar\nb,dogg,y.tar", "t.csv").unwrap_err();
         assert_eq!(error.lines().count(), 2, "{error}");
@@ -422,7 +375,7 @@ mod tests {
 
     #[test]
     fn tables_in_a_bucket_name_shards_beside_them() {
-        let rows = parse_table(b"id,name,forget\na,cat,f/a.tar", "t.csv").unwrap();
+        let rows = rows("id,name,forget\na,cat,f/a.tar", "t.csv").unwrap();
         let concepts =
             check(rows, "t.csv", &Address::parse("s3://b/jobs").unwrap(), &classes()).unwrap();
         assert_eq!(concepts[0].forget[0].to_string(), "s3://b/jobs/f/a.tar");

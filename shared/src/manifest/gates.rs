@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, at_line};
+use super::lines::{line_at, line_of};
 
 /// Largest gate file, bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -91,9 +92,7 @@ impl Gates {
         let text = String::from_utf8(std::fs::read(path).map_err(io)?)
             .map_err(|_| Error::new(shown.clone(), "is not UTF-8 text"))?;
         let mut file: GateFile = toml::from_str(&text).map_err(|error| {
-            let line = error
-                .span()
-                .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+            let line = error.span().map(|span| line_at(&text, span.start));
             at_line(&shown, line, error.message())
         })?;
         if let Some(key) = &mut file.gates.signed_by {
@@ -101,7 +100,9 @@ impl Gates {
         }
         match file.gates.problem() {
             None => Ok(file.gates),
-            Some((field, problem)) => Err(Error::new(shown, format!("{field} {problem}"))),
+            Some((field, problem)) => {
+                Err(at_line(&shown, line_of(&text, field), &format!("{field} {problem}")))
+            }
         }
     }
 

@@ -8,7 +8,9 @@
 //! |---|---|
 //! | `sections.rs` | [`Manifest`] and its sections, with defaults |
 //! | `read.rs` | [reading](Manifest::read) and checking |
-//! | [`concepts`] | concept tables and lists |
+//! | `lines.rs` | the lines of fields, for messages |
+//! | [`table`] | the reader of concept tables |
+//! | [`concepts`] | the checks of concepts |
 //! | [`classes`] | class lists |
 //! | `gates.rs` | [`Gates`], in the manifest and in gate files |
 //! | `targets.rs` | [`ReleaseTarget`]: other models that receive the edits |
@@ -18,8 +20,10 @@ pub mod concepts;
 mod error;
 mod gates;
 mod id;
+mod lines;
 mod read;
 mod sections;
+pub mod table;
 mod targets;
 
 pub use self::classes::Classes;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::error::{Error, at_line};
 use super::id::{MAX_NAME, is_id};
+use super::lines::{line_at, line_of};
 use super::sections::{CompositionMethod, Manifest, Names, Required};
 use super::targets;
 use crate::vocabulary::Towers;
@@ -66,9 +67,7 @@ impl Manifest {
         let absolute = std::path::absolute(path).map_err(io)?;
         let mut manifest = match path.extension().and_then(|end| end.to_str()) {
             Some("toml") => toml::from_str::<Self>(&text).map_err(|error| {
-                let line = error
-                    .span()
-                    .map(|span| 1 + text[..span.start.min(text.len())].matches('\n').count());
+                let line = error.span().map(|span| line_at(&text, span.start));
                 at_line(&shown, line, error.message())
             })?,
             Some("json") => serde_json::from_str::<Self>(&text)
@@ -329,37 +328,6 @@ impl Manifest {
         }
         Ok(())
     }
-}
-
-/// Returns the line of a field: in TOML below the header of its section, in JSON after the name of
-/// its section.
-fn line_of(text: &str, field: &str) -> Option<usize> {
-    let (section, key) =
-        field.split_once('.').map_or((None, field), |(section, key)| (Some(section), key));
-    let is = |line: &str, name: &str| {
-        let line = line.trim_start().trim_start_matches('{').trim_start();
-        line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('='))
-            || line
-                .strip_prefix(&format!("\"{name}\""))
-                .is_some_and(|rest| rest.trim_start().starts_with(':'))
-    };
-    let mut inside = section.is_none();
-    for (number, line) in (1..).zip(text.lines()) {
-        if let Some(section) = section {
-            let head = line.trim();
-            if head.starts_with('[') {
-                let name = head.trim_start_matches('[').split(']').next().unwrap_or_default();
-                inside = name.trim() == section;
-            } else if is(line, section) {
-                inside = true;
-            }
-        }
-        // An array of tables has headers of its own.
-        if inside && is(line, key) || line.trim() == format!("[[{field}]]") {
-            return Some(number);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -27,6 +27,36 @@ pub(crate) struct FinalAnswer {
     pub(crate) text: String,
 }
 
+/// The service that gives credentials to programs on this machine cannot be reached.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the environment has no credentials, and this machine's metadata service at {host} gives none: set AWS_ACCESS_KEY_ID and \
+     AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY \
+     (profiles of the cloud's tools are not read)"
+)]
+pub(crate) struct NoCredentials {
+    host: String,
+    source: HttpError,
+}
+
+/// Hosts of metadata services: of AWS (both protocols) and Azure, and of Google.
+const METADATA: [&str; 4] =
+    ["169.254.169.254", "[fd00:ec2::254]", "metadata.google.internal", "metadata"];
+
+/// Returns the explanation of a failed request for credentials in a chain of sources.
+pub(crate) fn no_credentials<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a NoCredentials> {
+    let mut source = Some(error);
+    while let Some(cause) = source {
+        if let Some(found) = cause.downcast_ref::<NoCredentials>() {
+            return Some(found);
+        }
+        source = cause.source();
+    }
+    None
+}
+
 impl FinalAnswer {
     /// Returns whether the store does not implement the request. 400 does not count: stores also
     /// send it for interrupted uploads and expired tokens.
@@ -85,7 +115,14 @@ impl HttpService for Service {
             ""
         };
         let is_listing = request.uri().query().is_some_and(is_listing);
-        let response = self.0.execute(request).await?;
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let response = self.0.execute(request).await.map_err(|error| {
+            if METADATA.contains(&host.as_str()) {
+                HttpError::new(error.kind(), NoCredentials { host, source: error })
+            } else {
+                error
+            }
+        })?;
         let status = response.status().as_u16();
         if !FinalAnswer::is_final(status, response.headers().contains_key("location"), is_listing) {
             return Ok(response);

@@ -109,6 +109,9 @@ impl Error {
         if let Some(found) = error.source().and_then(io_error).and_then(|io| known(&object, io)) {
             return found;
         }
+        if let Some(missing) = answers::no_credentials(&error) {
+            return Self::Unavailable { object, cause: missing.to_string() };
+        }
         match answers::find(&error) {
             Some(answer) if answer.is_unsupported() => {
                 return Self::Unsupported { object, problem: answer.to_string() };

@@ -48,6 +48,7 @@ mod braces;
 mod claim;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod credentials;
 pub mod doctor;
 mod error;
 mod fetch;

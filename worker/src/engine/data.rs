@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use lethe_shared::printable::printable;
 use lethe_shared::reference::{ClassTexts, FileSpec};
+use lethe_shared::words::normal_name;
 use tch::{Device, Kind, Tensor};
 
 use super::error::Error;
@@ -83,10 +84,10 @@ pub(super) fn load_all(
 
 /// Returns the classes of captions that are class names.
 pub(super) fn classes_of(captions: &[String], texts: &ClassTexts) -> Result<Vec<u32>, Error> {
-    let index: HashMap<&str, u32> =
-        texts.names.iter().zip(0..).map(|(name, class)| (name.as_str(), class)).collect();
+    let index: HashMap<_, u32> =
+        texts.names.iter().zip(0..).map(|(name, class)| (normal_name(name), class)).collect();
     let class = |caption: &String| {
-        index.get(caption.trim()).copied().ok_or_else(|| {
+        index.get(&*normal_name(caption)).copied().ok_or_else(|| {
             Error::Input(format!("caption `{}` is not in the class list", printable(caption)))
         })
     };

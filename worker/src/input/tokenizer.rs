@@ -1,5 +1,6 @@
 //! The model's tokenizer, from `tokenizer.json`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use lethe_shared::printable::printable;
@@ -47,6 +48,21 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
         Ok(Self { inner, file, context, vocabulary })
+    }
+
+    /// Returns the groups of texts that have the same tokens, as positions in ascending order.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn equal_texts(&self, texts: impl Iterator<Item = String>) -> Result<Vec<Vec<u32>>, Error> {
+        let mut positions: HashMap<Vec<u32>, Vec<u32>> = HashMap::new();
+        for (position, text) in (0u32..).zip(texts) {
+            positions.entry(self.encode(&text)?).or_default().push(position);
+        }
+        let mut groups: Vec<Vec<u32>> =
+            positions.into_values().filter(|group| group.len() > 1).collect();
+        groups.sort_unstable();
+        Ok(groups)
     }
 
     /// Returns the token ids of a text.
@@ -104,6 +120,13 @@ mod tests {
     #[test]
     fn padding_and_truncation_of_the_file_are_ignored() {
         assert_eq!(tokenizer(16).encode("A cat, a dog").unwrap(), [1, 4, 5, 2, 4, 2, 3]);
+    }
+
+    #[test]
+    fn texts_with_the_same_tokens_are_found() {
+        let texts = ["A cat", "a", "a CAT", "dog", "cat", "bird"].map(String::from);
+        let groups = tokenizer(16).equal_texts(texts.into_iter()).unwrap();
+        assert_eq!(groups, [vec![0, 2], vec![3, 5]]);
     }
 
     #[test]

@@ -1,0 +1,119 @@
+//! Classes that the model cannot tell apart, because their prompts have the same tokens.
+
+use std::path::PathBuf;
+
+use lethe_shared::manifest::Concept;
+use lethe_shared::reference::ClassTexts;
+
+/// Groups of classes that a warning names.
+const GROUPS: usize = 5;
+/// Classes of a group that a warning names.
+const NAMED: usize = 5;
+
+/// Returns warnings about classes with the same tokens: first about concepts, then about others.
+/// Nothing is returned without the worker library, which has the tokenizer, or where the tokenizer
+/// cannot be read: workers report that.
+pub(super) async fn warnings(
+    folder: PathBuf,
+    texts: ClassTexts,
+    concepts: &[Concept],
+) -> Vec<String> {
+    let names = texts.names.clone();
+    let found = tokio::task::spawn_blocking(move || groups(&folder, &texts)).await;
+    describe(&found.unwrap_or_default(), &names, concepts)
+}
+
+#[cfg(feature = "embedded")]
+fn groups(folder: &std::path::Path, texts: &ClassTexts) -> Vec<Vec<u32>> {
+    lethe_worker::input::Tokenizer::from_model_dir(folder, usize::MAX, usize::MAX)
+        .and_then(|tokenizer| tokenizer.equal_texts(texts.prompts()))
+        .unwrap_or_default()
+}
+
+#[cfg(not(feature = "embedded"))]
+fn groups(_: &std::path::Path, _: &ClassTexts) -> Vec<Vec<u32>> {
+    Vec::new()
+}
+
+fn describe(groups: &[Vec<u32>], names: &[String], concepts: &[Concept]) -> Vec<String> {
+    let shown = |group: &Vec<u32>| {
+        let name = |&class: &u32| format!("`{}`", names[class as usize].escape_debug());
+        let mut shown: Vec<String> = group.iter().take(NAMED).map(name).collect();
+        if group.len() > NAMED {
+            shown.push(format!("{} more", group.len() - NAMED));
+        }
+        shown.join(" = ")
+    };
+    let listed = |groups: &[&Vec<u32>]| {
+        let mut listed: Vec<String> =
+            groups.iter().take(GROUPS).map(|group| shown(group)).collect();
+        if groups.len() > GROUPS {
+            listed.push(format!("and {} more groups", groups.len() - GROUPS));
+        }
+        listed.join(", ")
+    };
+    let of_concepts: std::collections::BTreeSet<u32> =
+        concepts.iter().map(|concept| concept.class_index).collect();
+    let (removed, retained): (Vec<&Vec<u32>>, Vec<&Vec<u32>>) =
+        groups.iter().partition(|group| group.iter().any(|class| of_concepts.contains(class)));
+    let mut warnings = Vec::new();
+    if !removed.is_empty() {
+        warnings.push(format!(
+            "concepts cannot be removed whose class has the same tokens as another one: {}; leave all but one of each out of the class list",
+            listed(&removed)
+        ));
+    }
+    if !retained.is_empty() {
+        warnings.push(format!(
+            "classes have the same tokens, and the model cannot tell them apart: {}; leave all but one of each out of the class list",
+            listed(&retained)
+        ));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn concept(class_index: u32) -> Concept {
+        Concept {
+            id: "c".into(),
+            name: "c".into(),
+            class: "c".into(),
+            class_index,
+            forget: Vec::new(),
+            strength: 1.0,
+            group: None,
+            stop: None,
+            tolerance: None,
+            place: String::new(),
+        }
+    }
+
+    #[test]
+    fn concepts_with_the_tokens_of_another_class_come_first() {
+        let names: Vec<String> =
+            ["zzz", "ZZZ", "dog", "Dog", "cat"].map(String::from).into_iter().collect();
+        let groups = [vec![0, 1], vec![2, 3]];
+        let warnings = describe(&groups, &names, &[concept(3), concept(4)]);
+        assert!(warnings[0].contains("same tokens as another one: `dog` = `Dog`;"), "{warnings:?}");
+        assert!(warnings[1].contains("tell them apart: `zzz` = `ZZZ`;"), "{warnings:?}");
+        assert!(describe(&[], &names, &[concept(3)]).is_empty());
+        let many: Vec<Vec<u32>> = vec![vec![0, 1, 2, 3, 4, 0, 1]; 7];
+        let warnings = describe(&many, &names, &[]);
+        assert!(warnings[0].contains("= `cat` = 2 more, "), "{warnings:?}");
+        assert!(warnings[0].contains("and 2 more groups"), "{warnings:?}");
+    }
+
+    #[cfg(feature = "embedded")]
+    #[tokio::test]
+    async fn classes_are_compared_by_the_tokens_of_the_model() {
+        let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../jobs/emoji/model");
+        let names = ["pizza", "Pizza", "red heart"].map(String::from).to_vec();
+        let texts = ClassTexts { names, template: "a {}".into() };
+        let warnings = warnings(model, texts, &[concept(0)]).await;
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("`pizza` = `Pizza`;"), "{warnings:?}");
+    }
+}
