@@ -166,8 +166,8 @@ mod tests {
         "pre_tokenizer":{"type":"Whitespace"},
         "post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<bos>","type_id":0}},{"Sequence":{"id":"A","type_id":0}},{"SpecialToken":{"id":"<eos>","type_id":0}}],
         "pair":[{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":0}}],
-        "special_tokens":{"<bos>":{"id":"<bos>","ids":[0],"tokens":["<bos>"]},"<eos>":{"id":"<eos>","ids":[2],"tokens":["<eos>"]}}},
-        "decoder":null,"model":{"type":"WordLevel","vocab":{"<bos>":0,"<unk>":1,"<eos>":2,"cat":3},"unk_token":"<unk>"}}"#;
+        "special_tokens":{"<bos>":{"id":"<bos>","ids":[0],"tokens":["<bos>"]},"<eos>":{"id":"<eos>","ids":[3],"tokens":["<eos>"]}}},
+        "decoder":null,"model":{"type":"WordLevel","vocab":{"<bos>":0,"<unk>":1,"cat":2,"<eos>":3},"unk_token":"<unk>"}}"#;
 
     /// A folder with a model of either layout, as small as can be.
     struct Folder(tempfile::TempDir);
@@ -178,7 +178,7 @@ mod tests {
                 Layout::Transformers => {
                     let tower = json!({ "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
                         "num_attention_heads": 1, "image_size": 4, "patch_size": 4,
-                        "max_position_embeddings": 16, "vocab_size": 4, "eos_token_id": 2 });
+                        "max_position_embeddings": 16, "vocab_size": 4, "eos_token_id": 3 });
                     json!({ "model_type": "clip", "projection_dim": 4, "text_config": tower, "vision_config": tower })
                 }
                 Layout::OpenClip => json!({
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_wrong_end_of_text_is_named() {
         let folder = Folder::new(Layout::Transformers);
-        for end in [json!(null), json!(0), json!(3)] {
+        for end in [json!(null), json!(0), json!(1)] {
             let mut config = Folder::config(Layout::Transformers);
             config["text_config"]["eos_token_id"] = end;
             folder.json("config.json", &config);

@@ -78,7 +78,7 @@ impl Sweep<'_> {
                 match self.copy_in(at).await? {
                     Ok(copy) => encoders.push(copy),
                     Err(reason) => {
-                        warnings.push(format!("`{at}`: {reason}"));
+                        warnings.push(format!("a copy of the tower cannot be edited: {reason}"));
                         let indexes =
                             self.folder.directly_in(at).filter(|name| is_safetensors_index(name));
                         carrying.extend(indexes.map(str::to_owned));
@@ -114,7 +114,7 @@ impl Sweep<'_> {
             folder: at.to_owned(),
             reach: Box::new(whole),
             blocks: None,
-            elsewhere: None,
+            elsewhere: Some("only parts of it are there".to_owned()),
         };
         let sets = match weight_sets(self.folder, &expected, self.tower).await {
             Ok(sets) => sets,

@@ -62,9 +62,9 @@ impl TextPooling {
                  set eos_token_id to {last} if tokenizer.json belongs to this model"
             ),
             Self::LargestId => format!(
-                "a text is pooled at its largest token id, but tokenizer.json ends a text with token {last}, which is not the largest; set \
-                 text_config.eos_token_id in config.json to {last} if tokenizer.json belongs to this model (2 there, or a model of open_clip, \
-                 stands for the largest id)"
+                "a text is pooled at its largest token id (in open_clip, and where text_config.eos_token_id in config.json is 2), but \
+                 tokenizer.json ends a text with token {last}, which is not the largest; set eos_token_id to {last}, or use the tokenizer of \
+                 this model"
             ),
         })
     }
