@@ -465,9 +465,9 @@ fn the_retain_set_comes_before_the_validation_set() {
     std::fs::write(at("classes.txt"), names.join("\n")).unwrap();
     std::fs::write(at("t.csv"), "id,name\ncat,cat\ndog,dog\n").unwrap();
     // Every caption names one class, and no class has more than --validation-pairs.
-    let named = (0..400).map(|n| format!("a {}", names[n % 60]));
+    let named = (0..400).map(|n| format!("a {} {n}", names[n % 60]));
     let captions: Vec<String> =
-        named.chain((0..20).map(|n| format!("a {}", ["cat", "dog"][n % 2]))).collect();
+        named.chain((0..20).map(|n| format!("a {} {n}", ["cat", "dog"][n % 2]))).collect();
     captioned(&at("pairs.tar"), &captions, &images());
     let (all, classes) = (at("pairs.tar"), at("classes.txt"));
     let more = ["--classes", classes.to_str().unwrap(), "--few", "1"];

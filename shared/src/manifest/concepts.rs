@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::classes::Classes;
 use super::error::Error;
 use super::id::is_id;
-use super::table::MAX_CONCEPTS;
 use crate::address::Address;
 use crate::printable::printable;
 use crate::vocabulary::Stop;
@@ -19,6 +18,8 @@ use crate::words::normal_name;
 pub const MAX_TABLE: u64 = 64 << 20;
 /// Longest name.
 const MAX_NAME: usize = 200;
+/// Most concepts of a run.
+pub(super) const MAX_CONCEPTS: usize = 100_000;
 /// Largest strength.
 pub const MAX_STRENGTH: f64 = 100.0;
 

@@ -3,12 +3,10 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::concepts::Row;
+use super::concepts::{MAX_CONCEPTS, Row};
 use super::error::Error;
 use crate::vocabulary::Stop;
 
-/// Most concepts of a table.
-pub(super) const MAX_CONCEPTS: usize = 100_000;
 /// Most problems that are reported at once.
 const MAX_PROBLEMS: usize = 20;
 /// Characters of a value that a message shows.
