@@ -132,7 +132,7 @@ mod tests {
 
         let mut parts = [Tally::default(), Tally::default()];
         captions.iter().enumerate().for_each(|(i, concepts)| parts[i % 2].count(concepts));
-        parts[0].pass_over(Unusable::NoCaption, "a.tar", "1");
+        parts[0].pass_over(Unusable::NoCaption, "a.tar", "1\n");
         parts[1].pass_over(Unusable::NoCaption, "a.tar", "2");
         let mut sum = Tally::default();
         parts.iter().for_each(|part| sum.add(part));
