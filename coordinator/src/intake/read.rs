@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::manifest::{Concept, Error, Manifest};
+use lethe_shared::manifest::{Classes, Concept, Error, Manifest};
 use lethe_shared::phrases::Phrases;
-use lethe_shared::reference::ClassTexts;
+use lethe_shared::record::DataFile;
+use lethe_shared::reference::{ClassTexts, ShardRef};
 use lethe_shared::vocabulary::MethodSettings;
 use lethe_store as store;
 
@@ -20,8 +21,9 @@ use super::data::{
 };
 use super::files::missing;
 use super::model::{OpenModel, open_model};
-use super::plan::{Plan, classes_of};
+use super::plan::{Plan, PlannedConcept, classes_of};
 use super::same_tokens;
+use crate::compose::protected::Protected;
 use crate::downstream::{Target, layers};
 use crate::failure::{Failure, Problems};
 
@@ -79,64 +81,28 @@ impl Plan {
         let among = layers::among(&manifest, &checkpoint, &targets)
             .map_err(|problems| Failure::BadInput(problems.into_iter().map(place).collect()))?;
 
-        let (naming, labels) =
-            (Wanted::Naming(Arc::clone(&phrases)), Wanted::Classes(Arc::clone(&classes)));
-        let mut problems = Problems::default();
-        let data = &manifest.data;
-        let Shards { shards: retain, by_class: captions, warnings: of_retain } =
-            shards(&manifest, "data.retain", &data.retain, naming, cache, &mut problems).await?;
+        let Data {
+            retain,
+            retain_texts,
+            text_files,
+            retain_images,
+            validation,
+            test,
+            mut protected,
+            mut concepts,
+            named,
+            warnings: of_data,
+        } = read_data(&manifest, concepts, &classes, &phrases, cache).await?;
         let mut warnings = of_model;
-        warnings.extend(of_retain);
-        let texts = read_texts(&manifest, Arc::clone(&phrases), cache).await;
-        let texts = problems.take(texts)?.unwrap_or_default();
-        let (retain_texts, text_files, mut texts) = texts;
-        let images = read_images(&manifest, cache, &mut problems).await;
-        let images = problems.take(images)?.unwrap_or_default();
-        let protected = read_protected(&manifest, &concepts, cache).await;
-        let mut protected = problems.take(protected)?.flatten();
-        let validation = shards(
-            &manifest,
-            "data.validation",
-            &data.validation,
-            labels.clone(),
-            cache,
-            &mut problems,
-        )
-        .await?;
-        let test = shards(&manifest, "data.test", &data.test, labels, cache, &mut problems).await?;
-        problems.take(check_policy(&manifest, &concepts))?;
-        warnings.extend([images.warnings, validation.warnings, test.warnings].concat());
-        let (retain_images, validation, test) = (images.shards, validation.shards, test.shards);
-        let mut concepts =
-            find_forget_shards(concepts, &manifest, cache, &mut problems, &mut warnings).await?;
-        problems.finish()?;
-        warnings.extend(retain_warnings(&retain, &manifest)?);
-        if validation.is_empty() {
-            warnings.push(
-                "without validation shards, ties between layers go to the smaller change"
-                    .to_owned(),
-            );
-        }
+        warnings.extend(of_data);
         warnings.extend(targets.iter().flat_map(|target| target.warnings.iter().cloned()));
         let layers = among.map(|among| {
             warnings.extend(among.warnings);
             among.layers
         });
-        if let Some(protected) = &protected {
-            for (class, is_mention) in
-                protected.prompts.iter().flat_map(|prompt| phrases.occurrences(prompt))
-            {
-                *texts.entry(class).or_default() += u64::from(is_mention);
-            }
-            if manifest.gates.protected.is_none() {
-                warnings
-                    .push("data.protect without gates.protected: by how much these texts move is on record, and bounds nothing".to_owned());
-            }
-        }
         let folder = store::fetch_folder(&model.address, cache).await?;
         let all: Vec<Concept> = concepts.iter().map(|planned| planned.concept.clone()).collect();
         warnings.extend(same_tokens::warnings(folder, class_texts.clone(), &all).await);
-        let named = Named { captions, texts };
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
         let covered = named.covered(&classes_of(&concepts));
 
@@ -177,6 +143,82 @@ impl Plan {
         plan.run = format!("{}-{}", plan.manifest.name, plan.identity.short());
         Ok(plan)
     }
+}
+
+/// The data of a plan.
+struct Data {
+    retain: Vec<ShardRef>,
+    retain_texts: Vec<Vec<String>>,
+    text_files: Vec<DataFile>,
+    retain_images: Vec<ShardRef>,
+    validation: Vec<ShardRef>,
+    test: Vec<ShardRef>,
+    protected: Option<Protected>,
+    concepts: Vec<PlannedConcept>,
+    named: Named,
+    warnings: Vec<String>,
+}
+
+/// Finds, hashes and checks all data that a manifest names. Problems of all of it are named
+/// together.
+async fn read_data(
+    manifest: &Manifest,
+    concepts: Vec<Concept>,
+    classes: &Arc<Classes>,
+    phrases: &Arc<Phrases>,
+    cache: &Path,
+) -> Result<Data, Failure> {
+    let (naming, labels) =
+        (Wanted::Naming(Arc::clone(phrases)), Wanted::Classes(Arc::clone(classes)));
+    let (mut problems, data) = (Problems::default(), &manifest.data);
+    let Shards { shards: retain, by_class: captions, mut warnings } =
+        shards(manifest, "data.retain", &data.retain, naming, cache, &mut problems).await?;
+    let texts = read_texts(manifest, Arc::clone(phrases), cache).await;
+    let texts = problems.take(texts)?.unwrap_or_default();
+    let (retain_texts, text_files, mut texts) = texts;
+    let images = read_images(manifest, cache, &mut problems).await;
+    let images = problems.take(images)?.unwrap_or_default();
+    let protected = read_protected(manifest, &concepts, cache).await;
+    let protected = problems.take(protected)?.flatten();
+    let validation = &data.validation;
+    let validation =
+        shards(manifest, "data.validation", validation, labels.clone(), cache, &mut problems)
+            .await?;
+    let test = shards(manifest, "data.test", &data.test, labels, cache, &mut problems).await?;
+    problems.take(check_policy(manifest, &concepts))?;
+    warnings.extend([images.warnings, validation.warnings, test.warnings].concat());
+    let concepts =
+        find_forget_shards(concepts, manifest, cache, &mut problems, &mut warnings).await?;
+    problems.finish()?;
+    warnings.extend(retain_warnings(&retain, manifest)?);
+    if validation.shards.is_empty() {
+        warnings.push(
+            "without validation shards, ties between layers go to the smaller change".to_owned(),
+        );
+    }
+    if let Some(protected) = &protected {
+        for (class, is_mention) in
+            protected.prompts.iter().flat_map(|prompt| phrases.occurrences(prompt))
+        {
+            *texts.entry(class).or_default() += u64::from(is_mention);
+        }
+        if manifest.gates.protected.is_none() {
+            warnings
+                .push("data.protect without gates.protected: by how much these texts move is on record, and bounds nothing".to_owned());
+        }
+    }
+    Ok(Data {
+        retain,
+        retain_texts,
+        text_files,
+        retain_images: images.shards,
+        validation: validation.shards,
+        test: test.shards,
+        protected,
+        concepts,
+        named: Named { captions, texts },
+        warnings,
+    })
 }
 
 /// Checks class list, concept table, policy, and whether files on this machine exist. Does not read

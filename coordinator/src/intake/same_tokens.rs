@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use lethe_shared::manifest::Concept;
+use lethe_shared::printable::printable;
 use lethe_shared::reference::ClassTexts;
 
 /// Groups of classes that a warning names.
@@ -37,7 +38,7 @@ fn groups(_: &std::path::Path, _: &ClassTexts) -> Vec<Vec<u32>> {
 
 fn describe(groups: &[Vec<u32>], names: &[String], concepts: &[Concept]) -> Vec<String> {
     let shown = |group: &Vec<u32>| {
-        let name = |&class: &u32| format!("`{}`", names[class as usize].escape_debug());
+        let name = |&class: &u32| format!("`{}`", printable(&names[class as usize]));
         let mut shown: Vec<String> = group.iter().take(NAMED).map(name).collect();
         if group.len() > NAMED {
             shown.push(format!("{} more", group.len() - NAMED));
