@@ -56,7 +56,7 @@ pub struct MomentsReduceOutput {
     /// (`NAME.inputs.inverse`, `NAME.outputs.inverse`) and second moments of the other half of the
     /// retain set (`NAME.inputs.moment`, `NAME.outputs.moment`), so that a direction is scored on
     /// data that did not shape it.
-    #[serde(alias = "folds")]
+    #[serde(rename = "folds")]
     pub cross_fit: ArtifactRef,
     /// Number of texts or images of the retain set.
     pub paired: u64,

@@ -18,6 +18,7 @@ pub struct Survey {
     pub retain_gradient: ArtifactRef,
     /// Cross-fit moments for computing and scoring directions, one file per tower that may change:
     /// [`MomentsReduceOutput::cross_fit`](super::MomentsReduceOutput::cross_fit).
+    #[serde(rename = "folds")]
     pub cross_fit: Vec<ArtifactRef>,
     /// Towers whose layers are scored.
     pub towers: Towers,
