@@ -211,8 +211,8 @@ impl Plain {
         command
             .args(["-a", "127.0.0.1", "-p", &port.to_string()])
             .stderr(std::process::Stdio::null());
-        let plain = Self(command.spawn().unwrap());
-        lethe_tests::ports::wait_for_port(port, "nats-server");
+        let mut plain = Self(command.spawn().unwrap());
+        lethe_tests::ports::wait_for_port(port, &mut plain.0, "nats-server");
         plain
     }
 }

@@ -50,8 +50,8 @@ impl AzureServer {
             .stderr(Stdio::null())
             .spawn()
             .expect("node starts");
-        let server = Self { process, port };
-        wait_for_port(port, "Azurite");
+        let mut server = Self { process, port };
+        wait_for_port(port, &mut server.process, "Azurite");
         server
     }
 

@@ -134,8 +134,7 @@ impl NatsServer {
             .stderr(log)
             .spawn()
             .expect("nats-server starts");
-        self.process = Some(process);
-        wait_for_port(self.port, "nats-server");
+        wait_for_port(self.port, self.process.insert(process), "nats-server");
     }
 
     /// Returns its folder.

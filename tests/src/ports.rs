@@ -1,6 +1,7 @@
 //! Free ports on loopback.
 
 use std::net::{TcpListener, TcpStream};
+use std::process::Child;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -28,11 +29,11 @@ pub fn free_port() -> u16 {
 /// fault of the program.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(900);
 
-/// Waits until a port accepts connections.
+/// Waits until a port of a server accepts connections.
 ///
 /// # Panics
-/// If it does not in [`LONGEST_WAIT`].
-pub fn wait_for_port(port: u16, what: &str) {
+/// If it does not in [`LONGEST_WAIT`], or the server has ended.
+pub fn wait_for_port(port: u16, server: &mut Child, what: &str) {
     let deadline = Instant::now() + LONGEST_WAIT;
     // A connection whose two ends are one port has met nobody but itself.
     let answers = || {
@@ -41,6 +42,8 @@ pub fn wait_for_port(port: u16, what: &str) {
     };
     while !answers() {
         assert!(Instant::now() < deadline, "{what} does not answer");
+        let ended = server.try_wait().expect("the server's state");
+        assert!(ended.is_none(), "{what} has ended: {ended:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

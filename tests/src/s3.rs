@@ -36,8 +36,8 @@ impl S3Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("python3 starts");
-        let server = Self { process, port };
-        wait_for_port(port, "the S3 server");
+        let mut server = Self { process, port };
+        wait_for_port(port, &mut server.process, "the S3 server");
         server
     }
 
