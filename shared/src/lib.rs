@@ -10,9 +10,9 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | leaves | [`address`], [`digest`], [`draws`], [`exit`], [`retry`], [`words`], [`phrases`], [`vocabulary`] |
+//! | leaves | [`address`], [`digest`], [`draws`], [`exit`], [`printable`], [`retry`], [`words`], [`phrases`], [`vocabulary`] |
 //! | references and measurements | [`reference`](mod@reference), [`measurement`], [`fault`], [`finding`] |
-//! | input files | [`manifest`], [`shard`], [`texts`], [`checkpoint`] |
+//! | input files | [`manifest`], [`shard`], [`webdataset`], [`image_file`], [`texts`], [`checkpoint`] |
 //! | work | [`task`], [`outcome`], [`job`], [`message`], [`codec`] |
 //! | results | [`edit`], [`record`] |
 //!
