@@ -229,10 +229,10 @@ pub(super) fn candidates(own: &TowerMap, gains: bool) -> BTreeSet<&str> {
 
 /// Returns the last MLP tensors of the blocks of a base's tower, which corrected edits change.
 pub(super) fn mlp_ends(own: &TowerMap) -> BTreeSet<&str> {
-    use lethe_shared::checkpoint::tower::Map::Contract;
+    use lethe_shared::checkpoint::tower::Map::Fc2;
     let weights = own
         .places()
         .iter()
-        .filter(|(weight, _)| matches!(weight, Weight::Block(_, Contract, Part::Weight)));
+        .filter(|(weight, _)| matches!(weight, Weight::Block(_, Fc2, Part::Weight)));
     weights.map(|(_, place)| place.tensor.as_str()).collect()
 }

@@ -9,6 +9,7 @@
 //! | [`tensor_names`] | the names of the tensors in a file that is not opened |
 //! | [`pieces`](Checkpoint::digest) | reads weights a piece at a time: digests, values that are not finite |
 //! | [`release`](Checkpoint::write_changed) | copies files byte for byte and replaces the changed tensors' bytes in place |
+//! | [`Names`] | the names of CLIP's parameters in both layouts |
 //! | [`tower`] | the role of each tensor in its tower, in any layout |
 //!
 //! Only safetensors is read: opening a pickle executes code.
@@ -19,6 +20,7 @@ mod file;
 #[cfg(test)]
 mod fixture;
 mod header;
+mod names;
 mod open;
 mod pieces;
 mod reader;
@@ -31,5 +33,6 @@ pub use self::choice::{Layout, is_index, is_safetensors_index};
 pub use self::error::Error;
 pub use self::file::TensorInfo;
 pub use self::header::{HEADER_START, header_length, tensor_names};
+pub use self::names::{Map, Names};
 pub use self::open::read_index;
 pub use self::reader::Checkpoint;

@@ -8,8 +8,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::choice::Layout;
 use super::error::Error;
 use super::file::TensorInfo;
+pub use super::names::Map;
+use super::names::Names;
 use crate::vocabulary::Tower;
 
 /// Most blocks of a tower.
@@ -22,27 +25,6 @@ pub enum Part {
     Weight,
     /// The bias.
     Bias,
-}
-
-/// A map in a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Map {
-    /// The norm before attention.
-    Norm1,
-    /// Queries.
-    Query,
-    /// Keys.
-    Key,
-    /// Values.
-    Value,
-    /// Attention's output.
-    Out,
-    /// The norm before the MLP.
-    Norm2,
-    /// The MLP's first map.
-    Expand,
-    /// The MLP's second map.
-    Contract,
 }
 
 /// What a tensor, or a part of one, does in its tower.
@@ -136,88 +118,6 @@ fn transpose(values: &[f64], rows: usize, columns: usize) -> Vec<f64> {
         .collect()
 }
 
-/// How a layout names things below a tower's prefix.
-struct Names {
-    input: &'static str,
-    class: &'static str,
-    position: &'static str,
-    first_norm: &'static str,
-    last_norm: &'static str,
-    block: &'static str,
-    maps: &'static [(Map, &'static str)],
-    fused: Option<&'static str>,
-    /// The projection, and what it has in place of this end of the prefix.
-    projection: (&'static str, &'static str),
-    transposed: bool,
-}
-
-const SPLIT: &[(Map, &str)] = &[
-    (Map::Norm1, "layer_norm1"),
-    (Map::Query, "self_attn.q_proj"),
-    (Map::Key, "self_attn.k_proj"),
-    (Map::Value, "self_attn.v_proj"),
-    (Map::Out, "self_attn.out_proj"),
-    (Map::Norm2, "layer_norm2"),
-    (Map::Expand, "mlp.fc1"),
-    (Map::Contract, "mlp.fc2"),
-];
-const FUSED: &[(Map, &str)] = &[
-    (Map::Norm1, "ln_1"),
-    (Map::Out, "attn.out_proj"),
-    (Map::Norm2, "ln_2"),
-    (Map::Expand, "mlp.c_fc"),
-    (Map::Contract, "mlp.c_proj"),
-];
-const HF_TEXT: Names = Names {
-    input: "embeddings.token_embedding.weight",
-    class: "",
-    position: "embeddings.position_embedding.weight",
-    first_norm: "",
-    last_norm: "final_layer_norm",
-    block: "encoder.layers",
-    maps: SPLIT,
-    fused: None,
-    projection: ("text_model.", "text_projection.weight"),
-    transposed: false,
-};
-const HF_VISION: Names = Names {
-    input: "embeddings.patch_embedding.weight",
-    class: "embeddings.class_embedding",
-    position: "embeddings.position_embedding.weight",
-    // The misspelling is the checkpoint's.
-    first_norm: "pre_layrnorm",
-    last_norm: "post_layernorm",
-    block: "encoder.layers",
-    maps: SPLIT,
-    fused: None,
-    projection: ("vision_model.", "visual_projection.weight"),
-    transposed: false,
-};
-const OPEN_TEXT: Names = Names {
-    input: "token_embedding.weight",
-    class: "",
-    position: "positional_embedding",
-    first_norm: "",
-    last_norm: "ln_final",
-    block: "transformer.resblocks",
-    maps: FUSED,
-    fused: Some("attn.in_proj_"),
-    projection: ("", "text_projection"),
-    transposed: true,
-};
-const OPEN_VISION: Names = Names {
-    input: "conv1.weight",
-    class: "class_embedding",
-    position: "positional_embedding",
-    first_norm: "ln_pre",
-    last_norm: "ln_post",
-    block: "transformer.resblocks",
-    maps: FUSED,
-    fused: Some("attn.in_proj_"),
-    projection: ("", "proj"),
-    transposed: true,
-};
-
 /// The prefixes under which these tensors hold a tower.
 pub fn prefixes<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> Vec<String> {
     let anchor = match tower {
@@ -249,11 +149,12 @@ pub fn has_part<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> boo
                 .map(|name| name.strip_suffix(".base_layer").unwrap_or(name))
                 .is_some_and(|name| name.ends_with(map))
         };
-        (name.contains(split) && SPLIT.iter().any(is_weight))
+        (name.contains(split) && Names::of(Layout::Transformers, tower).maps.iter().any(is_weight))
             || name.split_once("transformer.resblocks.").is_some_and(|(before, _)| {
                 let of_vision = before.ends_with("visual.");
                 of_vision == (tower == Tower::Vision)
-                    && (FUSED.iter().any(is_weight) || name.ends_with("attn.in_proj_weight"))
+                    && (Names::of(Layout::OpenClip, tower).maps.iter().any(is_weight)
+                        || name.ends_with("attn.in_proj_weight"))
             })
     };
     let mut tensors = tensors;
@@ -284,18 +185,20 @@ impl TowerMap {
             }));
         };
         let named = |name: &str| tensors.contains_key(&format!("{prefix}{name}"));
-        let names = match tower {
-            Tower::Text if named(HF_TEXT.input) => HF_TEXT,
-            Tower::Text => OPEN_TEXT,
-            Tower::Vision if named(HF_VISION.class) => HF_VISION,
-            Tower::Vision => OPEN_VISION,
+        let transformers = Names::of(Layout::Transformers, tower);
+        let names = if named(transformers.input) {
+            transformers
+        } else {
+            Names::of(Layout::OpenClip, tower)
         };
         let mut found = Finder { tensors, prefix, places: BTreeMap::new(), missing: None };
         found.must(Weight::Input, names.input.to_owned());
         found.must(Weight::Position, names.position.to_owned());
-        if tower == Tower::Vision {
-            found.must(Weight::Class, names.class.to_owned());
-            found.pair(Weight::FirstNorm, names.first_norm);
+        if let Some(class) = names.class {
+            found.must(Weight::Class, class.to_owned());
+        }
+        if let Some(first_norm) = names.first_norm {
+            found.pair(Weight::FirstNorm, first_norm);
         }
         let first = names.maps[0].1;
         let blocks = (0..MAX_BLOCKS)
@@ -322,12 +225,11 @@ impl TowerMap {
             }
         }
         found.pair(Weight::LastNorm, names.last_norm);
-        let (end, projection) = names.projection;
-        let tensor = format!("{}{projection}", prefix.strip_suffix(end).unwrap_or(prefix));
+        let tensor = names.projection(prefix);
         if tensors.contains_key(&tensor) {
             found.place(
                 Weight::Projection,
-                Place { tensor, third: None, transposed: names.transposed },
+                Place { tensor, third: None, transposed: names.is_projection_transposed },
             );
         }
         match found.missing {
@@ -422,7 +324,10 @@ mod tests {
         names.extend(["pre_layrnorm", "post_layernorm"].into_iter().flat_map(pairs));
         for i in 0..2 {
             names.extend(
-                SPLIT.iter().flat_map(|(_, name)| pairs(&format!("encoder.layers.{i}.{name}"))),
+                Names::of(Layout::Transformers, Tower::Vision)
+                    .maps
+                    .iter()
+                    .flat_map(|(_, name)| pairs(&format!("encoder.layers.{i}.{name}"))),
             );
         }
         names
@@ -440,11 +345,11 @@ mod tests {
             names.push("model.layers.0.mlp.fc2.weight".into());
             let map = TowerMap::of(&tensors(&names), Tower::Vision).unwrap();
             assert_eq!((map.blocks(), map.prefix()), (2, prefix));
-            let place = &map.places()[&Weight::Block(1, Map::Contract, Part::Weight)];
+            let place = &map.places()[&Weight::Block(1, Map::Fc2, Part::Weight)];
             assert_eq!(place.tensor, format!("{prefix}encoder.layers.1.mlp.fc2.weight"));
             assert!(!map.places().contains_key(&Weight::Projection));
             let of: Vec<Weight> = map.weights_in(&place.tensor).map(|(weight, _)| weight).collect();
-            assert_eq!(of, [Weight::Block(1, Map::Contract, Part::Weight)]);
+            assert_eq!(of, [Weight::Block(1, Map::Fc2, Part::Weight)]);
         }
     }
 

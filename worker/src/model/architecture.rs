@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use lethe_shared::checkpoint::{Dtype, TensorInfo};
+use lethe_shared::checkpoint::{Dtype, Map, Names, TensorInfo};
 use lethe_shared::vocabulary::Tower;
 
-use super::config::{ClipConfig, Layout, TowerConfig};
+use super::config::{ClipConfig, TowerConfig};
 
 /// Index of a parameter in [`Architecture::parameters`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -156,10 +156,11 @@ pub struct Architecture {
 impl Architecture {
     /// Lists the parameters that a checkpoint of this configuration contains.
     pub fn new(config: &ClipConfig) -> Self {
-        match config.layout {
-            Layout::HuggingFace => hugging_face(config),
-            Layout::OpenClip => open_clip(config),
-        }
+        let mut builder = Builder { parameters: Vec::new(), tower: None, stage: Stage::Project };
+        let logit_scale = builder.add("logit_scale".into(), vec![], Role::Scale);
+        let text = text_tower(&mut builder, config);
+        let vision = vision_tower(&mut builder, config);
+        Self { parameters: builder.parameters, vision, text, logit_scale }
     }
 
     /// Returns all parameters, indexed by [`ParameterId`].
@@ -273,16 +274,6 @@ impl Builder {
         }
     }
 
-    fn blocks(
-        &mut self,
-        tower: Tower,
-        config: &TowerConfig,
-        block: impl Fn(&mut Self, usize) -> Block,
-    ) -> Vec<Block> {
-        self.tower = Some(tower);
-        (0..config.layers).map(|i| block(self, i)).collect()
-    }
-
     /// Sets the stage of the parameters that are added next.
     fn part(&mut self, block: usize, part: Part) -> &mut Self {
         self.stage = Stage::Block(block, part);
@@ -295,141 +286,93 @@ impl Builder {
     }
 }
 
-fn hugging_face(config: &ClipConfig) -> Architecture {
-    let mut b = Builder { parameters: Vec::new(), tower: None, stage: Stage::Project };
-    let logit_scale = b.add("logit_scale".into(), vec![], Role::Scale);
-
-    let block = |prefix: &'static str, tower: TowerConfig| {
-        move |b: &mut Builder, i: usize| {
-            let (at, width) = (format!("{prefix}.encoder.layers.{i}"), tower.width);
-            Block {
-                norm1: b.part(i, Part::Attention).norm(&format!("{at}.layer_norm1"), width),
-                attention: QueryKeyValue::Split {
-                    query: b.linear(&format!("{at}.self_attn.q_proj"), width, width),
-                    key: b.linear(&format!("{at}.self_attn.k_proj"), width, width),
-                    value: b.linear(&format!("{at}.self_attn.v_proj"), width, width),
-                },
-                out_proj: b.part(i, Part::OutProj).linear(
-                    &format!("{at}.self_attn.out_proj"),
-                    width,
-                    width,
-                ),
-                norm2: b.part(i, Part::Fc1).norm(&format!("{at}.layer_norm2"), width),
-                fc1: b.linear(&format!("{at}.mlp.fc1"), tower.mlp_width, width),
-                fc2: b.part(i, Part::Fc2).linear(&format!("{at}.mlp.fc2"), width, tower.mlp_width),
-            }
-        }
-    };
-
-    b.at(Some(Tower::Text), Stage::Embed);
-    let width = config.text.width;
-    let token = b.add(
-        "text_model.embeddings.token_embedding.weight".into(),
-        vec![config.vocabulary, width],
-        Role::Embedding,
-    );
-    let position = b.add(
-        "text_model.embeddings.position_embedding.weight".into(),
-        vec![config.context_length, width],
-        Role::Embedding,
-    );
-    let blocks = b.blocks(Tower::Text, &config.text, block("text_model", config.text));
-    b.at(Some(Tower::Text), Stage::Project);
-    let norm_after = b.norm("text_model.final_layer_norm", width);
-    let projection =
-        b.add("text_projection.weight".into(), vec![config.embedding, width], Role::Linear);
-    let text = TextTower { token, position, blocks, norm_after, projection };
-
-    b.at(Some(Tower::Vision), Stage::Embed);
-    let width = config.vision.width;
-    let class =
-        b.add("vision_model.embeddings.class_embedding".into(), vec![width], Role::Embedding);
-    let patch = b.add(
-        "vision_model.embeddings.patch_embedding.weight".into(),
-        vec![width, 3, config.patch_size, config.patch_size],
-        Role::Embedding,
-    );
-    let position = b.add(
-        "vision_model.embeddings.position_embedding.weight".into(),
-        vec![config.image_tokens(), width],
-        Role::Embedding,
-    );
-    // Checkpoints contain this misspelling.
-    let norm_before = b.norm("vision_model.pre_layrnorm", width);
-    let blocks = b.blocks(Tower::Vision, &config.vision, block("vision_model", config.vision));
-    b.at(Some(Tower::Vision), Stage::Project);
-    let norm_after = b.norm("vision_model.post_layernorm", width);
-    let projection =
-        b.add("visual_projection.weight".into(), vec![config.embedding, width], Role::Linear);
-    let vision =
-        VisionTower { class, patch, position, norm_before, blocks, norm_after, projection };
-
-    Architecture { parameters: b.parameters, vision, text, logit_scale }
+/// Collects the parameters of one tower.
+struct TowerBuilder<'a> {
+    builder: &'a mut Builder,
+    names: &'static Names,
+    config: TowerConfig,
 }
 
-fn open_clip(config: &ClipConfig) -> Architecture {
-    let mut b = Builder { parameters: Vec::new(), tower: None, stage: Stage::Project };
-    let logit_scale = b.add("logit_scale".into(), vec![], Role::Scale);
+impl TowerBuilder<'_> {
+    /// Adds a tensor of the tower outside of its blocks.
+    fn embedding(&mut self, name: &str, shape: Vec<i64>) -> ParameterId {
+        self.builder.add(format!("{}{name}", self.names.prefix), shape, Role::Embedding)
+    }
 
-    let block = |prefix: &'static str, tower: TowerConfig| {
-        move |b: &mut Builder, i: usize| {
-            let (at, width) = (format!("{prefix}transformer.resblocks.{i}"), tower.width);
-            Block {
-                norm1: b.part(i, Part::Attention).norm(&format!("{at}.ln_1"), width),
-                attention: QueryKeyValue::Fused(b.linear_named(
-                    format!("{at}.attn.in_proj_weight"),
-                    format!("{at}.attn.in_proj_bias"),
-                    3 * width,
-                    width,
-                )),
-                out_proj: b.part(i, Part::OutProj).linear(
-                    &format!("{at}.attn.out_proj"),
-                    width,
-                    width,
-                ),
-                norm2: b.part(i, Part::Fc1).norm(&format!("{at}.ln_2"), width),
-                fc1: b.linear(&format!("{at}.mlp.c_fc"), tower.mlp_width, width),
-                fc2: b.part(i, Part::Fc2).linear(
-                    &format!("{at}.mlp.c_proj"),
-                    width,
-                    tower.mlp_width,
-                ),
-            }
+    fn norm(&mut self, name: &str) -> Norm {
+        self.builder.norm(&format!("{}{name}", self.names.prefix), self.config.width)
+    }
+
+    fn projection(&mut self, embedding: i64) -> ParameterId {
+        let width = self.config.width;
+        let shape = if self.names.is_projection_transposed {
+            vec![width, embedding]
+        } else {
+            vec![embedding, width]
+        };
+        self.builder.add(self.names.projection(self.names.prefix), shape, Role::Linear)
+    }
+
+    fn blocks(&mut self) -> Vec<Block> {
+        (0..self.config.layers).map(|block| self.block(block)).collect()
+    }
+
+    fn block(&mut self, block: usize) -> Block {
+        let TowerConfig { width, mlp_width, .. } = self.config;
+        let (b, names) = (&mut *self.builder, self.names);
+        let named = |map| names.map(block, map).unwrap_or_default();
+        Block {
+            norm1: b.part(block, Part::Attention).norm(&named(Map::Norm1), width),
+            attention: match names.fused {
+                Some(fused) => {
+                    let name = format!("{}{}.{block}.{fused}", names.prefix, names.block);
+                    QueryKeyValue::Fused(b.linear_named(
+                        format!("{name}weight"),
+                        format!("{name}bias"),
+                        3 * width,
+                        width,
+                    ))
+                }
+                None => QueryKeyValue::Split {
+                    query: b.linear(&named(Map::Query), width, width),
+                    key: b.linear(&named(Map::Key), width, width),
+                    value: b.linear(&named(Map::Value), width, width),
+                },
+            },
+            out_proj: b.part(block, Part::OutProj).linear(&named(Map::OutProj), width, width),
+            norm2: b.part(block, Part::Fc1).norm(&named(Map::Norm2), width),
+            fc1: b.linear(&named(Map::Fc1), mlp_width, width),
+            fc2: b.part(block, Part::Fc2).linear(&named(Map::Fc2), width, mlp_width),
         }
-    };
+    }
+}
 
-    b.at(Some(Tower::Text), Stage::Embed);
+fn text_tower(builder: &mut Builder, config: &ClipConfig) -> TextTower {
+    builder.at(Some(Tower::Text), Stage::Embed);
+    let names = Names::of(config.layout, Tower::Text);
+    let mut tower = TowerBuilder { builder, names, config: config.text };
     let width = config.text.width;
-    let token =
-        b.add("token_embedding.weight".into(), vec![config.vocabulary, width], Role::Embedding);
-    let position =
-        b.add("positional_embedding".into(), vec![config.context_length, width], Role::Embedding);
-    let blocks = b.blocks(Tower::Text, &config.text, block("", config.text));
-    b.at(Some(Tower::Text), Stage::Project);
-    let norm_after = b.norm("ln_final", width);
-    let projection = b.add("text_projection".into(), vec![width, config.embedding], Role::Linear);
-    let text = TextTower { token, position, blocks, norm_after, projection };
+    let token = tower.embedding(names.input, vec![config.vocabulary, width]);
+    let position = tower.embedding(names.position, vec![config.context_length, width]);
+    let blocks = tower.blocks();
+    tower.builder.at(Some(Tower::Text), Stage::Project);
+    let norm_after = tower.norm(names.last_norm);
+    let projection = tower.projection(config.embedding);
+    TextTower { token, position, blocks, norm_after, projection }
+}
 
-    b.at(Some(Tower::Vision), Stage::Embed);
+fn vision_tower(builder: &mut Builder, config: &ClipConfig) -> VisionTower {
+    builder.at(Some(Tower::Vision), Stage::Embed);
+    let names = Names::of(config.layout, Tower::Vision);
+    let mut tower = TowerBuilder { builder, names, config: config.vision };
     let width = config.vision.width;
-    let class = b.add("visual.class_embedding".into(), vec![width], Role::Embedding);
-    let patch = b.add(
-        "visual.conv1.weight".into(),
-        vec![width, 3, config.patch_size, config.patch_size],
-        Role::Embedding,
-    );
-    let position = b.add(
-        "visual.positional_embedding".into(),
-        vec![config.image_tokens(), width],
-        Role::Embedding,
-    );
-    let norm_before = b.norm("visual.ln_pre", width);
-    let blocks = b.blocks(Tower::Vision, &config.vision, block("visual.", config.vision));
-    b.at(Some(Tower::Vision), Stage::Project);
-    let norm_after = b.norm("visual.ln_post", width);
-    let projection = b.add("visual.proj".into(), vec![width, config.embedding], Role::Linear);
-    let vision =
-        VisionTower { class, patch, position, norm_before, blocks, norm_after, projection };
-
-    Architecture { parameters: b.parameters, vision, text, logit_scale }
+    let class = tower.embedding(names.class.unwrap_or_default(), vec![width]);
+    let patch = tower.embedding(names.input, vec![width, 3, config.patch_size, config.patch_size]);
+    let position = tower.embedding(names.position, vec![config.image_tokens(), width]);
+    let norm_before = tower.norm(names.first_norm.unwrap_or_default());
+    let blocks = tower.blocks();
+    tower.builder.at(Some(Tower::Vision), Stage::Project);
+    let norm_after = tower.norm(names.last_norm);
+    let projection = tower.projection(config.embedding);
+    VisionTower { class, patch, position, norm_before, blocks, norm_after, projection }
 }

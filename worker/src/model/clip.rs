@@ -1,12 +1,13 @@
 //! The forward pass of CLIP, from the input or from any stage.
 
+use lethe_shared::checkpoint::Layout;
 use lethe_shared::vocabulary::Tower;
 use tch::{Device, Kind, Tensor};
 
 use super::architecture::{Architecture, Block, ParameterId, Part, Stage};
 use super::batch::{Input, TokenBatch};
 use super::block::{self, Reach, norm};
-use super::config::{ClipConfig, Layout, TowerConfig};
+use super::config::{ClipConfig, TowerConfig};
 use super::error::Error;
 use super::prefix_tree::PrefixTree;
 use super::state::{Activations, Tokens, TowerState};
@@ -274,7 +275,7 @@ impl Clip {
         let pooled = norm(weights, after, &pooled, self.tower_config(tower))?;
         let projection = weights.operand(projection)?;
         let embedding = match self.config.layout {
-            Layout::HuggingFace => weights.linear(&pooled, &projection, None)?,
+            Layout::Transformers => weights.linear(&pooled, &projection, None)?,
             Layout::OpenClip => weights.linear(&pooled, &projection.f_transpose(-2, -1)?, None)?,
         };
         let embedding = embedding.f_to_kind(Kind::Float)?;

@@ -1,19 +1,11 @@
 //! Sizes and options of a CLIP model, from the configuration file of either checkpoint layout.
 
+use lethe_shared::checkpoint::Layout;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config_keys;
 use super::error::Error;
-
-/// The checkpoint layout: how the same weights are named and stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
-    /// `transformers`: split attention projections, every weight `[out, in]`.
-    HuggingFace,
-    /// open_clip: fused `in_proj_weight`, the two projections stored `[in, out]`.
-    OpenClip,
-}
 
 /// Activation of the MLPs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,7 +281,7 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
         })
     };
     Ok(ClipConfig {
-        layout: Layout::HuggingFace,
+        layout: Layout::Transformers,
         vision: tower(&vision)?,
         text: tower(&text)?,
         image_size: vision.image_size,
