@@ -10,7 +10,7 @@ pub const INTERFERENCE: &str = "interference.safetensors";
 /// Name of the matrix in [`INTERFERENCE`].
 pub const EFFECT: &str = "effect";
 /// Names of the tensors in [`INTERFERENCE`] that hold margin constraints
-/// ([`ImageRows`](crate::compose::dosing::ImageRows)): effects, concepts (int64), weights, targets
+/// ([`ImageRows`](crate::compose::effect_matrix::ImageRows)): effects, concepts (int64), weights, targets
 /// and penalty `[1]`. The others are float64.
 pub const IMAGE_ROWS: [&str; 5] =
     ["image_effect", "image_concept", "image_weight", "image_target", "image_penalty"];

@@ -7,9 +7,9 @@
 //! | class | means | what follows |
 //! |---|---|---|
 //! | [`Input`](Class::Input) | proved: the bytes have the digest that the plan recorded and are unusable | a dead letter |
-//! | [`Environment`](Class::Environment) | access, credentials, disk, memory, and everything else | the job is released for redelivery and not counted; the worker pauses until its self-check passes |
-//! | [`Computation`](Class::Computation) | an error of libtorch, a panic | the same |
-//! | [`Device`](Class::Device) | a GPU that no longer answers | the job is released, and the worker's process exits |
+//! | [`Environment`](Class::Environment), by its [`Origin`]: `Surroundings` | access, credentials, disk, memory, and everything else | the job is released for redelivery and not counted; the worker pauses until its self-check passes |
+//! | [`Computation`](Origin::Computation) | an error of libtorch, a panic | the same |
+//! | [`Device`](Origin::Device) | a GPU that no longer answers | the job is released, and the worker's process exits |
 //! | [`Transient`](Class::Transient) | store or queue cannot be reached at the moment | redelivery after a back-off, counted |
 //! | [`Foreign`](Class::Foreign) | the job belongs to another version or requires another arithmetic class | released for other workers, not counted |
 //! | [`Corrupt`](Class::Corrupt) | a stored object is not what its name says | released; the coordinator quarantines the object and runs the job that produced it again |
