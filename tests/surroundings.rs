@@ -300,8 +300,8 @@ fn a_truncated_base_fails_the_run_and_not_the_service() {
     assert_eq!(last_line(&ended)["state"], "complete");
 }
 
-/// Writes the demo's model with one more tensor of this size, which no layer uses and every release
-/// contains.
+/// Writes the demo's model with one more tensor of this size: a constant of older checkpoints, which
+/// no layer uses and every release contains.
 fn model_with_padding(folder: &Path, bytes: u64) {
     std::fs::create_dir(folder).unwrap();
     for entry in std::fs::read_dir(demo().join("model")).unwrap().map(Result::unwrap) {
@@ -312,7 +312,7 @@ fn model_with_padding(folder: &Path, bytes: u64) {
     let end = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     let mut header: Value = serde_json::from_slice(&whole[8..end]).unwrap();
     let data = (whole.len() - end) as u64;
-    header["zz.padding"] = serde_json::json!({ "dtype": "F32", "shape": [bytes / 4], "data_offsets": [data, data + bytes / 4 * 4] });
+    header["attn_mask"] = serde_json::json!({ "dtype": "F32", "shape": [bytes / 4], "data_offsets": [data, data + bytes / 4 * 4] });
     let mut text = serde_json::to_vec(&header).unwrap();
     text.resize(text.len().next_multiple_of(8), b' ');
     let file = File::create(&path).unwrap();
