@@ -1,5 +1,5 @@
-//! Folders of models and targets as people have them: what is read, what is left behind, and what is
-//! refused before anything is computed.
+//! Folders of models and targets as people have them: which files are read, which are not copied,
+//! and which are refused before anything is computed.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

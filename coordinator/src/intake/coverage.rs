@@ -87,10 +87,11 @@ fn places(captions: u64, texts: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn concept(class_index: u32, class: &str) -> Concept {
+    /// Returns a concept of this class.
+    pub(in crate::intake) fn concept(class_index: u32, class: &str) -> Concept {
         Concept {
             id: class.to_owned(),
             name: class.to_owned(),

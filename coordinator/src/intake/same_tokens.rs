@@ -76,31 +76,17 @@ fn describe(groups: &[Vec<u32>], names: &[String], concepts: &[Concept]) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn concept(class_index: u32) -> Concept {
-        Concept {
-            id: "c".into(),
-            name: "c".into(),
-            class: "c".into(),
-            class_index,
-            forget: Vec::new(),
-            strength: 1.0,
-            group: None,
-            stop: None,
-            tolerance: None,
-            place: String::new(),
-        }
-    }
+    use crate::intake::coverage::tests::concept;
 
     #[test]
     fn concepts_with_the_tokens_of_another_class_come_first() {
         let names: Vec<String> =
             ["zzz", "ZZZ", "dog", "Dog", "cat"].map(String::from).into_iter().collect();
         let groups = [vec![0, 1], vec![2, 3]];
-        let warnings = describe(&groups, &names, &[concept(3), concept(4)]);
+        let warnings = describe(&groups, &names, &[concept(3, "c"), concept(4, "c")]);
         assert!(warnings[0].contains("same tokens as another one: `dog` = `Dog`;"), "{warnings:?}");
         assert!(warnings[1].contains("tell them apart: `zzz` = `ZZZ`;"), "{warnings:?}");
-        assert!(describe(&[], &names, &[concept(3)]).is_empty());
+        assert!(describe(&[], &names, &[concept(3, "c")]).is_empty());
         let many: Vec<Vec<u32>> = vec![vec![0, 1, 2, 3, 4, 0, 1]; 7];
         let warnings = describe(&many, &names, &[]);
         assert!(warnings[0].contains("= `cat` = 2 more, "), "{warnings:?}");
@@ -113,7 +99,7 @@ mod tests {
         let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../jobs/emoji/model");
         let names = ["pizza", "Pizza", "red heart"].map(String::from).to_vec();
         let texts = ClassTexts { names, template: "a {}".into() };
-        let warnings = warnings(model, texts, &[concept(0)]).await;
+        let warnings = warnings(model, texts, &[concept(0, "c")]).await;
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("`pizza` = `Pizza`;"), "{warnings:?}");
     }

@@ -77,8 +77,8 @@ pub(super) async fn of_message(
     }
 }
 
-/// Writes the delivery history of the message under a job's subject. Only the worker that has the job writes
-/// it.
+/// Writes the delivery history of the message under a job's subject. Only the worker that has the
+/// job writes it.
 pub(super) async fn write(
     context: &Context,
     subject: &str,

@@ -1,0 +1,106 @@
+//! Archives made by the test.
+
+use super::*;
+
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n and the rest";
+
+fn place(path: &str) -> Place {
+    place_of(Some(path), tar::EntryType::Regular).unwrap()
+}
+
+fn shard(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        tar.append_data(&mut header, name, *bytes).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// Returns each sample's key and caption or problem, and the members that belong to none.
+fn read(bytes: &[u8], captioned: bool) -> (Vec<(String, String)>, Strays) {
+    let mut archive = Archive::new(bytes);
+    let mut samples = archive.samples(captioned).unwrap();
+    let mut found = Vec::new();
+    while let Some(sample) = samples.advance().unwrap() {
+        let told = match sample.pair() {
+            Ok(pair) => pair.caption.to_owned(),
+            Err(problem) => problem.message,
+        };
+        found.push((sample.key().to_owned(), told));
+    }
+    (found, samples.strays().clone())
+}
+
+#[test]
+fn a_key_ends_at_the_first_dot_of_the_file_name() {
+    let place_in = |key: &str, field| Place::In(key.to_owned(), field);
+    assert_eq!(place("a.b/c.PNG"), place_in("a.b/c", Field::Image));
+    assert_eq!(place("./c.txt"), place_in("c", Field::Caption));
+    assert_eq!(place("zoom1.5x-3.png"), place_in("zoom1", Field::Other));
+    assert_eq!(place("a.txt.gz"), place_in("a", Field::Other));
+    for stray in ["README", "a/.DS_Store", "._1.png", "a/__x__"] {
+        assert_eq!(place(stray), Place::Stray, "{stray}");
+    }
+    assert_eq!(place("__meta__"), Place::Ignored);
+    assert!(place_of(None, tar::EntryType::Regular).is_err());
+    assert!(place_of(Some("a.png"), tar::EntryType::Link).is_err());
+}
+
+#[test]
+fn the_file_that_is_there_is_named() {
+    let (found, strays) = read(
+        &shard(&[
+            ("a.gif", b"GIF89a"),
+            ("a.txt", b"cat"),
+            ("b.png", PNG),
+            ("b.json", b"{}"),
+            ("b.cls", b"1"),
+            ("c.json", b"{}"),
+            ("c.gif", b"GIF89a"),
+        ]),
+        true,
+    );
+    assert!(found[0].1.contains("has a caption and no image; it has `a.gif`, but images are"));
+    assert!(found[1].1.contains("no caption (b.txt); it has `b.json`, `b.cls`, but captions"));
+    assert_eq!((found.len(), strays.members, strays.example.as_str()), (2, 2, "c.json"));
+}
+
+#[test]
+fn captions_are_read_only_where_they_are_wanted() {
+    let bytes = shard(&[("a.png", PNG), ("a.txt", b""), ("b.txt", b"two"), ("c.webp", PNG)]);
+    let (found, strays) = read(&bytes, false);
+    assert_eq!(found, [("a".into(), String::new()), ("c".into(), String::new())]);
+    assert_eq!((strays.members, strays.example.as_str()), (1, "b.txt"));
+}
+
+#[test]
+fn captions_lose_their_byte_order_mark() {
+    assert_eq!(caption("\u{feff} a cat\r\n".as_bytes()), Ok("a cat"));
+    assert_eq!(caption(" \u{feff}\u{feff}cat\u{feff}".as_bytes()), Ok("cat"));
+    assert_eq!(caption("a\u{200d}b".as_bytes()), Ok("a\u{200d}b"));
+    assert!(caption(b"\xff\xfec\0a\0t\0").unwrap_err().contains("UTF-16"));
+    assert!(caption(b"\xef\xbb\xbf\n").unwrap_err().contains("is empty"));
+    assert!(caption("\u{200b}\u{2060}".as_bytes()).unwrap_err().contains(r"`\u{200b}\u{2060}`"));
+    assert!(caption(b"\xff").unwrap_err().contains("not UTF-8"));
+}
+
+#[test]
+fn a_damaged_archive_is_told_with_its_place() {
+    let bytes = shard(&[("1.png", PNG), ("1.txt", b"cat")]);
+    let at = |bytes: &[u8]| {
+        let mut archive = Archive::new(bytes);
+        let mut samples = archive.samples(true).unwrap();
+        loop {
+            match samples.advance() {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(damaged) => return Some(damaged.at),
+            }
+        }
+    };
+    assert_eq!(at(&bytes), None);
+    assert_eq!(at(&bytes[..1024 + 300]), Some(1024));
+    assert_eq!(at(&bytes[..1024 + 512 + 2]), Some(1024 + 512 + 2));
+}
