@@ -90,11 +90,10 @@ impl Parser<'_> {
             return Err(format!("nests braces more than {MAX_DEPTH} deep"));
         }
         let start = self.at;
-        let mut choices = Vec::new();
-        let mut texts = Vec::new();
+        let (mut choices, mut texts) = (0usize, Vec::new());
         loop {
             texts.extend(self.sequence(depth)?);
-            choices.push(());
+            choices += 1;
             if texts.len() > self.most {
                 return Err(too_many(self.most));
             }
@@ -106,7 +105,7 @@ impl Parser<'_> {
         }
         let content: String = self.letters[start..self.at].iter().collect();
         self.at += 1;
-        if choices.len() > 1 {
+        if choices > 1 {
             return Ok(texts);
         }
         match range(&content, self.most)? {
