@@ -168,4 +168,18 @@ mod tests {
         );
         assert_eq!(statement["evidence"]["criterion"], json!({ "stop": "fa5", "tolerance": 0.0 }));
     }
+
+    #[test]
+    fn all_layers_of_an_edit_are_listed() {
+        let edit = |layers: &[&str]| {
+            let layers = layers.iter().map(|&layer| layer.to_owned()).collect();
+            let before = Measured { fa1: 1.0, fa5: 1.0, held_out: None, utility: None };
+            let concept = ConceptRecord { layers, before, ..concept("c", 0.0, 0.0) };
+            let record = Composition { concepts: vec![concept], ..record() };
+            let statement: Value = serde_json::from_str(lines(&record, &[]).trim_end()).unwrap();
+            statement["predicate"]["edit"].clone()
+        };
+        assert_eq!(edit(&["a", "b"])["layers"], json!(["a", "b"]));
+        assert_eq!(edit(&[]).get("layers"), None);
+    }
 }
