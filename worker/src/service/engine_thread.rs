@@ -1,5 +1,6 @@
-//! A thread on which jobs are computed.
+//! What executes jobs, and the thread on which it does.
 
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 
@@ -9,8 +10,34 @@ use lethe_shared::outcome::Outcome;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::Execute;
-use crate::engine::Stopped;
+use crate::engine::{Engine, Stopped};
+
+/// Executes jobs.
+pub trait Execute: Debug + Send + Sync {
+    /// Executes a job on the calling thread, which does not belong to the runtime. Does not store
+    /// the outcome.
+    ///
+    /// # Errors
+    /// The reason why there is no outcome.
+    fn execute(&self, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Stopped>;
+
+    /// Checks whether this worker could execute a job that has failed here: device, store, disk,
+    /// and the job's own inputs. Called on a thread that does not belong to the runtime.
+    ///
+    /// # Errors
+    /// The first problem found. Its origin is [`Origin::Device`](lethe_shared::fault::Origin::Device) when only a new process can help.
+    fn check(&self, job: &Job) -> Result<(), Fault>;
+}
+
+impl Execute for Engine {
+    fn execute(&self, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Stopped> {
+        Self::execute(self, job, cancel)
+    }
+
+    fn check(&self, job: &Job) -> Result<(), Fault> {
+        Self::check(self, job)
+    }
+}
 
 /// Converts a panic to a fault.
 pub(super) fn panicked(panic: &(dyn std::any::Any + Send)) -> Fault {

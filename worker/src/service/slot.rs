@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::engine_thread::EngineThread;
-use super::{Service, announce};
+use super::state::State;
 use crate::engine::Stopped;
 
 /// How long one pull waits for a job. The next pull follows immediately.
@@ -35,7 +35,7 @@ const PULL_RETRY: RetryPolicy = RetryPolicy {
 
 /// One engine thread with the loop that pulls jobs for it.
 pub(super) struct Slot {
-    pub(super) service: Arc<Service>,
+    pub(super) state: Arc<State>,
     pub(super) engine: EngineThread,
     pub(super) name: String,
     pub(super) cancel: CancellationToken,
@@ -63,7 +63,7 @@ impl Slot {
     /// Pulls and executes jobs until `drain` is cancelled.
     pub(super) async fn run(self, drain: CancellationToken) {
         let (mut failures, mut refusals) = (0u32, 0u32);
-        let mut pause_reason = self.service.pause_reason.subscribe();
+        let mut pause_reason = self.state.pause_reason.subscribe();
         loop {
             let resumed = async { _ = pause_reason.wait_for(Option::is_none).await };
             tokio::select! {
@@ -80,7 +80,7 @@ impl Slot {
                 biased;
                 () = drain.cancelled() => return,
                 () = paused => continue,
-                pulled = self.service.queue.pull(PULL_WAIT) => pulled,
+                pulled = self.state.queue.pull(PULL_WAIT) => pulled,
             };
             let setbacks = match pulled {
                 Ok(None) => {
@@ -158,7 +158,7 @@ impl Slot {
     /// Reads a job's outcome from the store, or executes the job and stores its outcome.
     async fn find_or_execute(&self, job: &Job, attempt: u32) -> Result<(Outcome, Source), Stopped> {
         if let Some(outcome) = self
-            .service
+            .state
             .store
             .get_outcome(job.id())
             .await
@@ -221,7 +221,7 @@ impl Slot {
             Source::Executed => {
                 in_flight.ended(End::Done);
                 metrics().job_took(job.kind(), seconds, &outcome.execution.stages);
-                self.service.succeeded();
+                self.state.succeeded();
             }
         }
         info!(job = %job.label(), seconds, "done");
@@ -242,9 +242,9 @@ impl Slot {
         let attempt = delivery.attempt;
         metrics().fault(fault.class.name());
         if fault.is_environment() {
-            self.service.pause(job, &fault);
+            self.state.pause(job, &fault);
         }
-        let decision = delivery.failed(&fault, &self.service.machine).await?;
+        let decision = delivery.failed(&fault, &self.state.machine).await?;
         let will_retry = matches!(decision, Decision::Redeliver(_));
         warn!(job = %job.label(), class = fault.class.name(), error = %fault, attempt, will_retry, "the attempt failed");
         in_flight.ended(match (&decision, fault.class) {
@@ -258,13 +258,13 @@ impl Slot {
     }
 
     async fn announce(&self, job: &Job, attempt: u32, event: Event) {
-        announce(self.service.queue.as_ref(), &self.name, job, attempt, event).await;
+        self.state.announce(&self.name, job, attempt, event).await;
     }
 
     /// Writes an outcome, with retries so that finished work is not lost.
     async fn write(&self, outcome: &Outcome) -> Result<Outcome, Stopped> {
         OUTCOME_WRITE
-            .run(|| self.service.store.put_outcome(outcome))
+            .run(|| self.state.store.put_outcome(outcome))
             .await
             .map_err(|error| Stopped::Fault(error.fault()))
     }

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lethe_queue::conformance::job;
 use lethe_queue::{Limits, MemoryQueue};
-use lethe_shared::outcome::Execution;
+use lethe_shared::fault::{Class, Fault, Origin};
+use lethe_shared::job::Job;
+use lethe_shared::outcome::{Execution, Outcome};
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::task::{Protect, ProtectOutput};
 
 use super::*;
+use crate::engine::Stopped;
 
 /// An engine that fails while it is broken.
 #[derive(Debug)]
