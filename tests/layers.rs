@@ -53,7 +53,7 @@ fn sources(root: &Path) -> BTreeMap<Module, String> {
                     module.pop();
                 }
                 let text = std::fs::read_to_string(&path).unwrap();
-                let end = text.find("\n#[cfg(test)]\nmod tests").unwrap_or(text.len());
+                let end = unit_tests(&text).unwrap_or(text.len());
                 let is_test = module.last().is_some_and(|last| last == "tests");
                 if !is_test {
                     sources.insert(module, text[..end].to_owned());
@@ -62,6 +62,14 @@ fn sources(root: &Path) -> BTreeMap<Module, String> {
         }
     }
     sources
+}
+
+/// Returns where the module of unit tests begins, whatever its visibility.
+fn unit_tests(text: &str) -> Option<usize> {
+    text.match_indices("\n#[cfg(test)]\n").map(|(at, _)| at).find(|at| {
+        let declared = text[at + 1..].lines().nth(1).unwrap_or_default();
+        declared.trim_end_matches([' ', '{', ';']).ends_with("mod tests")
+    })
 }
 
 /// Returns the source without comments and string literals.
