@@ -5,6 +5,8 @@
 
 use crc32fast::hash;
 
+use crate::jpeg::Structure;
+
 /// Most pixels of an image: Pillow refuses larger ones as well.
 pub const MAX_PIXELS: u64 = 178_956_970;
 
@@ -178,11 +180,12 @@ fn jpeg_dimensions(bytes: &[u8]) -> Option<Dimensions> {
     }
 }
 
-/// Checks that the end marker is reached. It is missing when a file is cut, wherever that is,
-/// because segments have lengths and no marker occurs inside coded data.
+/// Checks the structure, and that the end marker is reached. It is missing when a file is cut,
+/// wherever that is, because segments have lengths and no marker occurs inside coded data.
 fn check_jpeg(bytes: &[u8]) -> Result<(), String> {
     let mut at = 2;
     let mut has_scan = false;
+    let mut structure = Structure::default();
     loop {
         let (code, segment) = next_marker(bytes, at).ok_or_else(truncated)?;
         if code == 0xd9 {
@@ -192,9 +195,10 @@ fn check_jpeg(bytes: &[u8]) -> Result<(), String> {
         at = segment;
         if !stands_alone(code) {
             at += usize::from(u16_at(bytes, segment).ok_or_else(truncated)?);
-        }
-        if at > bytes.len() {
-            return Err(truncated());
+            if at > bytes.len() {
+                return Err(truncated());
+            }
+            structure.read(code, bytes.get(segment + 2..at).unwrap_or_default())?;
         }
     }
 }
@@ -216,7 +220,8 @@ fn webp_dimensions(bytes: &[u8]) -> Option<Dimensions> {
     }
 }
 
-/// Checks that the file is as long as its header says, and every chunk inside it too.
+/// Checks that the file is as long as its header says, and every chunk inside it too, and that it
+/// holds one image, or an animation whose first frame is one.
 fn check_webp(bytes: &[u8]) -> Result<(), String> {
     let whole = || {
         let size = u32_at(bytes, 4)?.swap_bytes();
@@ -224,15 +229,31 @@ fn check_webp(bytes: &[u8]) -> Result<(), String> {
     };
     let bytes = whole().ok_or_else(truncated)?;
     let mut at = 12;
+    let (mut images, mut frames) = (0, 0);
     while at < bytes.len() {
         let next = || {
             let size = usize::try_from(u32_at(bytes, at + 4)?.swap_bytes()).ok()?;
             at.checked_add(8)?.checked_add(size)
         };
         let end = next().filter(|&end| end <= bytes.len()).ok_or_else(truncated)?;
+        match &bytes[at..at + 4] {
+            b"VP8 " | b"VP8L" => images += 1,
+            b"ANMF" => {
+                frames += 1;
+                // Width and height, less one, of the frame and of the canvas.
+                let covers = bytes.get(at + 14..at + 20) == bytes.get(24..30);
+                if frames == 1 && !covers {
+                    return Err(
+                        "is an animation whose first frame does not cover it; save one frame"
+                            .to_owned(),
+                    );
+                }
+            }
+            _ => {}
+        }
         at = end + end % 2;
     }
-    Ok(())
+    if images > 1 { Err("holds several images; save one".to_owned()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -262,10 +283,10 @@ mod tests {
         let (height, width) = (height.to_be_bytes(), width.to_be_bytes());
         [
             // A comment that contains an end marker.
-            &b"\xff\xd8\xff\xfe\0\x04\xff\xd9\xff\xc0\0\x08\x08"[..],
+            &b"\xff\xd8\xff\xfe\0\x04\xff\xd9\xff\xc0\0\x0b\x08"[..],
             &height,
             &width,
-            b"\x01\xff\xda\0\x02ab\xff\0cd\xff\xd0ef\xff\xd9",
+            b"\x01\x01\x11\0\xff\xda\0\x03\x01ab\xff\0cd\xff\xd0ef\xff\xd9",
         ]
         .concat()
     }
@@ -287,6 +308,25 @@ mod tests {
         let lossless =
             webp(b"VP8L", &[&[0x2f][..], &(299u32 | 6 << 14).to_le_bytes(), &[0]].concat());
         assert_eq!(check(&lossless), Ok(Some((300, 7))));
+    }
+
+    #[test]
+    fn one_image_is_read_of_a_webp() {
+        let chunk = |name: &[u8; 4], content: &[u8]| {
+            [name, &(content.len() as u32).to_le_bytes()[..], content].concat()
+        };
+        let file = |chunks: &[Vec<u8>]| {
+            let body = [&b"WEBP"[..], &chunks.concat()].concat();
+            [b"RIFF", &(body.len() as u32).to_le_bytes()[..], &body].concat()
+        };
+        let canvas = chunk(b"VP8X", b"\0\0\0\0\x2b\x01\0\x06\0\0");
+        let frame = |size: &[u8; 6]| chunk(b"ANMF", &[&[0; 6][..], size, &[0; 4]].concat());
+        let whole = frame(b"\x2b\x01\0\x06\0\0");
+        let part = frame(b"\x2a\x01\0\x06\0\0");
+        assert_eq!(check(&file(&[canvas.clone(), whole, part.clone()])), Ok(Some((300, 7))));
+        assert!(check(&file(&[canvas.clone(), part])).unwrap_err().contains("first frame"));
+        let image = chunk(b"VP8L", b"\x2f\0\0\0");
+        assert!(check(&file(&[canvas, image.clone(), image])).unwrap_err().contains("several"));
     }
 
     #[test]

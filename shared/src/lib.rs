@@ -52,6 +52,7 @@ pub mod fault;
 pub mod finding;
 pub mod image_file;
 pub mod job;
+mod jpeg;
 pub mod manifest;
 pub mod measurement;
 pub mod message;
