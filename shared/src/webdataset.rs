@@ -318,7 +318,11 @@ impl<R: Read> Samples<'_, R> {
             self.end = body.saturating_add(size).div_ceil(512).saturating_mul(512);
             self.members += 1;
             let path = path_of(&entry);
-            let (key, field) = match place_of(path.as_deref(), entry.header().entry_type()) {
+            let place = match is_sparse(&mut entry) {
+                true => Err("a member is a sparse file; create the shard without --sparse".into()),
+                false => place_of(path.as_deref(), entry.header().entry_type()),
+            };
+            let (key, field) = match place {
                 Ok(Place::Ignored) => continue,
                 Ok(Place::Stray) => {
                     self.strays.add(1, path.as_deref().unwrap_or_default());
@@ -438,6 +442,12 @@ fn path_of<R: Read>(entry: &tar::Entry<'_, R>) -> Option<String> {
     std::str::from_utf8(&entry.path_bytes()).ok().map(str::to_owned)
 }
 
+/// Returns whether a member is stored without its zeros, in one of the forms of pax archives.
+fn is_sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> bool {
+    let Ok(Some(fields)) = entry.pax_extensions() else { return false };
+    fields.flatten().any(|field| field.key_bytes().starts_with(b"GNU.sparse."))
+}
+
 /// Returns where a member belongs.
 ///
 /// # Errors
@@ -464,7 +474,9 @@ fn place_of(path: Option<&str>, kind: tar::EntryType) -> Result<Place, String> {
         ));
     }
     let last = parts[parts.len() - 1];
-    if parts.len() == 1 && last.starts_with("__") && last.ends_with("__") {
+    let is_meta = |name: &str| name.starts_with("__") && name.ends_with("__");
+    let is_meta_folder = parts.len() > 1 && parts[0].len() >= 4 && is_meta(parts[0]);
+    if (parts.len() == 1 && is_meta(last)) || (is_meta_folder && path.starts_with("__")) {
         return Ok(Place::Ignored);
     }
     // `.DS_Store`, `._1.png` and similar files belong to no sample.

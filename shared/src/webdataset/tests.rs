@@ -44,6 +44,10 @@ fn a_key_ends_at_the_first_dot_of_the_file_name() {
         assert_eq!(place(stray), Place::Stray, "{stray}");
     }
     assert_eq!(place("__meta__"), Place::Ignored);
+    assert_eq!(place("__meta__/x/1.png"), Place::Ignored);
+    assert_eq!(place("./__meta__/1.png"), place_in("__meta__/1", Field::Image));
+    assert_eq!(place("x/__meta__/1.png"), place_in("x/__meta__/1", Field::Image));
+    assert_eq!(place("__MACOSX/1.png"), place_in("__MACOSX/1", Field::Image));
     assert!(place_of(None, tar::EntryType::Regular).is_err());
     assert!(place_of(Some("a.png"), tar::EntryType::Link).is_err());
 }
@@ -103,4 +107,21 @@ fn a_damaged_archive_is_told_with_its_place() {
     assert_eq!(at(&bytes), None);
     assert_eq!(at(&bytes[..1024 + 300]), Some(1024));
     assert_eq!(at(&bytes[..1024 + 512 + 2]), Some(1024 + 512 + 2));
+}
+
+/// A sparse file of a pax archive begins with a map of its parts, which is no caption.
+#[test]
+fn a_sparse_file_is_refused() {
+    let mut tar = tar::Builder::new(Vec::new());
+    let add = |tar: &mut tar::Builder<Vec<u8>>, name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        tar.append_data(&mut header, name, bytes).unwrap();
+    };
+    add(&mut tar, "a.png", PNG);
+    tar.append_pax_extensions([("GNU.sparse.major", &b"1"[..]), ("GNU.sparse.minor", b"0")])
+        .unwrap();
+    add(&mut tar, "a.txt", b"1\n0\n3\n");
+    let (found, _) = read(&tar.into_inner().unwrap(), true);
+    assert!(found[0].1.contains("is a sparse file"), "{found:?}");
 }
