@@ -280,14 +280,18 @@ fn size(json: &Value, key: &str) -> Result<Option<Resize>, String> {
     }
     let wrong =
         || format!("{key} is {value}; expected a number, shortest_edge, or height and width");
+    let keys: Vec<&str> =
+        value.as_object().into_iter().flatten().map(|(key, _)| &key[..]).collect();
     let found = if value.is_number() {
         number(value).map(Resize::Shortest)
-    } else if value.get("shortest_edge").is_some() {
+    } else if keys == ["shortest_edge"] {
         number(&value["shortest_edge"]).map(Resize::Shortest)
-    } else {
+    } else if keys.len() == 2 {
         number(&value["height"])
             .zip(number(&value["width"]))
             .map(|(height, width)| Resize::Exactly(height, width))
+    } else {
+        None
     };
     found.map(Some).ok_or_else(wrong)
 }
@@ -330,6 +334,10 @@ const PROCESSOR_KEYS: &[&str] = &[
     "transformers_version",
 ];
 
+/// Keys whose `null` means something else to each version of transformers: off, or the default.
+const NOT_NULL: [&str; 6] =
+    ["do_center_crop", "do_normalize", "do_rescale", "do_resize", "resample", "rescale_factor"];
+
 /// Reads the configuration of a `CLIPImageProcessor`, under any of its names.
 fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
     if !json.is_object() {
@@ -343,6 +351,11 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
         return Err(format!("is for a {}; Lethe supports CLIPImageProcessor", kind.escape_debug()));
     }
     check_keys("", json, PROCESSOR_KEYS)?;
+    if let Some(key) = NOT_NULL.iter().find(|key| json.get(key).is_some_and(Value::is_null)) {
+        return Err(format!(
+            "{key} is null, which versions of transformers read differently; give it a value or remove it"
+        ));
+    }
     if flag(json, "do_pad", false)? {
         return Err("do_pad is true; Lethe supports images that are resized and cropped".to_owned());
     }
@@ -355,6 +368,9 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
     };
     let side = if flag(json, "do_center_crop", true)? {
         // A plain number gives both sides of the crop.
+        if json["crop_size"].is_object() && json["crop_size"].get("height").is_none() {
+            return Err(format!("crop_size is {}; expected height and width", json["crop_size"]));
+        }
         square(size(json, "crop_size")?.unwrap_or(Resize::Exactly(224, 224)))?
     } else {
         match resize {
@@ -402,9 +418,13 @@ fn open_clip(json: &Value) -> Result<Preprocessor, String> {
     const KEYS: &[&str] =
         &["size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"];
     check_keys("preprocess_cfg.", settings, KEYS)?;
-    if let Some(mode) = settings["mode"].as_str().filter(|mode| *mode != "RGB") {
-        return Err(format!("preprocess_cfg.mode is `{}`, expected RGB", mode.escape_debug()));
-    }
+    let name = |key: &str, known: &[&'static str]| match &settings[key] {
+        Value::Null => Ok(known[0]),
+        value => known.iter().find(|name| *value == ***name).copied().ok_or_else(|| {
+            format!("preprocess_cfg.{key} is {value}, expected {}", known.join(" or "))
+        }),
+    };
+    name("mode", &["RGB"])?;
     let size = [&settings["size"], &json["model_cfg"]["vision_cfg"]["image_size"]]
         .into_iter()
         .find(|value| !value.is_null());
@@ -418,14 +438,13 @@ fn open_clip(json: &Value) -> Result<Preprocessor, String> {
             .and_then(|n| u32::try_from(n).ok())
             .ok_or_else(|| format!("image size is {value}, expected one number"))?,
     };
-    let name = settings["interpolation"].as_str().unwrap_or("bicubic");
-    let filter = Filter::from_name(name).ok_or_else(|| {
-        format!("interpolation is `{name}`, expected bicubic, bilinear or nearest")
-    })?;
-    let resize = match settings["resize_mode"].as_str().unwrap_or("shortest") {
-        "shortest" => Resize::Shortest(side),
+    let filter = match name("interpolation", &["bicubic", "bilinear"])? {
+        "bilinear" => Filter::Bilinear,
+        _ => Filter::Bicubic,
+    };
+    let resize = match name("resize_mode", &["shortest", "squash"])? {
         "squash" => Resize::Exactly(side, side),
-        other => return Err(format!("resize_mode is `{other}`, expected shortest or squash")),
+        _ => Resize::Shortest(side),
     };
     let (mean, deviation) =
         (triple(settings, "mean", CLIP_MEAN)?, triple(settings, "std", CLIP_DEVIATION)?);
@@ -462,7 +481,14 @@ mod tests {
             side(json!({ "size": { "height": 9, "width": 9 }, "do_center_crop": false })).unwrap(),
             (Resize::Exactly(9, 9), 9)
         );
-        assert!(side(json!({ "size": { "longest_edge": 9 } })).is_err());
+        for wrong in [
+            json!({ "size": { "longest_edge": 9 } }),
+            json!({ "size": { "shortest_edge": 9, "longest_edge": 9 } }),
+            json!({ "size": { "shortest_edge": 9, "height": 9, "width": 9 } }),
+            json!({ "crop_size": { "shortest_edge": 9 } }),
+        ] {
+            assert!(side(wrong.clone()).is_err(), "{wrong}");
+        }
         assert!(side(json!({ "crop_size": { "height": 8, "width": 9 } })).is_err());
         assert!(side(json!({ "size": 48, "do_center_crop": false })).is_err());
     }
@@ -483,7 +509,18 @@ mod tests {
         ] {
             assert!(hugging_face(&wrong).is_err(), "{wrong}");
         }
-        assert!(open_clip(&json!({ "preprocess_cfg": { "resize_mode": "longest" } })).is_err());
+        for key in NOT_NULL {
+            assert!(hugging_face(&json!({ key: null })).unwrap_err().contains(key));
+        }
+        for wrong in [
+            json!({ "resize_mode": "longest" }),
+            json!({ "resize_mode": 1 }),
+            json!({ "interpolation": "nearest" }),
+            json!({ "interpolation": "random" }),
+            json!({ "interpolation": 2 }),
+        ] {
+            assert!(open_clip(&json!({ "preprocess_cfg": wrong })).is_err(), "{wrong}");
+        }
         let zero = hugging_face(&json!({ "image_std": [0.0, 1.0, 1.0] })).unwrap();
         assert!(zero.check().is_err());
     }

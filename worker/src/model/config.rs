@@ -471,6 +471,7 @@ mod tests {
             ("text_cfg", "an_option_of_tomorrow", json!(false)),
             ("text_cfg", "proj_type", json!("none")),
             ("text_cfg", "tokenizer_kwargs", json!({ "strip_sep_token": true })),
+            ("text_cfg", "tokenizer_mode", json!("clips")),
             ("", "custom_text", json!(true)),
             ("", "an_option_of_tomorrow", json!("x")),
         ] {

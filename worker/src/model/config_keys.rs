@@ -187,7 +187,7 @@ const TEXT: Keys = &[
     ("mlp_ratio", Any),
     // The tokenizer is read from tokenizer.json.
     ("hf_tokenizer_name", Any),
-    ("tokenizer_mode", Any),
+    ("tokenizer_mode", OneOf(&[""])),
     ("tokenizer_kwargs", Off),
     ("pad_id", Any),
     ("eos_id", Any),
