@@ -7,10 +7,12 @@
 //! | [`resize`] | Pillow's resampling, bit for bit |
 //! | [`preprocess`] | the model's image preprocessing, from its configuration |
 //! | [`tokenizer`] | the model's tokenizer |
+//! | `orientation.rs` | how an image is to be turned, from its metadata |
 //! | `shard.rs` | a whole shard in memory |
 //! | `error.rs` | errors of input files |
 
 mod error;
+mod orientation;
 pub mod picture;
 pub mod preprocess;
 pub mod resize;

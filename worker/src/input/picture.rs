@@ -3,44 +3,103 @@
 //!
 //! As in Pillow, transparency is dropped and not blended. 16-bit channels keep their high byte.
 //! CMYK JPEGs are converted by `(255 − c)(255 − k) / 255`. Pixels of JPEGs may differ from Pillow's
-//! by one level, because decoders implement the inverse cosine transform differently.
+//! by one level, because decoders implement the inverse cosine transform differently, and by a few
+//! where colours are subsampled.
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{
+    DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Limits, Luma, RgbImage,
+};
 use lethe_shared::image_file::{self, Format, MAX_PIXELS};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use super::orientation;
 
 /// The most memory that a decoder may allocate, bytes: eight per pixel, for 16-bit RGBA.
 const MAX_ALLOCATION: u64 = 8 * MAX_PIXELS;
 
 /// Decodes an image, whose format is detected from its bytes. A damaged image is refused, as by
-/// Pillow, and not completed with grey.
+/// Pillow, and not completed with grey, unless no decoder notices the damage: bits that changed
+/// inside the coded data of a JPEG, or its early end before an end marker.
 ///
 /// # Errors
 /// A message that completes a sentence about the image, such as "cannot be decoded".
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     image_file::check(bytes)?;
-    let format = match Format::of(bytes) {
-        Some(Format::Png) => ImageFormat::Png,
-        Some(Format::Jpeg) => ImageFormat::Jpeg,
-        Some(Format::WebP) => ImageFormat::WebP,
-        None => return Err("is neither PNG, JPEG nor WebP".to_owned()),
+    let format = Format::of(bytes).ok_or("is neither PNG, JPEG nor WebP")?;
+    let mut decoded = match format {
+        Format::Png => without_transparency(bytes, by_image(bytes, ImageFormat::Png)?),
+        Format::Jpeg => jpeg(bytes)?,
+        Format::WebP => by_image(bytes, ImageFormat::WebP)?,
     };
-    let broken = |error: image::ImageError| format!("cannot be decoded: {error}");
+    decoded.apply_orientation(orientation::of(format, bytes));
+    let rgb = to_rgb(decoded);
+    if rgb.width() == 0 || rgb.height() == 0 { Err("has no pixels".to_owned()) } else { Ok(rgb) }
+}
+
+fn broken(error: impl std::fmt::Display) -> String {
+    format!("cannot be decoded: {error}")
+}
+
+fn check_size(width: u64, height: u64) -> Result<(), String> {
+    if width * height > MAX_PIXELS {
+        return Err(format!("has {width} × {height} pixels, at most {MAX_PIXELS} in all are read"));
+    }
+    Ok(())
+}
+
+fn by_image(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage, String> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_ALLOCATION);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(broken)?;
+    let decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(format!("has {width} × {height} pixels, at most {MAX_PIXELS} in all are read"));
+    check_size(width.into(), height.into())?;
+    DynamicImage::from_decoder(decoder).map_err(broken)
+}
+
+/// Removes the transparency that the decoder adds to a 16-bit grey PNG with a transparent level,
+/// because the values of a grey image with an alpha channel are converted otherwise.
+fn without_transparency(bytes: &[u8], decoded: DynamicImage) -> DynamicImage {
+    // The colour type is at the same place in every PNG; 0 is grey without alpha.
+    match decoded {
+        DynamicImage::ImageLumaA16(image) if bytes.get(25) == Some(&0) => {
+            let (width, height) = image.dimensions();
+            let grey = |x, y| Luma([image.get_pixel(x, y).0[0]]);
+            DynamicImage::ImageLuma16(image::ImageBuffer::from_fn(width, height, grey))
+        }
+        other => other,
     }
-    let orientation = decoder.orientation().map_err(broken)?;
-    let mut decoded = DynamicImage::from_decoder(decoder).map_err(broken)?;
-    decoded.apply_orientation(orientation);
-    let rgb = to_rgb(decoded);
-    if rgb.width() == 0 || rgb.height() == 0 { Err("has no pixels".to_owned()) } else { Ok(rgb) }
+}
+
+/// Decodes a JPEG. The decoder behind `image` is asked directly, because there it fills parts that
+/// it finds damaged with grey.
+fn jpeg(bytes: &[u8]) -> Result<DynamicImage, String> {
+    let options = DecoderOptions::default()
+        .set_strict_mode(true)
+        .set_max_width(usize::MAX)
+        .set_max_height(usize::MAX);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(broken)?;
+    let (width, height) = decoder.dimensions().ok_or("has no size")?;
+    check_size(width as u64, height as u64)?;
+    let is_grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
+    let wanted = if is_grey { ColorSpace::Luma } else { ColorSpace::RGB };
+    decoder.set_options(options.jpeg_set_out_colorspace(wanted));
+    let pixels = decoder.decode().map_err(broken)?;
+    // Both sides are below 2^16.
+    let (width, height) = (width as u32, height as u32);
+    let decoded = if is_grey {
+        GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8)
+    } else {
+        RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8)
+    };
+    decoded.ok_or_else(|| "cannot be decoded: it has too few pixels".to_owned())
 }
 
 fn to_rgb(image: DynamicImage) -> RgbImage {
@@ -130,6 +189,34 @@ mod tests {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;
             assert!(decode(&damaged).is_err(), "byte {at}");
+        }
+    }
+
+    /// The decoder takes the segment for the end of the coded data, and loses the last pixels.
+    #[test]
+    fn a_jpeg_with_a_segment_behind_its_coded_data_is_refused() {
+        let whole = encoded(ImageFormat::Jpeg);
+        let data = &whole[..whole.len() - 2];
+        let bytes = [data, b"\xff\xe5\0\x04ab\xff\xd9"].concat();
+        assert!(decode(&bytes).unwrap_err().contains("cannot be decoded"));
+    }
+
+    /// Pillow clips the values of a 16-bit grey image, with a transparent level or without.
+    #[test]
+    fn a_transparent_level_does_not_change_a_deep_grey_image() {
+        let values = [7u16, 200, 300, 65_535];
+        let native: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+        let plain = png(&native, 4, 1, ExtendedColorType::L16);
+        let mut crc = flate2::Crc::new();
+        crc.update(b"tRNS\0\x07");
+        // Behind the header, which ends at byte 33.
+        let transparent =
+            [&plain[..33], b"\0\0\0\x02tRNS\0\x07", &crc.sum().to_be_bytes(), &plain[33..]]
+                .concat();
+        for bytes in [plain, transparent] {
+            let decoded = decode(&bytes).unwrap();
+            let grey: Vec<u8> = decoded.pixels().map(|pixel| pixel.0[0]).collect();
+            assert_eq!(grey, [7, 200, 255, 255]);
         }
     }
 
