@@ -45,7 +45,7 @@ test-fresh: ## Run `make demo` and `make test` in a bare Debian (ONLY=demo, test
 report-charts: ## Build the charts' library of reports anew (needs npm; what it makes is committed)
 	@deploy/report-charts.sh
 
-test-ecosystem: setup ## Check a release against transformers (fetches some gigabytes)
+test-ecosystem: setup ## Compare with Pillow, webdataset, transformers and open_clip (fetches some gigabytes)
 	@tests/ecosystem/run.sh
 
 bench: setup ## Time the demo with one worker on one core and with two on two (PAIRS=)

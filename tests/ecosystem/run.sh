@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Removes eight concepts from the demo model and checks the release with transformers, and what it proves with OpenSSF Model Signing
-# and the Hub's model card parser, in a Python environment of its own.
+# Compares how Lethe reads images, shards and models with Pillow, webdataset, transformers and open_clip. Then removes eight concepts
+# from the demo model and checks the release with transformers, and what it proves with OpenSSF Model Signing and the Hub's model card
+# parser. Everything runs in a Python environment of its own. `run.sh inputs` stops after the comparisons.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,12 +13,16 @@ tests/ecosystem/peers.sh
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cargo build --release --locked --workspace
+peer() { HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$HOME_DIR/site" python3 "$@"; }
+say "reading odd images, tars and models as the originals do …"
+for inputs in images tars configs; do peer "tests/ecosystem/check_$inputs.py" target/release/lethe-read; done
+if [[ ${1:-} == inputs ]]; then exit; fi
+
 say "removing eight concepts …"
 target/release/lethe run jobs/emoji/small.toml --store "$work/store" --json > "$work/report.json"
 release=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/report.json")
 target/release/lethe-embed jobs/emoji/model jobs/emoji/validation.tar "$work/base.safetensors"
 target/release/lethe-embed "$release" jobs/emoji/validation.tar "$work/released.safetensors"
-peer() { HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$HOME_DIR/site" python3 "$@"; }
 peer tests/ecosystem/check_release.py jobs/emoji small.toml "$release" "$work/base.safetensors" "$work/released.safetensors"
 mkdir "$work/proof"
 peer tests/ecosystem/check_proof.py target/release/lethe "$work/store" emoji-8:1 "$work/proof"
