@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use lethe_queue as queue;
+use lethe_shared::printable::printable_excerpt;
 use lethe_shared::retry::Cancelled;
 use lethe_shared::{checkpoint, edit, exit, manifest};
 use lethe_store as store;
@@ -24,9 +25,10 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Returns a failure with one problem of the input.
+    /// Returns a failure with one problem of the input. What is quoted of the input is escaped, and
+    /// cut where it is long.
     pub fn input(problem: impl ToString) -> Self {
-        Self::BadInput(vec![problem.to_string()])
+        Self::BadInput(vec![printable_excerpt(&problem.to_string())])
     }
 
     /// Returns a failure for a file or folder of this machine that cannot be read or written.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::printable::printable;
+
 /// Longest accepted address, in bytes.
 const MAX_LENGTH: usize = 4096;
 
@@ -41,10 +43,8 @@ impl Address {
     /// # Errors
     /// When the text is not an address, or is relative without a base.
     pub fn resolve(text: &str, base: Option<&Path>) -> Result<Self, NotAnAddress> {
-        let wrong = |problem: &str| NotAnAddress {
-            text: text.chars().take(200).collect(),
-            problem: problem.to_owned(),
-        };
+        let wrong =
+            |problem: &str| NotAnAddress { text: printable(text), problem: problem.to_owned() };
         if text.is_empty() {
             return Err(wrong("it is empty"));
         }
@@ -110,7 +110,7 @@ impl Address {
             && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
         if !inside {
             return Err(NotAnAddress {
-                text: name.chars().take(200).collect(),
+                text: printable(name),
                 problem: "it must be a relative path without `..`".into(),
             });
         }

@@ -23,12 +23,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::printable::printable_message;
+use crate::printable::printable_excerpt;
 use crate::reference::JobId;
 use crate::retry::{GiveUp, RetryPolicy};
-
-/// Longest message that is kept, bytes.
-const MAX_MESSAGE: usize = 4096;
 
 /// A failed attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -108,7 +105,7 @@ impl Fault {
     /// Creates a fault; a long message is truncated, and its control and invisible
     /// characters are escaped.
     pub fn new(class: Class, message: impl ToString) -> Self {
-        Self { class, message: bounded(printable_message(&message.to_string())) }
+        Self { class, message: printable_excerpt(&message.to_string()) }
     }
 
     /// The input is unusable, and this is proved.
@@ -154,15 +151,6 @@ impl Fault {
     fn fingerprint(&self) -> &str {
         self.message.lines().next().unwrap_or_default()
     }
-}
-
-fn bounded(mut message: String) -> String {
-    if message.len() > MAX_MESSAGE {
-        let end = (0..=MAX_MESSAGE).rev().find(|&end| message.is_char_boundary(end)).unwrap_or(0);
-        message.truncate(end);
-        message.push('…');
-    }
-    message
 }
 
 /// How the earlier deliveries of a job ended.
@@ -420,6 +408,6 @@ mod tests {
             assert!(matches!(decide(&fault, &mut history, &LIMITS, "a"), Decision::Redeliver(_)));
         }
         assert_eq!(history.computations.len(), COMPUTATIONS);
-        assert!(Fault::input("ä".repeat(5000)).message.len() <= MAX_MESSAGE + 3);
+        assert!(Fault::input("ä".repeat(5000)).message.len() <= crate::printable::MAX_MESSAGE + 3);
     }
 }

@@ -47,6 +47,22 @@ pub fn printable_message(message: &str) -> String {
     shown
 }
 
+/// Longest message that [`printable_excerpt`] returns, bytes.
+pub const MAX_MESSAGE: usize = 4096;
+
+/// Returns a message as [`printable_message`] does, and cuts what is beyond [`MAX_MESSAGE`]: a
+/// message may quote a key or a value that is as long as the file it is from.
+pub fn printable_excerpt(message: &str) -> String {
+    // Escapes only lengthen a message, so the rest need not be looked at.
+    let start = &message[..message.floor_char_boundary(MAX_MESSAGE)];
+    let mut shown = printable_message(start);
+    if message.len() > MAX_MESSAGE || shown.len() > MAX_MESSAGE {
+        shown.truncate(shown.floor_char_boundary(MAX_MESSAGE));
+        shown.push('…');
+    }
+    shown
+}
+
 /// Returns whether a character is not seen, or changes how its neighbours are seen: control and
 /// format characters, line separators, and those that Unicode lets fonts ignore.
 pub fn is_hidden(letter: char) -> bool {

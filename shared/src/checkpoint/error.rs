@@ -1,6 +1,8 @@
 //! What can be wrong with a checkpoint.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::printable::printable_excerpt;
 
 /// What can be wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -54,4 +56,12 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+}
+
+impl Error {
+    /// A file is damaged or contradicts another one. What is quoted of it is escaped, and cut where
+    /// it is long.
+    pub(super) fn malformed(file: &Path, problem: &str) -> Self {
+        Self::Malformed { file: file.to_owned(), problem: printable_excerpt(problem) }
+    }
 }

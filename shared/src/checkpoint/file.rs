@@ -60,7 +60,7 @@ impl WeightFile {
     ) -> Result<(Self, Vec<(String, TensorInfo)>), Error> {
         let path = folder.join(name);
         let io = |source| Error::Io { path: path.clone(), source };
-        let malformed = |problem: String| Error::Malformed { file: path.clone(), problem };
+        let malformed = |problem: String| Error::malformed(&path, &problem);
         let file = File::open(&path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         let bytes = metadata.len();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use serde::Deserialize;
 
@@ -210,7 +210,7 @@ fn is_plain(name: &str) -> bool {
 }
 
 fn malformed(file: &Path, problem: impl Into<String>) -> Error {
-    Error::Malformed { file: PathBuf::from(file), problem: problem.into() }
+    Error::malformed(file, &problem.into())
 }
 
 #[cfg(test)]

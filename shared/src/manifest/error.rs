@@ -1,5 +1,7 @@
 //! The error of everything that is read for a manifest.
 
+use crate::printable::printable_excerpt;
+
 /// What is wrong with a manifest or a file it names: what, where, what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {problem}")]
@@ -11,9 +13,12 @@ pub struct Error {
 }
 
 impl Error {
-    /// A problem at a place.
+    /// A problem at a place. What is quoted of a file is escaped, and cut where it is long.
     pub fn new(place: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { place: place.into(), problem: problem.into() }
+        Self {
+            place: printable_excerpt(&place.into()),
+            problem: printable_excerpt(&problem.into()),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::binary;
 use crate::digest::Digest;
 use crate::fault::StoredObject;
 use crate::outcome::Outcome;
+use crate::printable::printable;
 use crate::reference::{ArtifactRef, FileSpec, JobId, Locations, ModelSpec};
 
 /// Why a task cannot be decoded.
@@ -92,7 +93,7 @@ macro_rules! registry {
             pub fn decode(kind: &str, version: u32, spec: &[u8]) -> Result<Self, DecodeError> {
                 match (kind, version) {
                     $(($Kind::KIND, $Kind::VERSION) => checked::<$Kind>(spec).map(Self::from).map_err(DecodeError::Invalid),)+
-                    _ => Err(DecodeError::Foreign { kind: kind.chars().take(64).collect(), version }),
+                    _ => Err(DecodeError::Foreign { kind: printable(kind), version }),
                 }
             }
         }

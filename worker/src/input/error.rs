@@ -1,5 +1,7 @@
 //! Errors of input files.
 
+use lethe_shared::printable::printable_excerpt;
+
 /// A problem with an input file: where it is, what is wrong, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {problem}")]
@@ -11,8 +13,11 @@ pub struct Error {
 }
 
 impl Error {
-    /// The error of a file.
+    /// The error of a file. What is quoted of it is escaped, and cut where it is long.
     pub(crate) fn new(place: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { place: place.into(), problem: problem.into() }
+        Self {
+            place: printable_excerpt(&place.into()),
+            problem: printable_excerpt(&problem.into()),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Sizes and options of a CLIP model, from the configuration file of either checkpoint layout.
 
 use lethe_shared::checkpoint::Layout;
+use lethe_shared::printable::printable_excerpt;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -168,7 +169,7 @@ impl ClipConfig {
 }
 
 fn bad(file: &str, problem: impl Into<String>) -> Error {
-    Error::Config { file: file.to_owned(), problem: problem.into() }
+    Error::Config { file: file.to_owned(), problem: printable_excerpt(&problem.into()) }
 }
 
 fn activation(file: &str, name: &str) -> Result<Activation, Error> {
