@@ -10,7 +10,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | leaves | [`address`], [`digest`], [`draws`], [`exit`], [`printable`], [`retry`], [`words`], [`phrases`], [`vocabulary`] |
+//! | leaves | [`address`], [`digest`], [`draws`], [`exit`], [`json`], [`printable`], [`retry`], [`words`], [`phrases`], [`vocabulary`] |
 //! | references and measurements | [`reference`](mod@reference), [`measurement`], [`fault`], [`finding`] |
 //! | input files | [`manifest`], [`shard`], [`webdataset`], [`image_file`], [`texts`], [`checkpoint`] |
 //! | work | [`task`], [`outcome`], [`job`], [`message`], [`codec`] |
@@ -53,6 +53,7 @@ pub mod finding;
 pub mod image_file;
 pub mod job;
 mod jpeg;
+pub mod json;
 pub mod manifest;
 pub mod measurement;
 pub mod message;

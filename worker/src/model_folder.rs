@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use lethe_shared::checkpoint::{Checkpoint, Layout};
+use lethe_shared::json;
 
 use crate::input::{Preprocessor, Tokenizer};
 use crate::model::{Architecture, ClipConfig};
@@ -106,8 +107,8 @@ fn read_config(folder: &Path, checkpoint: &Checkpoint) -> Result<ClipConfig, Err
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(Error::Unreadable(format!("{shown}: {error}"))),
         };
-        let json: serde_json::Value = serde_json::from_slice(&bytes)
-            .map_err(|error| unusable(format!("{shown}: {error}")))?;
+        let json: serde_json::Value =
+            json::parse(&bytes).map_err(|error| unusable(format!("{shown}: {error}")))?;
         let of = match json.get("model_cfg") {
             Some(_) => Layout::OpenClip,
             None => Layout::Transformers,

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use lethe_shared::digest::Digest;
+use lethe_shared::json;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -115,7 +116,7 @@ pub fn sign(name: &str, files: &Files, key: &SigningKey) -> Result<String, Failu
 /// # Errors
 /// The defect of the signature, as a sentence without a subject.
 pub fn open(text: &[u8], key: &PublicKey) -> Result<Files, String> {
-    let bundle: Bundle = serde_json::from_slice(text)
+    let bundle: Bundle = json::parse(text)
         .map_err(|error| format!("is no signature with a key by OpenSSF Model Signing: {error}"))?;
     if bundle.media_type != MEDIA_TYPE {
         return Err(format!(
@@ -130,10 +131,9 @@ pub fn open(text: &[u8], key: &PublicKey) -> Result<Files, String> {
             hint.escape_default()
         ));
     }
-    let statement: Statement =
-        serde_json::from_slice(&bundle.dsse_envelope.open(key)?).map_err(|error| {
-            format!("is no statement about a model's files that this lethe reads: {error}")
-        })?;
+    let statement: Statement = json::parse(&bundle.dsse_envelope.open(key)?).map_err(|error| {
+        format!("is no statement about a model's files that this lethe reads: {error}")
+    })?;
     let unknown = |what: &str, found: &str| {
         Err(format!("has the {what} `{}`, which this lethe does not read", found.escape_default()))
     };

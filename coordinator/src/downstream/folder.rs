@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::{HEADER_START, header_length, tensor_names};
 use lethe_shared::digest::Digest;
+use lethe_shared::json;
 use lethe_shared::record::targets::is_target_file;
 use lethe_store as store;
 use lethe_store::{Object, Store};
@@ -183,7 +184,7 @@ impl Folder {
         }
         let path = self.bring([name]).await?.join(name);
         let bytes = tokio::fs::read(path).await.map_err(|error| wrong(error.to_string()))?;
-        serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))
+        json::parse(&bytes).map_err(|error| wrong(error.to_string()))
     }
 }
 

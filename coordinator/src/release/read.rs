@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 use lethe_shared::address::Address;
+use lethe_shared::checkpoint::read_tensors;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit::{self, Direction};
+use lethe_shared::json;
 use lethe_shared::manifest::{CompositionMethod, is_id};
 use lethe_shared::record::{self, Composition, ConceptRecord, ReleaseRef};
 use lethe_store::Store;
@@ -77,7 +79,7 @@ impl Place {
     /// [`Failure::BadInput`] when there is no record, or it is invalid.
     pub async fn open(self) -> Result<Release, Failure> {
         let bytes = self.record_bytes().await?;
-        let record: Composition = serde_json::from_slice(&bytes).map_err(|error| {
+        let record: Composition = json::parse(&bytes).map_err(|error| {
             self.wrong(&format!("is no record of a release that this lethe reads ({error})"))
         })?;
         if record.version != record::VERSION {
@@ -240,7 +242,7 @@ impl Release {
         }) {
             return Err(damaged("is not about the concepts of the record".to_owned()));
         }
-        let parsed = SafeTensors::deserialize(&file).map_err(|error| damaged(error.to_string()))?;
+        let parsed = read_tensors(&file).map_err(&damaged)?;
         match image_rows(&parsed).map_err(&damaged)? {
             Some(images) => Recipe::of_images(parts, images).map_err(damaged),
             None => {
@@ -258,10 +260,9 @@ impl Release {
             return Ok(Thumbnails::new());
         }
         let file = self.file(THUMBNAILS).await?;
-        let damaged = |error: safetensors::SafeTensorError| {
-            Failure::input(format!("{}/{THUMBNAILS}: {error}", self.address()))
-        };
-        let parsed = SafeTensors::deserialize(&file).map_err(damaged)?;
+        let parsed = read_tensors(&file).map_err(|problem| {
+            Failure::input(format!("{}/{THUMBNAILS}: {problem}", self.address()))
+        })?;
         let known = |id: &String| self.record.concepts.iter().any(|concept| concept.id == *id);
         let tensors = parsed.tensors().into_iter().filter(|(id, _)| known(id));
         Ok(tensors.map(|(id, view)| (id, Bytes::copy_from_slice(view.data()))).collect())
@@ -308,8 +309,8 @@ fn image_rows(file: &SafeTensors<'_>) -> Result<Option<ImageRows>, String> {
 /// # Errors
 /// [`Failure::BadInput`] when the direction is missing or has another shape.
 pub fn direction(edits: &[u8], name: &str, shape: &[usize]) -> Result<Direction, Failure> {
-    let parsed = SafeTensors::deserialize(edits)
-        .map_err(|error| Failure::input(format!("{EDITS}: {error}")))?;
+    let parsed =
+        read_tensors(edits).map_err(|problem| Failure::input(format!("{EDITS}: {problem}")))?;
     Ok(edit::read_direction(&parsed, name, shape)?)
 }
 

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use lethe_shared::digest::Digest;
+use lethe_shared::json;
 use lethe_shared::manifest::{DataSection, ExecutionSection, Manifest, ReleaseSection};
 use serde::{Deserialize, Serialize};
 
@@ -125,7 +126,7 @@ impl Submission {
         if text.len() > MAX_BYTES {
             return Err(wrong(format!("has {} bytes, at most {MAX_BYTES} are taken", text.len())));
         }
-        let read: Self = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let read: Self = json::parse(text.as_bytes()).map_err(|error| wrong(error.to_string()))?;
         if read.version != VERSION {
             return Err(wrong(format!(
                 "has version {}, this program reads version {VERSION}; run the same release of lethe",

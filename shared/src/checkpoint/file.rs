@@ -15,6 +15,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata as Header;
 
 use super::error::Error;
+use crate::json;
 
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,9 +121,9 @@ impl WeightFile {
         if length > MAX_HEADER || length > self.bytes - LENGTH {
             return damaged("the header's length is wrong");
         }
-        let mut json = vec![0; length as usize];
-        self.read_at(&mut json, LENGTH)?;
-        match serde_json::from_slice(&json) {
+        let mut header = vec![0; length as usize];
+        self.read_at(&mut header, LENGTH)?;
+        match json::parse(&header) {
             Ok(header) => Ok(Ok((LENGTH + length, header))),
             Err(error) => damaged(&error.to_string()),
         }

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use safetensors::SafeTensors;
 use serde::de::IgnoredAny;
 
 use super::file::{LENGTH, MAX_HEADER};
+use crate::json;
 
 /// Number of bytes that [`header_length`] takes.
 pub const HEADER_START: u64 = LENGTH;
@@ -31,8 +33,20 @@ pub fn header_length(start: &[u8], bytes: u64) -> Result<u64, String> {
 /// A sentence when it is not a header.
 pub fn tensor_names(header: &[u8]) -> Result<BTreeSet<String>, String> {
     let tensors: BTreeMap<String, IgnoredAny> =
-        serde_json::from_slice(header).map_err(|error| error.to_string())?;
+        json::parse(header).map_err(|error| error.to_string())?;
     Ok(tensors.into_keys().filter(|name| name != "__metadata__").collect())
+}
+
+/// Reads a whole safetensors file in memory, none of whose tensors has the name of another.
+///
+/// # Errors
+/// A sentence when it is no such file.
+pub fn read_tensors(file: &[u8]) -> Result<SafeTensors<'_>, String> {
+    let (header, _) = SafeTensors::read_metadata(file).map_err(|error| error.to_string())?;
+    let start = HEADER_START as usize;
+    // The library takes the last of two tensors of one name.
+    tensor_names(file.get(start..start + header).unwrap_or_default())?;
+    SafeTensors::deserialize(file).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -53,5 +67,6 @@ mod tests {
         assert!(header_length(&bytes[..7], 7).is_err());
         assert!(header_length(&[255; 8], u64::MAX).is_err());
         assert!(tensor_names(b"[1]").is_err());
+        assert!(tensor_names(br#"{"a":1,"a":2}"#).unwrap_err().contains("`a` appears twice"));
     }
 }

@@ -32,7 +32,7 @@ pub use safetensors::Dtype;
 pub use self::choice::{Layout, is_index, is_safetensors_index};
 pub use self::error::Error;
 pub use self::file::TensorInfo;
-pub use self::header::{HEADER_START, header_length, tensor_names};
+pub use self::header::{HEADER_START, header_length, read_tensors, tensor_names};
 pub use self::names::{Map, Names};
 pub use self::open::read_index;
 pub use self::reader::Checkpoint;

@@ -10,6 +10,7 @@ use super::choice;
 use super::error::Error;
 use super::file::{TensorInfo, WeightFile};
 use super::reader::Checkpoint;
+use crate::json;
 
 /// Weight files of one piece, in order of preference.
 const SINGLE: &[&str] = &["model.safetensors", "open_clip_model.safetensors"];
@@ -36,7 +37,7 @@ pub fn read_index(folder: &Path, index_name: &str) -> Result<BTreeMap<String, St
     if std::fs::metadata(&path).map_err(io)?.len() > MAX_INDEX {
         return Err(malformed(&path, "the index is larger than 64 MiB"));
     }
-    let index: Index = serde_json::from_slice(&std::fs::read(&path).map_err(io)?)
+    let index: Index = json::parse(&std::fs::read(&path).map_err(io)?)
         .map_err(|error| malformed(&path, format!("not a safetensors index: {error}")))?;
     let names: BTreeSet<&String> = index.weight_map.values().collect();
     if names.len() > MAX_FILES {
@@ -250,6 +251,8 @@ mod tests {
         assert!(problem(folder.path()).contains("contains tensor `a`, but it does not"));
         index(r#"{"b":"../elsewhere.safetensors"}"#);
         assert!(problem(folder.path()).contains("must be in the same folder"));
+        index(r#"{"a":"model-00001-of-00002.safetensors","a":"model-00002-of-00002.safetensors"}"#);
+        assert!(problem(folder.path()).contains("the key `a` appears twice"));
         index("{");
         assert!(problem(folder.path()).contains("not a safetensors index"));
     }
@@ -279,6 +282,27 @@ mod tests {
         // A header length that would not fit in memory.
         std::fs::write(&path, [&u64::MAX.to_le_bytes()[..], &whole[8..]].concat()).unwrap();
         assert!(Checkpoint::open(folder.path()).is_err());
+    }
+
+    /// The safetensors library takes the last tensor of a name, other readers the first.
+    #[test]
+    fn refuses_two_tensors_of_one_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+        assert!(safetensors::SafeTensors::deserialize(&file).is_ok());
+        std::fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        assert!(problem(folder.path()).contains("the key `a` appears twice"));
+    }
+
+    #[test]
+    fn quotes_little_of_a_damaged_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = format!(r#"{{"a":"[31m{}"}}"#, "x".repeat(1 << 20));
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        std::fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        let problem = problem(folder.path());
+        assert!(problem.len() < 8192 && !problem.contains('\u{1b}'), "{}", problem.len());
     }
 
     #[test]

@@ -7,6 +7,8 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::direction::Direction;
 use super::error::Error;
+use crate::checkpoint::read_tensors;
+use crate::printable::printable_excerpt;
 
 /// Names of the two tensors of a factored direction: `LAYER.up` and `LAYER.down`.
 pub fn factor_names(layer: &str) -> (String, String) {
@@ -45,9 +47,12 @@ pub fn encode_tensors<'a>(
 /// [`Error::Direction`] when the file holds anything but one finite float32 tensor of this name and
 /// number of values, or its two factors.
 pub fn decode_direction(layer: &str, shape: &[usize], file: &[u8]) -> Result<Direction, Error> {
-    let wrong = |problem: String| Error::Direction { layer: layer.to_owned(), problem };
-    let parsed = SafeTensors::deserialize(file)
-        .map_err(|error| wrong(format!("not a safetensors file: {error}")))?;
+    let wrong = |problem: String| Error::Direction {
+        layer: layer.to_owned(),
+        problem: printable_excerpt(&problem),
+    };
+    let parsed = read_tensors(file)
+        .map_err(|problem| wrong(format!("not a safetensors file: {problem}")))?;
     match (parsed.len(), read_direction(&parsed, layer, shape)?) {
         (1, direction @ Direction::Dense(_)) | (2, direction @ Direction::Factored { .. }) => {
             Ok(direction)
@@ -66,7 +71,10 @@ pub fn read_direction(
     name: &str,
     shape: &[usize],
 ) -> Result<Direction, Error> {
-    let wrong = |problem: String| Error::Direction { layer: name.to_owned(), problem };
+    let wrong = |problem: String| Error::Direction {
+        layer: name.to_owned(),
+        problem: printable_excerpt(&problem),
+    };
     let read = |view: &TensorView<'_>| -> Result<Vec<f32>, Error> {
         if view.dtype() != Dtype::F32 {
             return Err(wrong(format!("is stored as {:?}, expected float32", view.dtype())));
@@ -176,6 +184,20 @@ mod tests {
                 "{outputs} {inputs}"
             );
         }
+    }
+
+    /// The safetensors library takes the last tensor of a name.
+    #[test]
+    fn two_directions_of_one_name_are_refused() {
+        let tensor = |start: usize| {
+            format!(r#""l":{{"dtype":"F32","shape":[1],"data_offsets":[{start},{}]}}"#, start + 4)
+        };
+        let header = format!("{{{},{}}}", tensor(0), tensor(0));
+        let file =
+            [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes(&[1.0])].concat();
+        assert!(SafeTensors::deserialize(&file).is_ok());
+        let error = decode_direction("l", &[1], &file).unwrap_err().to_string();
+        assert!(error.contains("the key `l` appears twice"), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::id::{MAX_NAME, is_id};
 use super::lines::{line_at, line_of};
 use super::sections::{CompositionMethod, Manifest, Names, Required};
 use super::targets;
+use crate::json;
 use crate::vocabulary::Towers;
 
 /// Largest manifest, bytes.
@@ -70,7 +71,7 @@ impl Manifest {
                 let line = error.span().map(|span| line_at(&text, span.start));
                 at_line(&shown, line, error.message())
             })?,
-            Some("json") => serde_json::from_str::<Self>(&text)
+            Some("json") => json::parse::<Self>(text.as_bytes())
                 .map_err(|error| at_line(&shown, Some(error.line()), &error.to_string()))?,
             _ => return Err(Error::new(shown, "the name of a manifest ends in .toml or .json")),
         };
@@ -95,7 +96,7 @@ impl Manifest {
                 ),
             ));
         }
-        let mut manifest: Self = serde_json::from_str(text)
+        let mut manifest: Self = json::parse(text.as_bytes())
             .map_err(|error| at_line(&name, Some(error.line()), &error.to_string()))?;
         shown.clone_into(&mut manifest.file);
         manifest.check(text)?;

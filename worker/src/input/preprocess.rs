@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use image::RgbImage;
+use lethe_shared::json;
 use serde_json::Value;
 
 use super::error::Error;
@@ -231,7 +232,7 @@ fn read_json(path: &Path) -> Result<Option<Value>, String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("cannot be read: {error}")),
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| error.to_string())
+    json::parse(&bytes).map(Some).map_err(|error| error.to_string())
 }
 
 /// Checks that all keys are understood; `null` counts as absent.

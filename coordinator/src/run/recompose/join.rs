@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use bytes::Bytes;
+use lethe_shared::checkpoint::read_tensors;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit::{self, Direction};
 use lethe_store as store;
@@ -262,7 +263,7 @@ fn directions(
 }
 
 fn parse<'a>(bytes: &'a [u8], name: &str) -> Result<SafeTensors<'a>, Failure> {
-    SafeTensors::deserialize(bytes).map_err(|error| Failure::input(format!("{name}: {error}")))
+    read_tensors(bytes).map_err(|problem| Failure::input(format!("{name}: {problem}")))
 }
 
 /// Returns the factors of this name, for any shape of the product; `None` if there are none.
