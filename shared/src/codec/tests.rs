@@ -115,6 +115,31 @@ fn unknown_kinds_and_versions_are_foreign() {
     assert_eq!(decode_job(&reseal(body)).unwrap(), job);
 }
 
+/// The kind of a job that another program has sent is shown in logs.
+#[test]
+fn an_unknown_kind_can_be_shown() {
+    let error = AnyTask::decode("\u{1b}]0;x\u{7}", 1, &[]).unwrap_err().to_string();
+    assert!(error.contains(r"`\u{1b}]0;x\u{7}`"), "{error}");
+}
+
+/// The second address would replace the first one, or the first stay: programs may differ.
+#[test]
+fn a_file_has_one_address() {
+    let bytes = encode_job(&jobs(2).swap_remove(0)).unwrap();
+    let (one, other) = (Digest::of(&0u64.to_le_bytes()), Digest::of(&1u64.to_le_bytes()));
+    let at = |digest: &Digest| {
+        let last = bytes.windows(32).rposition(|window| window == digest.as_bytes());
+        last.unwrap()
+    };
+    let mut body = bytes.clone();
+    body[at(&other)..][..32].copy_from_slice(one.as_bytes());
+    let mut message = body[..HEADER].to_vec();
+    message[14..30].copy_from_slice(&Digest::of(&body[HEADER..]).as_bytes()[..16]);
+    message.extend(&body[HEADER..]);
+    let error = decode_job(&message).unwrap_err();
+    assert_eq!(error, Error::Invalid("a file is named twice".to_owned()));
+}
+
 fn requests() -> Vec<Request> {
     vec![
         Request::Submit { submission: "{}".into() },

@@ -4,6 +4,8 @@
 //! data only: no attributes, no maps, no `usize`; digests are bytes, addresses text. The spec of a
 //! job's task is bytes here; its own kind and version say what they are.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
@@ -117,7 +119,11 @@ impl TryFrom<JobV2> for Job {
         };
         let file =
             |(digest, text): ([u8; 32], String)| Ok((Digest::from_bytes(digest), address(&text)?));
-        let files = job.files.into_iter().map(file).collect::<Result<_, Error>>()?;
+        let count = job.files.len();
+        let files = job.files.into_iter().map(file).collect::<Result<BTreeMap<_, _>, Error>>()?;
+        if files.len() < count {
+            return Err(Error::Invalid("a file is named twice".to_owned()));
+        }
         Ok(Self {
             task: AnyTask::decode(&job.kind, job.version, &job.spec)?,
             run: job.run,
