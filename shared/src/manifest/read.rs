@@ -143,6 +143,12 @@ impl Manifest {
                 "must have a table, or a list with at least one concept, not both".into(),
             );
         }
+        // TOML has numbers that JSON has no form for: a submitted manifest would lose them.
+        let rows = self.concepts.list.iter().flat_map(|row| [row.strength, row.tolerance]);
+        let groups = self.concepts.groups.values().copied().map(Some);
+        if let Some(number) = rows.chain(groups).flatten().find(|number| !number.is_finite()) {
+            return wrong("concepts", format!("hold the number {number}, expected a finite one"));
+        }
         let method = &self.method;
         if !(2..=65_536).contains(&method.batch_size) {
             return wrong(
@@ -387,6 +393,45 @@ batch_size = 64
         );
         let error = read("m.json", "{\n \"version\": 1,\n \"nam\": 2\n}").unwrap_err();
         assert!(error.starts_with("m.json:3: unknown field `nam`"), "{error}");
+    }
+
+    /// As JSON, `nan` would be `null`, and a strength that is absent is 1.
+    #[test]
+    fn numbers_that_json_cannot_write_are_refused() {
+        let list = "list = [{ id = \"a\", name = \"a\", forget = \"a.tar\", strength = nan }]";
+        for (change, says) in [
+            ("table = \"concepts-8.csv\"\ngroups = { x = inf }", "the number inf"),
+            (list, "the number NaN"),
+            (&list.replace("strength = nan", "tolerance = -inf"), "the number -inf"),
+        ] {
+            let error = problem(("table = \"concepts-8.csv\"", change));
+            assert!(
+                error.starts_with("m.toml:13: concepts hold") && error.contains(says),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_that_appears_twice_is_refused_in_both_forms() {
+        let json = serde_json::to_string(&read("m.toml", GOOD).unwrap()).unwrap();
+        let json = json.replace(r#""groups":{}"#, r#""groups":{"x":1,"x":0}"#);
+        let error = read("m.json", &json).unwrap_err();
+        assert!(error.contains("the key `x` appears twice"), "{error}");
+        assert!(
+            problem(("table =", "groups = { x = 1, x = 0 }\ntable =")).contains("duplicate key")
+        );
+    }
+
+    #[test]
+    fn messages_quote_little_of_a_manifest() {
+        let key = format!("\\u001b{}", "x".repeat(1 << 20));
+        let error = read("m.json", &format!("{{\"{key}\": 1}}")).unwrap_err();
+        assert!(
+            error.len() < 8192 && error.contains(r"unknown field `\u{1b}xxx"),
+            "{}",
+            error.len()
+        );
     }
 
     #[test]
