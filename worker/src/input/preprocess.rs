@@ -137,17 +137,18 @@ impl Preprocessor {
     }
 
     fn check(self) -> Result<Self, String> {
-        let finite =
-            self.mean.iter().chain(&self.deviation).chain([&self.scale]).all(|v| v.is_finite());
         if !(1..=MAX_SIDE).contains(&self.side) {
             return Err(format!(
                 "the image size is {} pixels, expected 1 to {MAX_SIDE}",
                 self.side
             ));
         }
-        if !finite || self.deviation.contains(&0.0) {
+        // Float32 has a smaller range than the numbers of a configuration. All other levels are
+        // between these two.
+        let is_finite = |channel| [0, 255].map(self.level(channel)).iter().all(|v| v.is_finite());
+        if !(0..3).all(is_finite) {
             return Err(
-                "mean, standard deviation and scale must be finite, and standard deviations not 0"
+                "mean, standard deviation and scale must give finite pixels in float32; a standard deviation is not 0"
                     .to_owned(),
             );
         }
@@ -203,12 +204,17 @@ impl Preprocessor {
     fn normalize(&self, image: &RgbImage) -> Vec<f32> {
         let mut pixels = Vec::with_capacity(3 * self.side() * self.side());
         for channel in 0..3 {
-            let (mean, deviation) = (self.mean[channel] as f32, self.deviation[channel] as f32);
-            pixels.extend(image.pixels().map(|pixel| {
-                ((f64::from(pixel.0[channel]) * self.scale) as f32 - mean) / deviation
-            }));
+            let level = self.level(channel);
+            pixels.extend(image.pixels().map(|pixel| level(pixel.0[channel])));
         }
         pixels
+    }
+
+    /// Returns what the levels of a channel become.
+    fn level(&self, channel: usize) -> impl Fn(u8) -> f32 + use<> {
+        let (mean, deviation) = (self.mean[channel] as f32, self.deviation[channel] as f32);
+        let scale = self.scale;
+        move |level| ((f64::from(level) * scale) as f32 - mean) / deviation
     }
 }
 
@@ -432,7 +438,7 @@ fn open_clip(json: &Value) -> Result<Preprocessor, String> {
     let side = match size {
         None => 224,
         Some(Value::Array(sides)) if sides.len() == 2 && sides[0] == sides[1] => {
-            sides[0].as_u64().unwrap_or(0) as u32
+            sides[0].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
         }
         Some(value) => value
             .as_u64()
@@ -522,8 +528,22 @@ mod tests {
         ] {
             assert!(open_clip(&json!({ "preprocess_cfg": wrong })).is_err(), "{wrong}");
         }
-        let zero = hugging_face(&json!({ "image_std": [0.0, 1.0, 1.0] })).unwrap();
-        assert!(zero.check().is_err());
+        // Zero, zero in float32, and what is not finite there.
+        for (key, value) in [
+            ("image_std", json!([0.0, 1.0, 1.0])),
+            ("image_std", json!([1.0, 1e-60, 1.0])),
+            ("image_std", json!([1.0, 1.0, 1e-39])),
+            ("image_mean", json!([0.0, 1e60, 0.0])),
+            ("rescale_factor", json!(1e38)),
+        ] {
+            let read = hugging_face(&json!({ key: value })).unwrap();
+            assert!(read.check().unwrap_err().contains("float32"), "{key} {value}");
+        }
+        // 2^32 + 224, which is 224 in 32 bits.
+        let wide = open_clip(
+            &json!({ "preprocess_cfg": { "size": [4_294_967_520u64, 4_294_967_520u64] } }),
+        );
+        assert!(wide.and_then(Preprocessor::check).unwrap_err().contains("image size"));
     }
 
     #[test]
