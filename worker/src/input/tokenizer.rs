@@ -1,6 +1,7 @@
 //! The model's tokenizer, from `tokenizer.json`.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use lethe_shared::printable::printable;
@@ -43,7 +44,7 @@ impl Tokenizer {
             }
             Err(error) => return Err(wrong(format!("cannot be read: {error}"))),
         }
-        let mut inner = tokenizers::Tokenizer::from_file(&path)
+        let mut inner = without_panic(|| tokenizers::Tokenizer::from_file(&path))
             .map_err(|error| wrong(format!("is not a tokenizer: {error}")))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
@@ -72,9 +73,7 @@ impl Tokenizer {
     /// embedding.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         let wrong = |problem: String| Error::new(self.file.clone(), problem);
-        let encoding = self
-            .inner
-            .encode_fast(text, true)
+        let encoding = without_panic(|| self.inner.encode_fast(text, true))
             .map_err(|error| wrong(format!("cannot encode `{}`: {error}", printable(text))))?;
         let mut ids = encoding.get_ids().to_vec();
         if let Some(&end) = ids.last()
@@ -94,6 +93,16 @@ impl Tokenizer {
             }
             None => Ok(ids),
         }
+    }
+}
+
+/// Calls the library, which panics on some files that are no tokenizers, and on texts that some
+/// tokenizers do not suit.
+fn without_panic<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // Nothing that the call has changed is used after a panic.
+    match std::panic::catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizers library fails on it".to_owned()),
     }
 }
 
@@ -127,6 +136,23 @@ mod tests {
         let texts = ["A cat", "a", "a CAT", "dog", "cat", "bird"].map(String::from);
         let groups = tokenizer(16).equal_texts(texts.into_iter()).unwrap();
         assert_eq!(groups, [vec![0, 2], vec![3, 5]]);
+    }
+
+    /// Cut in its decoder, the library panics.
+    #[test]
+    fn a_file_that_is_cut_is_no_tokenizer() {
+        let folder = tempfile::tempdir().unwrap();
+        let decoder = r#""decoder":{"type":"ByteLevel","add_prefix_space":true}"#;
+        let whole = WORDS.replace(r#""decoder":null"#, decoder);
+        let read = |text: &str| {
+            std::fs::write(folder.path().join("tokenizer.json"), text).unwrap();
+            Tokenizer::from_model_dir(folder.path(), 16, 6)
+        };
+        let inside = whole.find(decoder).unwrap() + decoder.len() - 3;
+        for cut in (0..whole.len()).step_by(97).chain([inside]) {
+            let problem = read(&whole[..cut]).unwrap_err().problem;
+            assert!(problem.contains("is not a tokenizer"), "cut at {cut}: {problem}");
+        }
     }
 
     #[test]
