@@ -2,6 +2,7 @@
 
 use crate::manifest::Error;
 use crate::webdataset::MAX_CAPTION;
+use crate::words::trimmed;
 
 /// Largest file, bytes.
 pub const MAX_FILE: u64 = 256 << 20;
@@ -11,8 +12,8 @@ pub const MAX_TOTAL: u64 = 1 << 30;
 /// workers.
 pub const SLICE: usize = 4096;
 
-/// Parses a UTF-8 text file with one text per line. Surrounding white space and empty lines are
-/// ignored. `file` appears in messages.
+/// Parses a UTF-8 text file with one text per line. Byte-order marks, surrounding white space and
+/// empty lines are ignored. `file` appears in messages.
 ///
 /// # Errors
 /// [`Error`] with file and line when a line is not UTF-8 or longer than a caption may be, and when
@@ -29,8 +30,8 @@ pub fn parse(bytes: &[u8], file: &str) -> Result<Vec<String>, Error> {
             )));
         }
         let line = std::str::from_utf8(line)
-            .map_err(|_| wrong("the line is not UTF-8 text".to_owned()))?
-            .trim();
+            .map_err(|_| wrong("the line is not UTF-8 text".to_owned()))?;
+        let line = trimmed(line);
         if !line.is_empty() {
             texts.push(line.to_owned());
         }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image_file;
 use crate::printable::{is_hidden, printable};
+use crate::words::trimmed;
 
 /// Largest image, bytes.
 pub const MAX_IMAGE: u64 = 64 << 20;
@@ -508,7 +509,7 @@ pub fn caption(bytes: &[u8]) -> Result<&str, String> {
         return Err("is UTF-16 text; save it as UTF-8".to_owned());
     }
     let text = std::str::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())?;
-    let text = text.trim_matches(|letter: char| letter.is_whitespace() || letter == '\u{feff}');
+    let text = trimmed(text);
     if text.is_empty() {
         Err("is empty".to_owned())
     } else if text.chars().all(|letter| letter.is_whitespace() || is_hidden(letter)) {

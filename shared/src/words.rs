@@ -39,6 +39,11 @@ pub fn normal_name(name: &str) -> Cow<'_, str> {
     Cow::Owned(ComposingNormalizerBorrowed::new_nfc().normalize(&spaced).into_owned())
 }
 
+/// Returns a text without surrounding white space and byte-order marks.
+pub(crate) fn trimmed(text: &str) -> &str {
+    text.trim_matches(|letter: char| letter.is_whitespace() || letter == '\u{feff}')
+}
+
 /// The words of a text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Words {

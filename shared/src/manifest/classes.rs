@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::error::Error;
 use crate::printable::printable;
-use crate::words::normal_name;
+use crate::words::{normal_name, trimmed};
 
 /// Most classes.
 const MAX_CLASSES: usize = 1_000_000;
@@ -29,7 +29,7 @@ impl Classes {
         let mut names: Vec<String> = Vec::new();
         let mut index = HashMap::new();
         for (number, line) in (1usize..).zip(text.lines()) {
-            let name = line.trim();
+            let name = trimmed(line);
             let wrong = |problem: String| Err(Error::new(format!("{file}:{number}"), problem));
             if name.is_empty() {
                 return wrong("the line is empty; a class list has one name per line".into());
@@ -119,6 +119,10 @@ mod tests {
             Classes::parse("\u{feff}cat\r\n red heart \nêtre\n\n".as_bytes(), "classes.txt")
                 .unwrap();
         assert_eq!(classes.names(), ["cat", "red heart", "être"]);
+        // Two files with byte-order marks, one behind the other.
+        let joined =
+            Classes::parse("\u{feff}\u{feff}cat\n\u{feff}dog\n".as_bytes(), "c.txt").unwrap();
+        assert_eq!(joined.names(), ["cat", "dog"]);
         assert_eq!((classes.find("red heart"), classes.find("Cat")), (Some(1), None));
     }
 
