@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins deny lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins fuzz deny lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -79,6 +79,11 @@ bench-margins: setup ## What composition by margins keeps, beside the default, o
 bench-curate: setup ## Curate 500 concepts from 200,000 synthetic pairs, against tar (PAIRS=, CONCEPTS=, SHARDS=)
 	@cargo build --release --locked --workspace
 	@tests/bench-curate.sh
+
+fuzz: setup ## Fuzz every reader of outside data (ONLY=harness; SECONDS_EACH=10, SECONDS_ALL= or INPUTS= for each)
+	@cargo build --release --locked --workspace --bin fuzz
+	@target/release/fuzz $(addprefix --only ,$(ONLY)) $(addprefix --seconds ,$(SECONDS_EACH)) \
+		$(addprefix --total-seconds ,$(SECONDS_ALL)) $(addprefix --inputs ,$(INPUTS))
 
 deny: ## Check licences, versions and sources of dependencies against .deny.toml
 	@tests/setup.sh deny
