@@ -18,6 +18,7 @@ const LAYERS: &[&str] = &[
     "cli",
     "serve",
     "curate",
+    "inspect",
     "run",
     "release",
     "present",

@@ -8,6 +8,7 @@
 //! | [`cli`] | the command line: arguments and output |
 //! | [`serve`] | the long-lived coordinator: submissions, status page, API |
 //! | [`curate`] | from names and shards of pairs to all files that a manifest names |
+//! | [`inspect`] | what an input is, and how it is read |
 //! | [`run`] | the phases of a run, and new compositions from the stored results of a run |
 //! | [`release`] | releases: writing, reading, checks, signatures, numbers |
 //! | [`present`] | texts for people about a run or a release |
@@ -30,6 +31,7 @@ pub mod curate;
 pub mod downstream;
 pub mod exec;
 pub mod failure;
+pub mod inspect;
 pub mod intake;
 pub mod layout;
 pub mod lease;

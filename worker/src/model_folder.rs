@@ -88,6 +88,30 @@ impl ModelFolder {
             _ => Err(Error::Unusable(problems)),
         }
     }
+
+    /// Returns how the model is read, by name, for a person.
+    pub fn description(&self) -> Vec<(&'static str, String)> {
+        let config = &self.config;
+        vec![
+            ("text tower", config.text.to_string()),
+            (
+                "texts",
+                format!(
+                    "up to {} tokens of {}, pooled at {}",
+                    config.context_length, config.vocabulary, config.pooling
+                ),
+            ),
+            ("vision tower", config.vision.to_string()),
+            (
+                "images",
+                format!(
+                    "{0} × {0} pixels in patches of {1} × {1}; {2}",
+                    config.image_size, config.patch_size, self.preprocessor
+                ),
+            ),
+            ("embedding", format!("{} values", config.embedding)),
+        ]
+    }
 }
 
 /// Reads the configuration that belongs to the layout of the weights.

@@ -7,6 +7,7 @@ mod dead_letters;
 mod doctor;
 mod evaluate;
 mod find;
+mod inspect;
 mod manual;
 mod plan;
 mod reach;
@@ -60,6 +61,11 @@ enum Command {
     Run(run::Options),
     /// Check a manifest and everything it names; show jobs, bytes and an estimate; compute nothing.
     Plan(Common),
+    /// Say what a model, a shard, a table or another input is, how Lethe reads it, and what is odd
+    /// about it. Run it first, and add its output to questions.
+    ///
+    /// It uses the readers of `lethe plan`. The exit code is 2 when Lethe refuses something.
+    Inspect(inspect::Inspect),
     /// Find the pairs of hundreds of concepts in large shards, in one pass; write everything that a
     /// manifest names except the model.
     ///
@@ -127,6 +133,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(options) => run::main(&options, cancel).await,
             Command::Plan(options) => plan::main(&options).await,
+            Command::Inspect(options) => inspect::main(&options).await,
             Command::Curate(options) => curate::main(&options, cancel).await,
             Command::Submit(options) => submit::main(&options).await,
             Command::Serve(options) => serve::main(&options, cancel).await,

@@ -24,7 +24,7 @@ const MAX_CONFIG: u64 = 16 << 20;
 
 /// A folder of files.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub struct Folder {
     /// The local folder for the files.
     root: PathBuf,
     /// The store to download from; `None` for a local folder.
@@ -37,7 +37,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`Failure::BadInput`] when the folder does not exist, or holds more than a model does.
-    pub(super) async fn open(address: &Address, cache: &Path) -> Result<Self, Failure> {
+    pub async fn open(address: &Address, cache: &Path) -> Result<Self, Failure> {
         let (root, store, found) = match address {
             Address::Local(path) => {
                 let root = path.clone();
@@ -81,12 +81,13 @@ impl Folder {
         self.files.iter().map(|(name, object)| (name.as_str(), object.bytes))
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    /// Returns whether it has a file of this name.
+    pub fn has(&self, name: &str) -> bool {
         self.files.contains_key(name)
     }
 
     /// Returns the files directly in a subfolder; `at` is empty for the folder itself.
-    pub(super) fn directly_in<'a>(&'a self, at: &'a str) -> impl Iterator<Item = &'a str> {
+    pub fn directly_in<'a>(&'a self, at: &'a str) -> impl Iterator<Item = &'a str> {
         self.files
             .keys()
             .map(String::as_str)

@@ -12,9 +12,18 @@ use super::encoder::{Expected, Reach};
 use super::folder::Folder;
 use crate::failure::Failure;
 
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 /// The default of transformers.
 const DEFAULT_LAYER: i64 = -2;
+
+/// Values of `model_type` in configurations of transformers.
+const KINDS: [&str; 3] = ["llava", "llava_next", "vipllava"];
+
+/// Returns whether a configuration is one of LLaVA's.
+pub(super) fn is_config(config: &Value) -> bool {
+    let kind = config.get("model_type").and_then(Value::as_str);
+    config.get("mm_vision_tower").is_some() || kind.is_some_and(|kind| KINDS.contains(&kind))
+}
 
 /// Returns the vision tower of a checkpoint.
 pub(super) async fn expected(
@@ -62,7 +71,7 @@ struct Read {
 fn read(config: &Value, warnings: &mut Vec<String>) -> Result<Read, String> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("missing");
     if let Some(vision) = config.get("vision_config") {
-        if !["llava", "llava_next", "vipllava"].contains(&kind) {
+        if !KINDS.contains(&kind) {
             return Err(format!(
                 "model_type is `{kind}`: how it uses its vision tower is not known; expected llava, llava_next or vipllava"
             ));

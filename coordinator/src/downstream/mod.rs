@@ -34,5 +34,6 @@ mod target;
 
 pub use self::apply::Edited;
 pub use self::encoder::{Encoder, Reach};
+pub use self::folder::Folder;
 pub use self::stage::{Staged, stage};
-pub use self::target::Target;
+pub use self::target::{Target, TowerSummary, kind_of};

@@ -14,7 +14,7 @@ use super::folder::Folder;
 use super::kinds::Component;
 use crate::failure::Failure;
 
-const INDEX: &str = "model_index.json";
+pub(super) const INDEX: &str = "model_index.json";
 const FOLDERS: [&str; 3] = ["text_encoder", "text_encoder_2", "text_encoder_3"];
 
 /// Returns the text encoders of a pipeline that are CLIP's. The other components are added to

@@ -12,8 +12,9 @@ use lethe_shared::manifest::{Manifest, ReleaseTarget, TargetKind};
 use lethe_shared::record::targets::TargetRecord;
 use lethe_shared::vocabulary::Tower;
 
-use super::encoder::Encoder;
+use super::encoder::{Encoder, Expected, Reach};
 use super::folder::Folder;
+use super::kinds::Component;
 use super::locate::{encoder, weight_sets};
 use super::sweep::Sweep;
 use super::{llava, pipeline};
@@ -32,7 +33,66 @@ pub struct Target {
     pub warnings: Vec<String>,
 }
 
+/// A tower of a target, for a person.
+#[derive(Debug)]
+pub struct TowerSummary<'a> {
+    /// Its folder in the target; empty for the root.
+    pub folder: &'a str,
+    /// Number of blocks by its configuration.
+    pub blocks: usize,
+    /// The part that the target uses.
+    pub reach: Reach,
+    /// Whether the target reads it; further copies are edited too.
+    pub is_used: bool,
+    /// Its weight files and indexes, by their path in the target.
+    pub weights: Vec<&'a str>,
+}
+
+/// Returns the kind of target that a folder is; `None` when it is none.
+///
+/// # Errors
+/// [`Failure::BadInput`] when its configuration cannot be read.
+pub async fn kind_of(folder: &Folder) -> Result<Option<TargetKind>, Failure> {
+    if folder.has(pipeline::INDEX) {
+        return Ok(Some(TargetKind::StableDiffusion));
+    }
+    if !folder.has(llava::CONFIG) {
+        return Ok(None);
+    }
+    let config = folder.json(llava::CONFIG).await?;
+    Ok(llava::is_config(&config).then_some(TargetKind::Llava))
+}
+
 impl Target {
+    /// Opens a target without a base: its first tower stands for the base's.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn alone(
+        request: &ReleaseTarget,
+        address: Address,
+        cache: &Path,
+    ) -> Result<Self, Failure> {
+        let wrong = |problem: String| {
+            Failure::input(format!("target `{}` ({address}): {problem}", request.name))
+        };
+        let folder =
+            Folder::open(&address, cache).await.map_err(|failure| named(failure, &wrong))?;
+        let found = expected(request.kind, &folder, &mut Vec::new(), &mut Vec::new()).await;
+        let mut base = None;
+        for expected in found.map_err(|failure| named(failure, &wrong))? {
+            let sets = weight_sets(&folder, &expected, request.kind.tower())
+                .await
+                .map_err(|failure| named(failure, &wrong))?;
+            // Of several precisions, the others are rounded from the widest.
+            let widest =
+                sets.into_iter().map(|set| set.checkpoint).max_by_key(Checkpoint::tensor_bytes);
+            base = base.or(widest);
+        }
+        let base = base.ok_or_else(|| wrong("has no tower".to_owned()))?;
+        Self::open(request, address, &base, cache).await
+    }
+
     /// Opens a target and compares its tower with that of `base`. Needed files of a remote target
     /// are downloaded into `cache`.
     ///
@@ -54,10 +114,7 @@ impl Target {
         }
         let mut warnings = Vec::new();
         let mut components = Vec::new();
-        let found = match request.kind {
-            TargetKind::StableDiffusion => pipeline::expected(&folder, &mut components).await,
-            TargetKind::Llava => llava::expected(&folder, &mut warnings).await,
-        };
+        let found = expected(request.kind, &folder, &mut components, &mut warnings).await;
         let expected = found.map_err(|failure| named(failure, &wrong))?;
         let tower = request.kind.tower();
         let own = TowerMap::of(base.tensors(), tower)
@@ -166,7 +223,23 @@ impl Target {
         self.request.kind.tower()
     }
 
-    /// Returns the size of its files, bytes.
+    /// Returns its towers that are the base's.
+    pub fn towers(&self) -> impl Iterator<Item = TowerSummary<'_>> {
+        self.encoders.iter().map(|encoder| TowerSummary {
+            folder: &encoder.folder,
+            blocks: encoder.blocks,
+            reach: encoder.reach,
+            is_used: encoder.is_used,
+            weights: encoder.sets.iter().map(|set| set.name.as_str()).collect(),
+        })
+    }
+
+    /// Returns the number of its files that a release gets.
+    pub fn files(&self) -> usize {
+        self.passed().count()
+    }
+
+    /// Returns the size of these files, bytes.
     pub fn bytes(&self) -> u64 {
         self.passed().map(|(_, bytes)| bytes).sum()
     }
@@ -210,6 +283,19 @@ impl Target {
     /// Returns names and sizes of its files, without those that a release leaves out.
     pub(super) fn passed(&self) -> impl Iterator<Item = (&str, u64)> {
         self.folder.files().filter(|(name, _)| !self.left_out.contains(*name))
+    }
+}
+
+/// Returns the towers that a target of this kind has.
+async fn expected(
+    kind: TargetKind,
+    folder: &Folder,
+    components: &mut Vec<Component>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Expected>, Failure> {
+    match kind {
+        TargetKind::StableDiffusion => pipeline::expected(folder, components).await,
+        TargetKind::Llava => llava::expected(folder, warnings).await,
     }
 }
 

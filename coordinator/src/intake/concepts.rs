@@ -17,7 +17,7 @@ use crate::attest::names::{MAX_SALT, Salt};
 use crate::failure::{Failure, Problems};
 
 /// Largest class list, bytes.
-const MAX_CLASSES: u64 = 256 << 20;
+pub const MAX_CLASSES: u64 = 256 << 20;
 
 pub(super) async fn read_classes(manifest: &Manifest, cache: &Path) -> Result<Classes, Failure> {
     let place = format!("{}: data.classes", manifest.file.display());

@@ -9,7 +9,11 @@ use lethe_store as store;
 use crate::failure::Failure;
 
 /// Reads a small file from any address.
-pub(super) async fn read_file(
+///
+/// # Errors
+/// [`Failure::BadInput`] when it is missing or larger than `most`; [`Failure::Infrastructure`] when a
+/// store cannot be reached.
+pub async fn read_file(
     place: &str,
     address: &Address,
     most: u64,

@@ -10,11 +10,11 @@
 //! | `same_tokens.rs` | classes that the model cannot tell apart |
 //! | [`run_manifest`] | the manifest that a run stores, and reads back |
 
-mod concepts;
+pub mod concepts;
 pub mod coverage;
 mod data;
-mod files;
-mod model;
+pub mod files;
+pub mod model;
 pub mod plan;
 mod read;
 pub mod repeated;

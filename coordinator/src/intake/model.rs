@@ -1,6 +1,6 @@
 //! Opens and checks the model that a manifest names.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lethe_shared::checkpoint::{self, Checkpoint};
 use lethe_shared::digest::Digest;
@@ -19,16 +19,20 @@ pub(super) struct OpenModel {
     pub(super) warnings: Vec<String>,
 }
 
-/// What is read from a model's folder.
-struct Read {
-    checkpoint: Checkpoint,
-    /// Tensors with values that are not finite.
-    broken: Vec<String>,
-    weights: Digest,
+/// A model's folder, read and checked as a worker does.
+pub struct Examined {
+    /// Its open checkpoint.
+    pub checkpoint: Checkpoint,
+    /// Digest of the weights.
+    pub weights: Digest,
     settings: Digest,
-    /// What a worker would refuse.
-    problems: Vec<String>,
-    left_behind: Vec<String>,
+    /// What a worker would refuse, a sentence each.
+    pub problems: Vec<String>,
+    /// What is odd, and does not stop a run.
+    pub warnings: Vec<String>,
+    /// How configuration, texts and images are read, by name; empty when a worker would refuse the
+    /// model, and in a program without workers.
+    pub description: Vec<(&'static str, String)>,
 }
 
 /// Opens the model of a manifest, and checks its files as a worker does.
@@ -42,38 +46,13 @@ pub(super) async fn open_model(manifest: &Manifest, cache: &Path) -> Result<Open
     let folder =
         store::fetch_folder(&address, cache).await.map_err(|error| missing(&place, error))?;
     let wrong = |problem: String| Error::new(place.clone(), problem).to_string();
-    let read = tokio::task::spawn_blocking(move || read(folder))
+    let shown = address.to_string();
+    let read = tokio::task::spawn_blocking(move || examine(&folder, &shown))
         .await
         .map_err(|error| Failure::Infrastructure(error.to_string()))?
         .map_err(|error| Failure::BadInput(vec![wrong(error.to_string())]))?;
-    let mut problems: Vec<String> = read.problems.into_iter().map(&wrong).collect();
-    if let Some(first) = read.broken.first() {
-        let others = if read.broken.len() > 1 {
-            format!(" and {} other tensors hold", read.broken.len() - 1)
-        } else {
-            " holds".to_owned()
-        };
-        problems.push(wrong(format!(
-            "{address}: `{first}`{others} NaN or infinite values; this checkpoint cannot be edited"
-        )));
-    }
-    if !problems.is_empty() {
-        return Err(Failure::BadInput(problems));
-    }
-    let mut warnings = Vec::new();
-    if let Some(variant) = read.checkpoint.variant() {
-        warnings.push(format!(
-            "the model's weights are the variant `{variant}` ({}), and so are the release's",
-            read.checkpoint.file_names().collect::<Vec<_>>().join(", ")
-        ));
-    }
-    if !read.left_behind.is_empty() {
-        warnings.push(format!(
-            "{} {} neither read nor copied into the release: {} read",
-            read.left_behind.join(", "),
-            if read.left_behind.len() == 1 { "is" } else { "are" },
-            used(&read.checkpoint)
-        ));
+    if !read.problems.is_empty() {
+        return Err(Failure::BadInput(read.problems.into_iter().map(&wrong).collect()));
     }
     let reference = ModelRef {
         weights: read.weights,
@@ -81,7 +60,59 @@ pub(super) async fn open_model(manifest: &Manifest, cache: &Path) -> Result<Open
         precision: manifest.method.precision,
         address,
     };
-    Ok(OpenModel { reference, checkpoint: read.checkpoint, warnings })
+    Ok(OpenModel { reference, checkpoint: read.checkpoint, warnings: read.warnings })
+}
+
+/// Reads a model's folder as a worker does, and all of its weights. `shown` names it in messages.
+///
+/// # Errors
+/// When the weights cannot be opened or read.
+pub fn examine(folder: &Path, shown: &str) -> Result<Examined, checkpoint::Error> {
+    let checkpoint = Checkpoint::open(folder)?;
+    let (mut problems, description) = match described(folder, &checkpoint) {
+        Ok(description) => (Vec::new(), description),
+        Err(problems) => (problems, Vec::new()),
+    };
+    let broken = checkpoint.non_finite()?;
+    if let Some(first) = broken.first() {
+        let others = if broken.len() > 1 {
+            format!(" and {} other tensors hold", broken.len() - 1)
+        } else {
+            " holds".to_owned()
+        };
+        problems.push(format!(
+            "{shown}: `{first}`{others} NaN or infinite values; this checkpoint cannot be edited"
+        ));
+    }
+    Ok(Examined {
+        weights: checkpoint.digest()?,
+        settings: checkpoint.settings_digest()?,
+        problems,
+        warnings: warnings(&checkpoint)?,
+        description,
+        checkpoint,
+    })
+}
+
+/// Returns what is odd about a model's files.
+fn warnings(checkpoint: &Checkpoint) -> Result<Vec<String>, checkpoint::Error> {
+    let mut warnings = Vec::new();
+    if let Some(variant) = checkpoint.variant() {
+        warnings.push(format!(
+            "the model's weights are the variant `{variant}` ({}), and so are the release's",
+            checkpoint.file_names().collect::<Vec<_>>().join(", ")
+        ));
+    }
+    let left_behind = checkpoint.left_behind()?;
+    if !left_behind.is_empty() {
+        warnings.push(format!(
+            "{} {} neither read nor copied into the release: {} read",
+            left_behind.join(", "),
+            if left_behind.len() == 1 { "is" } else { "are" },
+            used(checkpoint)
+        ));
+    }
+    Ok(warnings)
 }
 
 /// Returns the weights that are read and their configuration, with the verb.
@@ -97,32 +128,24 @@ fn used(checkpoint: &Checkpoint) -> String {
     }
 }
 
-fn read(folder: PathBuf) -> Result<Read, checkpoint::Error> {
-    let checkpoint = Checkpoint::open(&folder)?;
-    Ok(Read {
-        broken: checkpoint.non_finite()?,
-        weights: checkpoint.digest()?,
-        settings: checkpoint.settings_digest()?,
-        problems: problems(&folder, &checkpoint),
-        left_behind: checkpoint.left_behind()?,
-        checkpoint,
-    })
-}
-
-/// Returns what a worker would refuse: configuration, shapes, tokenizer, preprocessing.
+/// Returns how configuration, texts and images are read, or what a worker would refuse.
 #[cfg(feature = "embedded")]
-fn problems(folder: &Path, checkpoint: &Checkpoint) -> Vec<String> {
+fn described(
+    folder: &Path,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<(&'static str, String)>, Vec<String>> {
     use lethe_worker::model_folder::{Error, ModelFolder};
 
-    match ModelFolder::open(folder, checkpoint) {
-        Ok(_) => Vec::new(),
-        Err(Error::Unusable(problems)) => problems,
-        Err(Error::Unreadable(problem)) => vec![problem],
-    }
+    ModelFolder::open(folder, checkpoint).map(|model| model.description()).map_err(|error| {
+        match error {
+            Error::Unusable(problems) => problems,
+            Error::Unreadable(problem) => vec![problem],
+        }
+    })
 }
 
 /// Without the worker's library, only workers can check this.
 #[cfg(not(feature = "embedded"))]
-fn problems(_folder: &Path, _checkpoint: &Checkpoint) -> Vec<String> {
-    Vec::new()
+fn described(_: &Path, _: &Checkpoint) -> Result<Vec<(&'static str, String)>, Vec<String>> {
+    Ok(Vec::new())
 }

@@ -5,6 +5,7 @@
 //! `image_transform`: resize like Pillow, crop the centre, divide by 255, subtract the mean, divide
 //! by the standard deviation, in float32.
 
+use std::fmt;
 use std::path::Path;
 
 use image::RgbImage;
@@ -215,6 +216,33 @@ impl Preprocessor {
         let (mean, deviation) = (self.mean[channel] as f32, self.deviation[channel] as f32);
         let scale = self.scale;
         move |level| ((f64::from(level) * scale) as f32 - mean) / deviation
+    }
+}
+
+impl fmt::Display for Preprocessor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.resize {
+            Resize::None => write!(f, "not resized")?,
+            Resize::Shortest(edge) => {
+                write!(f, "shorter edge resized to {edge} ({})", self.filter.name())?;
+            }
+            Resize::Exactly(height, width) => {
+                write!(f, "resized to {height} × {width} ({})", self.filter.name())?;
+            }
+        }
+        let [r, g, b] = self.mean;
+        let [dr, dg, db] = self.deviation;
+        write!(
+            f,
+            ", centre cropped to {0} × {0}, mean {r:.3} {g:.3} {b:.3}, deviation {dr:.3} {dg:.3} {db:.3}",
+            self.side
+        )?;
+        // Pixels are 0 to 255 in a file.
+        if (self.scale * 255.0 - 1.0).abs() < 1e-6 {
+            Ok(())
+        } else {
+            write!(f, ", scale {}", self.scale)
+        }
     }
 }
 

@@ -27,24 +27,30 @@ pub enum Filter {
 const PRECISION: u32 = 22;
 
 impl Filter {
+    /// All filters, by their numbers.
+    const ALL: [Self; 6] =
+        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
+
     /// Returns the filter with this number in Pillow.
     pub fn from_number(number: u64) -> Option<Self> {
-        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming]
-            .get(usize::try_from(number).ok()?)
-            .copied()
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
     }
 
     /// Returns the filter with this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "nearest" => Self::Nearest,
-            "lanczos" => Self::Lanczos,
-            "bilinear" => Self::Bilinear,
-            "bicubic" => Self::Bicubic,
-            "box" => Self::Box,
-            "hamming" => Self::Hamming,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|filter| filter.name() == name)
+    }
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nearest => "nearest",
+            Self::Lanczos => "lanczos",
+            Self::Bilinear => "bilinear",
+            Self::Bicubic => "bicubic",
+            Self::Box => "box",
+            Self::Hamming => "hamming",
+        }
     }
 
     /// Returns half the filter's width, in input pixels at scale 1.

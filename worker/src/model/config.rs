@@ -1,5 +1,7 @@
 //! Sizes and options of a CLIP model, from the configuration file of either checkpoint layout.
 
+use std::fmt;
+
 use lethe_shared::checkpoint::Layout;
 use lethe_shared::printable::printable_excerpt;
 use serde::Deserialize;
@@ -19,6 +21,16 @@ pub enum Activation {
     GeluTanh,
 }
 
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::QuickGelu => "quick_gelu",
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_pytorch_tanh",
+        })
+    }
+}
+
 /// The pooled token of a text: the one whose hidden state becomes the embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextPooling {
@@ -26,6 +38,15 @@ pub enum TextPooling {
     FirstOf(i64),
     /// The token with the largest id (open_clip, and `transformers` where `eos_token_id` is 2).
     LargestId,
+}
+
+impl fmt::Display for TextPooling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FirstOf(end) => write!(f, "the first token {end} (eos_token_id)"),
+            Self::LargestId => f.write_str("the token with the largest id"),
+        }
+    }
 }
 
 impl TextPooling {
@@ -78,6 +99,16 @@ pub struct TowerConfig {
     pub activation: Activation,
     /// ε of the layer norms.
     pub norm_epsilon: f64,
+}
+
+impl fmt::Display for TowerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} blocks of width {}, MLP width {}, {} heads, {}",
+            self.layers, self.width, self.mlp_width, self.heads, self.activation
+        )
+    }
 }
 
 /// Everything the forward pass needs besides the weights.
