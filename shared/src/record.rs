@@ -337,6 +337,14 @@ pub struct ConceptRecord {
     pub alignment: f64,
     /// The edit's direction on the layer, in the artifact store.
     pub direction: ArtifactRef,
+    /// Largest rank of its direction at a layer; absent when directions are stored whole, and in
+    /// releases of earlier versions of Lethe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u32>,
+    /// Relative error of its direction by this rank, over all layers, in the norm that prices
+    /// changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<f64>,
     /// Factors of its forget gradient at every edited layer of its run, in the artifact store; when
     /// coefficients are solved.
     #[serde(default, skip_serializing_if = "Option::is_none")]

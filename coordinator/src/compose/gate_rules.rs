@@ -234,6 +234,8 @@ pub(crate) mod tests {
             importance: 0.0,
             alignment: 0.0,
             direction: ArtifactRef { digest: Digest::of(b""), bytes: 0 },
+            rank: None,
+            residual: None,
             gradients: None,
             criterion: None,
             verdict: None,

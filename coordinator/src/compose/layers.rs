@@ -3,19 +3,20 @@
 //! The **efficiency** η of a layer for a concept is its forgetting gain per change on held-out
 //! retained data, which did not shape the direction (see `docs/composition.md`). It needs no
 //! evaluation. The run takes the layers with the highest mean efficiency over all concepts; each
-//! concept then gets the one of them with its highest efficiency.
+//! concept then gets the one of them with its highest efficiency, and the next one where no step on
+//! that one forgets it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::measurement::RankedLayer;
 
-/// The layers of a run, and the layer of each concept, in the order of `rankings`.
+/// The layers of a run, and those of each concept, in the order of `rankings`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
-    /// Layers that at least one concept edits, by name.
+    /// Layers that edits may change, by name.
     pub layers: Vec<String>,
-    /// Each concept's layer; `None` when no layer has an efficiency for it.
-    pub of: Vec<Option<String>>,
+    /// Each concept's layers, best first; none when no layer has an efficiency for it.
+    pub of: Vec<Vec<String>>,
 }
 
 /// Assigns concepts to at most `most` layers, from `among` if it is given. Ties go to the first
@@ -37,7 +38,7 @@ pub fn assign(
     best.sort_by(|a, b| b.1.total_cmp(&a.1));
     best.truncate(most);
     let taken = |layer: &&RankedLayer| best.iter().any(|(name, _)| *name == layer.layer);
-    let of: Vec<Option<String>> = rankings
+    let of: Vec<Vec<String>> = rankings
         .iter()
         .map(|ranking| {
             let mut candidates: Vec<&RankedLayer> =
@@ -48,7 +49,7 @@ pub fn assign(
                     .total_cmp(&a.efficiency.unwrap_or(0.0))
                     .then_with(|| a.layer.cmp(&b.layer))
             });
-            candidates.first().map(|layer| layer.layer.clone())
+            candidates.into_iter().map(|layer| layer.layer.clone()).collect()
         })
         .collect();
     let mut layers: Vec<String> = of.iter().flatten().cloned().collect();
@@ -82,12 +83,9 @@ mod tests {
         let second = ranking(&[("a", Some(2.0)), ("b", Some(9.0)), ("c", None), ("d", Some(2.6))]);
         let assigned = assign(&[&first, &second], 2, None);
         // Layer b has the highest mean, then d.
-        assert_eq!(assigned.of, [Some("d".to_owned()), Some("b".to_owned())]);
+        assert_eq!(assigned.of, [["d", "b"], ["b", "d"]]);
         assert_eq!(assigned.layers, ["b", "d"]);
-        assert_eq!(
-            assign(&[&first, &second], 1, None).of,
-            [Some("b".to_owned()), Some("b".to_owned())]
-        );
+        assert_eq!(assign(&[&first, &second], 1, None).of, [["b"], ["b"]]);
     }
 
     #[test]
@@ -98,13 +96,13 @@ mod tests {
             names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>()
         };
         let assigned = assign(&[&first, &second], 1, Some(&among(&["a", "d"])));
-        assert_eq!(assigned.of, [Some("d".to_owned()), Some("d".to_owned())]);
-        assert_eq!(assign(&[&first, &second], 1, Some(&among(&["x"]))).of, [None, None]);
+        assert_eq!(assigned.of, [["d"], ["d"]]);
+        assert!(assign(&[&first, &second], 1, Some(&among(&["x"]))).of.concat().is_empty());
     }
 
     #[test]
     fn without_moments_there_is_no_layer() {
         let only = ranking(&[("a", None)]);
-        assert_eq!(assign(&[&only], 3, None), Assignment { layers: vec![], of: vec![None] });
+        assert_eq!(assign(&[&only], 3, None), Assignment { layers: vec![], of: vec![vec![]] });
     }
 }

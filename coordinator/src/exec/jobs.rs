@@ -171,11 +171,12 @@ fn settings(plan: &Plan, planned: &PlannedConcept) -> MethodSettings {
     MethodSettings { stop: planned.stop, ..plan.settings.clone() }
 }
 
-/// Returns the direction job of one concept on its layer. `layers` are all layers of the run.
+/// Returns the direction job of one concept on its layer, with the layer's tower. `layers` are all
+/// layers of the run.
 pub fn direction(
     plan: &Plan,
     planned: &PlannedConcept,
-    layer: &str,
+    (layer, tower): (&str, Tower),
     layers: &[String],
     inverses: &[ArtifactRef],
     classes: ArtifactRef,
@@ -188,6 +189,7 @@ pub fn direction(
         classes,
         layer: layer.to_owned(),
         layers: layers.to_vec(),
+        rank: plan.manifest.composition.rank(tower),
         method: settings(plan, planned),
     };
     job(plan, Some(&planned.concept.id), task, planned.forget.iter().chain(&plan.validation))

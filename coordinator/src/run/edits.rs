@@ -45,10 +45,16 @@ pub(super) struct FoundEdit {
     /// Size of the change relative to the layer that changes most.
     pub(super) relative_step: f64,
     pub(super) direction: ArtifactRef,
+    /// Largest rank of the direction at a layer; `None` when it is not cut to a rank.
+    pub(super) rank: Option<u32>,
+    /// Relative error of the direction by the cut, in the norm that prices changes.
+    pub(super) residual: Option<f64>,
 }
 
-impl From<&Chosen> for FoundEdit {
-    fn from(chosen: &Chosen) -> Self {
+impl FoundEdit {
+    /// Returns the edit that a search has found. `cut` is the rank of its direction and the error
+    /// by it, if the direction was cut to a rank.
+    pub(super) fn of(chosen: &Chosen, cut: Option<(u32, f64)>) -> Self {
         let answer = &chosen.answer;
         Self {
             tower: answer.tower,
@@ -57,6 +63,8 @@ impl From<&Chosen> for FoundEdit {
             step: answer.step,
             relative_step: answer.relative_step,
             direction: chosen.direction,
+            rank: cut.map(|(rank, _)| rank),
+            residual: cut.map(|(_, residual)| residual),
         }
     }
 }

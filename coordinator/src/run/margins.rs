@@ -332,16 +332,9 @@ impl<'a> Problem<'a> {
         let Solution { layers, solved, scale } = solution;
         let weighted = self.weighted(&solved.coefficients);
         let names: Vec<String> = layers.iter().map(|layer| layer.layer.clone()).collect();
-        let rank = run.plan.manifest.composition.rank;
-        let ranks: Vec<u32> = layers
-            .iter()
-            .map(|layer| {
-                rank.unwrap_or(match layer.tower {
-                    Tower::Text => 2,
-                    Tower::Vision => 32,
-                })
-            })
-            .collect();
+        let composition = &run.plan.manifest.composition;
+        let rank = |layer: &Candidate| composition.rank(layer.tower).unwrap_or(u32::MAX);
+        let ranks: Vec<u32> = layers.iter().map(rank).collect();
         let tasks = self.concepts.iter().zip(weighted).map(|(concept, weighted)| {
             jobs::condense(run.plan, concept.planned, &names, weighted, &self.inverses, &ranks)
         });
@@ -386,6 +379,8 @@ impl<'a> Problem<'a> {
             step: 1.0,
             relative_step,
             direction: condensed.direction,
+            rank: Some(condensed.rank),
+            residual: Some(condensed.residual),
         };
         Found {
             planned: concept.planned,

@@ -15,6 +15,7 @@
 //! | [`recompose`] | a new release from the stored edits of an old one |
 
 mod context;
+mod directions;
 mod edits;
 pub mod evaluate;
 mod judgement;

@@ -4,7 +4,7 @@
 //! The phases are:
 //! 1. Collect the second moments of retained data.
 //! 2. Survey the layers for every concept, and select the best layers for the run.
-//! 3. Find each concept's direction on its layer, and its step alone.
+//! 3. Find each concept's direction on its layer, and its step alone (`directions.rs`).
 //! 4. Compute the effect of each edit on each concept.
 //! 5. Solve the coefficients together, and adjust the targets over some rounds of evaluation of the
 //!    composed model.
@@ -12,16 +12,14 @@
 use std::collections::BTreeMap;
 
 use lethe_shared::edit::{self, Edit};
-use lethe_shared::record::Missing;
-use lethe_shared::reference::ArtifactRef;
-use lethe_shared::task::{EffectsPart, SurveyOutput};
+use lethe_shared::task::EffectsPart;
 use lethe_shared::vocabulary::{Stop, Tower};
 use safetensors::SafeTensors;
 
-use super::context::{Run, concept_results};
-use super::edits::{Edits, Found, FoundEdit, Stored, unsolved};
+use super::context::Run;
+use super::directions::directions;
+use super::edits::{Edits, Found, Stored, unsolved};
 use super::judgement::{HeldOut, counted};
-use super::not_forgotten;
 use super::statistics::{Surveyed, protect, survey};
 use crate::compose::effect_matrix::{Criterion, Recognition, adjust};
 use crate::compose::recipe::Recipe;
@@ -51,70 +49,6 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let found = directions(run, surveyed, &assignment, &inverses, &mut missing).await?;
     let recipe = if found.is_empty() { unsolved(&found)? } else { solve(run, &found).await? };
     Ok((Edits { found, missing, recipe, moments: inverses, protected }, base))
-}
-
-async fn directions<'a>(
-    run: &mut Run<'a>,
-    surveyed: Vec<(&'a PlannedConcept, SurveyOutput)>,
-    assignment: &layers::Assignment,
-    inverses: &[ArtifactRef],
-    missing: &mut Vec<Missing>,
-) -> Result<Vec<Found<'a>>, Failure> {
-    let plan = run.plan;
-    let (mut tasks, mut concepts, mut surveys) = (Vec::new(), Vec::new(), Vec::new());
-    for ((planned, survey), layer) in surveyed.into_iter().zip(&assignment.of) {
-        match layer {
-            Some(layer) => {
-                tasks.push(jobs::direction(
-                    plan,
-                    planned,
-                    layer,
-                    &assignment.layers,
-                    inverses,
-                    run.classes,
-                ));
-                concepts.push(planned);
-                surveys.push(survey);
-            }
-            None => {
-                let reason = "no layer of the towers that may change has second moments; see composition.towers".to_owned();
-                missing.push(Missing { id: planned.concept.id.clone(), reason });
-            }
-        }
-    }
-    let ended = run.of_concepts("concepts", tasks).await?;
-    let mut lost = Vec::new();
-    let results = concept_results(&concepts, ended, &mut lost)?;
-    let mut surveys: Vec<(&PlannedConcept, SurveyOutput)> =
-        concepts.into_iter().zip(surveys).collect();
-    surveys.retain(|(planned, _)| !lost.iter().any(|missing| missing.id == planned.concept.id));
-    missing.extend(lost);
-    let mut found = Vec::new();
-    for ((planned, result), (_, survey)) in results.into_iter().zip(surveys) {
-        let Some(chosen) = result.chosen else {
-            let reason = not_forgotten::reason(
-                "no step on its layer forgot",
-                &result.search,
-                planned.stop,
-                plan.settings.search_evaluations,
-            );
-            missing.push(Missing { id: planned.concept.id.clone(), reason });
-            continue;
-        };
-        found.push(Found {
-            planned,
-            pairs: survey.pairs,
-            before: result.before,
-            ranking: survey.ranking,
-            search: result.search,
-            edit: FoundEdit::from(&chosen),
-            alone: Some(chosen),
-            gradients: Some(result.gradients),
-            said: Some(result.said),
-            thumbnails: result.thumbnails,
-        });
-    }
-    Ok(found)
 }
 
 /// Solves all coefficients together, and adjusts the target of each concept by its measurement in

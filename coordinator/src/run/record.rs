@@ -121,6 +121,8 @@ fn concept_record(
         importance: layer.map_or(0.0, |layer| layer.importance),
         alignment: layer.map_or(0.0, |layer| layer.alignment),
         direction: edit.direction,
+        rank: edit.rank,
+        residual: edit.residual,
         gradients: found.gradients,
         criterion: Some(Criterion { stop: found.planned.stop, tolerance: found.planned.tolerance }),
         verdict: None,

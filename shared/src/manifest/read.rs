@@ -187,7 +187,6 @@ impl Manifest {
                 ("composition.spread", composition.spread.is_some()),
                 ("composition.margin", composition.margin.is_some()),
                 ("composition.vision_cost", composition.vision_cost.is_some()),
-                ("composition.rank", composition.rank.is_some()),
             ];
             if let Some((field, _)) = given.into_iter().find(|(_, given)| *given) {
                 return wrong(
@@ -198,6 +197,15 @@ impl Manifest {
                     ),
                 );
             }
+        }
+        if composition.rank.is_some() && !composition.method.corrects() {
+            return wrong(
+                "composition.rank",
+                format!(
+                    "has no effect on the method `{}`; it is a setting of `preconditioned`, `null-space` and `margins`",
+                    composition.method.name()
+                ),
+            );
         }
         if let Some(cost) = composition.vision_cost {
             if composition.towers != Towers::Both {

@@ -261,9 +261,9 @@ pub struct CompositionSection {
     /// `margins`: most forget images of a concept that become constraints.
     #[schemars(range(min = 1, max = 1024))]
     pub images: u32,
-    /// `margins`: largest rank of a concept's direction at a layer. A smaller rank makes the edits
-    /// in a release smaller and a little less efficient. By default 2 for the text tower and 32
-    /// for the vision tower.
+    /// Also for `margins`: largest rank of a concept's direction at a layer. A smaller rank makes
+    /// the edits in a release smaller and less efficient. By default 2 for the text tower; for the
+    /// vision tower 32 with `margins`, and no limit otherwise.
     #[schemars(range(min = 1, max = 1024))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
@@ -313,6 +313,19 @@ impl Default for CompositionSection {
             tolerance: 0.0,
             rounds: 12,
         }
+    }
+}
+
+impl CompositionSection {
+    /// Returns the largest rank of a concept's direction at a layer of this tower; `None` keeps
+    /// directions whole.
+    pub fn rank(&self, tower: Tower) -> Option<u32> {
+        self.rank.or(match (tower, self.method) {
+            (Tower::Text, _) => Some(2),
+            (Tower::Vision, CompositionMethod::Margins) => Some(32),
+            // One gradient of all images has a high rank, and cutting it costs accuracy.
+            (Tower::Vision, _) => None,
+        })
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Direction {
     pub layer: String,
     /// All layers that edits of the run change, in order.
     pub layers: Vec<String>,
+    /// Largest rank of the direction; `None` keeps it whole.
+    pub rank: Option<u32>,
     /// Settings.
     pub method: MethodSettings,
 }
@@ -46,9 +48,9 @@ pub struct DirectionOutput {
     pub chosen: Option<Chosen>,
     /// Factors of the forget gradient at every layer in `layers`.
     pub gradients: ArtifactRef,
-    /// Largest rank of a factorisation.
+    /// Rank of the direction.
     pub rank: u32,
-    /// Largest ‖g − g'‖ / ‖g‖ of a factorisation g'.
+    /// Relative error of the direction by its rank, in the norm that prices changes.
     pub residual: f64,
     /// Top predictions of the unedited model for the forget images.
     pub said: Answers,
@@ -59,7 +61,7 @@ pub struct DirectionOutput {
 
 impl Task for Direction {
     const KIND: &'static str = "direction";
-    const VERSION: u32 = 9;
+    const VERSION: u32 = 10;
     type Output = DirectionOutput;
 
     fn label(&self, concept: Option<&str>, locations: &Locations) -> String {
@@ -78,6 +80,9 @@ impl Task for Direction {
     }
 
     fn check(&self) -> Result<(), String> {
+        if self.rank == Some(0) {
+            return Err("the largest rank of a direction is 0".to_owned());
+        }
         self.method.check()
     }
 }

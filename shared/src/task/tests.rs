@@ -98,6 +98,7 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
             classes: artifact(2),
             layer: "layer.0".into(),
             layers: layers.clone(),
+            rank: Some(2),
             method,
         }
         .into(),

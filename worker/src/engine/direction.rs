@@ -21,6 +21,7 @@ use crate::model::ParameterId;
 use crate::model::weights::tensor_to_bytes;
 use crate::slug::direction_search::search_direction;
 use crate::slug::factors::Factors;
+use crate::slug::margin::{Metric, Rows};
 use crate::slug::screen::NearestClassScreen;
 
 /// Scores every candidate layer of one concept.
@@ -72,7 +73,8 @@ impl Perform for Direction {
         };
         let gradients = gradient_factors(context, &model, self, stages)?;
         let _guard = tch::no_grad_guard();
-        let direction = preconditioned(&gradients[position].1, &inverses, &self.layer)?;
+        let (direction, residual) =
+            preconditioned(&gradients[position].1, &inverses, &self.layer, self.rank)?;
 
         let forget_images =
             ForgetImages::of(context, &model, &data, self.class, &self.forget, tower)?;
@@ -118,8 +120,8 @@ impl Perform for Direction {
             search,
             chosen,
             gradients: stored_gradients,
-            rank: gradients.iter().map(|(_, factors)| factors.rank() as u32).max().unwrap_or(0),
-            residual: gradients.iter().map(|(_, factors)| factors.residual).fold(0.0, f64::max),
+            rank: direction.rank() as u32,
+            residual,
             said: forget_images.top_predictions,
             thumbnails,
         })
@@ -151,19 +153,42 @@ fn gradient_factors<'a>(
     })
 }
 
-/// Computes the preconditioned direction D = (M + ρ_M I)⁻¹ g (C + ρI)⁻¹. It has the rank of g,
-/// because each side changes one factor only.
-fn preconditioned(gradient: &Factors, inverses: &Matrices, layer: &str) -> Result<Factors, Error> {
+/// Computes the preconditioned direction D = (M + ρ_M I)⁻¹ g (C + ρI)⁻¹, cut to a rank of at most
+/// `most` if there is a limit, and its relative error by the cut. Norm and error are those of the cost of changes, so
+/// the cut keeps what the direction does to first order per cost.
+fn preconditioned(
+    gradient: &Factors,
+    inverses: &Matrices,
+    layer: &str,
+    most: Option<u32>,
+) -> Result<(Factors, f64), Error> {
+    if gradient.rank() == 0 {
+        return Ok((
+            Factors {
+                up: gradient.up.shallow_clone(),
+                down: gradient.down.shallow_clone(),
+                residual: 0.0,
+            },
+            0.0,
+        ));
+    }
     let wide = |t: &Tensor| t.f_to_kind(Kind::Double);
     let inputs = inverses
         .get(&format!("{layer}.inputs"))
         .ok_or_else(|| Error::Input(format!("there are no moments of layer `{layer}`")))?;
-    let down = wide(&gradient.down)?.f_matmul(&wide(&inputs)?)?.f_to_kind(Kind::Float)?;
-    let up = match inverses.get(&format!("{layer}.outputs")) {
-        Some(outputs) => wide(&outputs)?.f_matmul(&wide(&gradient.up)?)?.f_to_kind(Kind::Float)?,
-        None => gradient.up.shallow_clone(),
+    let outputs = match inverses.get(&format!("{layer}.outputs")) {
+        Some(outputs) => outputs,
+        None => Tensor::f_eye(gradient.up.size()[0], (Kind::Double, gradient.up.device()))?,
     };
-    Ok(Factors { up, down, residual: 0.0 })
+    let metric = Metric::new(&outputs, &inputs, 1.0)?;
+    let rows = Rows { up: wide(&gradient.up)?.f_transpose(0, 1)?, down: wide(&gradient.down)? };
+    let (reduced, total, lost) = metric.reduce(&rows, 0.0, most.map_or(i64::MAX, i64::from))?;
+    let direction = metric.direction(&reduced)?;
+    let up = direction.up.f_transpose(0, 1)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let down = direction.down.f_to_kind(Kind::Float)?.f_contiguous()?;
+    // An empty sum of squares is −0.
+    let residual = (lost.abs() / total.max(f64::MIN_POSITIVE)).sqrt();
+    Ok((Factors { up, down, residual: 0.0 }, residual))
 }
 
 /// Encodes factors by layer as a safetensors file: `NAME.up` and `NAME.down`.

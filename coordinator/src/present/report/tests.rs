@@ -42,6 +42,8 @@ fn concept(number: usize, still_found: f64) -> ConceptRecord {
         importance: 0.1,
         alignment: 0.2,
         direction: ArtifactRef { digest: Digest::of(b""), bytes: 0 },
+        rank: None,
+        residual: None,
         gradients: None,
         criterion: None,
         verdict: None,
