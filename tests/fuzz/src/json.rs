@@ -160,7 +160,7 @@ impl Node {
             if let Some(draw) = draw
                 && draw.one_in(4)
             {
-                text.push_str(*draw.pick(&[" ", "\n", "\t", "\r\n", "  "]));
+                text.push_str(draw.pick::<&str>(&[" ", "\n", "\t", "\r\n", "  "]));
             }
         };
         space(text, draw);

@@ -184,8 +184,8 @@ fn generate_jpeg(draw: &mut Draw<'_>) -> Vec<u8> {
         segments.insert(0, [&[0xff, 0xe1][..], &length, &content].concat());
     }
     if draw.one_in(6) {
-        let more: &[u8] = *draw.pick(&[
-            &b"\xff\xfe\0\x04\xff\xd9"[..],
+        let more: &[u8] = draw.pick::<&[u8]>(&[
+            b"\xff\xfe\0\x04\xff\xd9",
             b"\xff\xff\xff",
             b"\xff\xd0",
             b"\xff\xdd\0\x04\0\x01",

@@ -186,11 +186,14 @@ impl Read for Pieces<'_> {
     }
 }
 
+/// Caption and image of a sample, or what is wrong with it.
+type Pair = Result<(String, Vec<u8>), String>;
+
 /// What is read of a shard.
 #[derive(Debug, Default, PartialEq)]
 struct Reading {
-    /// Key, and caption with image or what is wrong.
-    samples: Vec<(String, Result<(String, Vec<u8>), String>)>,
+    /// Samples by key.
+    samples: Vec<(String, Pair)>,
     strays: Strays,
     members: u64,
     end: u64,

@@ -73,7 +73,7 @@ fn lines(draw: &mut Draw<'_>, most: usize) -> Vec<u8> {
     let mut text = String::new();
     for number in 0..=draw.below(most) {
         if number > 0 {
-            text.push_str(*draw.pick(&["\n", "\n", "\r\n", "\r", "\n\n"]));
+            text.push_str(draw.pick::<&str>(&["\n", "\n", "\r\n", "\r", "\n\n"]));
         }
         for word in 0..draw.below(4) {
             if word > 0 {
