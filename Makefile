@@ -80,10 +80,10 @@ bench-curate: setup ## Curate 500 concepts from 200,000 synthetic pairs, against
 	@cargo build --release --locked --workspace
 	@tests/bench-curate.sh
 
-fuzz: setup ## Fuzz every reader of outside data (ONLY=harness; SECONDS_EACH=10, SECONDS_ALL= or INPUTS= for each)
+fuzz: setup ## Fuzz every reader of outside data (ONLY=harness; SECONDS_EACH=10, SECONDS_ALL= or INPUTS=; SEED=)
 	@cargo build --release --locked --workspace --bin fuzz
 	@target/release/fuzz $(addprefix --only ,$(ONLY)) $(addprefix --seconds ,$(SECONDS_EACH)) \
-		$(addprefix --total-seconds ,$(SECONDS_ALL)) $(addprefix --inputs ,$(INPUTS))
+		$(addprefix --total-seconds ,$(SECONDS_ALL)) $(addprefix --inputs ,$(INPUTS)) $(addprefix --seed ,$(SEED))
 
 deny: ## Check licences, versions and sources of dependencies against .deny.toml
 	@tests/setup.sh deny

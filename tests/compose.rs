@@ -270,10 +270,10 @@ fn a_concept_of_another_release_is_added() {
         &["--add", &format!("{}:{b}", address(&ridged))],
         "other second moments",
     );
-    // Edits on other layers: the effects between them are unknown.
+    // An edit on another layer, by a run that edits no other: its effects here are unknown.
     let elsewhere =
         surveyed.concepts.iter().find(|concept| concept.layer != record.concepts[0].layer).unwrap();
-    let (_other, other) = of(&[&elsewhere.id], free);
+    let (_other, other) = of(&[&elsewhere.id], "rounds = 0");
     let other = format!("{}:{}", address(&other), elsewhere.id);
     refused(
         address(&part),

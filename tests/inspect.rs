@@ -81,7 +81,7 @@ fn a_model_is_described_as_it_is_read() {
         .map(|row| row[1].clone())
         .unwrap();
     let job = SmallJob::new();
-    let planned = last_line(&job.command("plan", &["--json"]).output().unwrap());
+    let planned = last_line(&job.command("plan", &[]).output().unwrap());
     assert_eq!(planned["model"]["weights"], digest);
 
     // What a plan refuses, in the same words.

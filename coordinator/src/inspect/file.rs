@@ -16,7 +16,7 @@ use lethe_shared::webdataset::MAX_IMAGE;
 use lethe_store as store;
 
 use super::folder;
-use super::{Inspection, Options, accepted, blocking, number};
+use super::inspection::{Inspection, Options, accepted, blocking, number};
 use crate::failure::Failure;
 use crate::intake::files::read_file;
 use crate::intake::quick_check;
@@ -63,7 +63,7 @@ pub(super) async fn image(address: &Address, cache: &Path) -> Result<Inspection,
     let mut inspection = Inspection::of(address, is);
     match image_file::check(&bytes) {
         Ok(Some((width, height))) => inspection.row("size", format!("{width} × {height} pixels")),
-        Ok(None) => inspection.odd.push("its header cannot be read".to_owned()),
+        Ok(None) => inspection.problems.push("its header cannot be read".to_owned()),
         Err(problem) => inspection.problems.push(format!("it {problem}")),
     }
     Ok(inspection)

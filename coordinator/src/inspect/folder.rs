@@ -6,7 +6,8 @@ use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_store as store;
 
-use super::{Inspection, Options, accepted, blocking, number, shard};
+use super::inspection::{Inspection, Options, accepted, blocking, number};
+use super::shard;
 use crate::failure::Failure;
 use crate::intake::model::examine;
 use crate::layout;

@@ -12,7 +12,7 @@ use lethe_shared::shard::{self, Captions, ShardInfo};
 use lethe_shared::webdataset::Archive;
 use lethe_store as store;
 
-use super::{Inspection, Options, blocking, number};
+use super::inspection::{Inspection, Options, blocking, number};
 use crate::failure::Failure;
 use crate::progress::human_bytes;
 

@@ -6,7 +6,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::manifest::{PassThrough, ReleaseTarget, TargetKind};
 use lethe_store as store;
 
-use super::{Inspection, Options, accepted, number};
+use super::inspection::{Inspection, Options, accepted, number};
 use crate::downstream::Target;
 use crate::failure::Failure;
 use crate::progress::human_bytes;

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::concepts::{MAX_CONCEPTS, Row};
 use super::error::Error;
+use crate::json;
 use crate::vocabulary::Stop;
 
 /// Most problems that are reported at once.
@@ -190,7 +191,7 @@ impl Reader<'_> {
     fn lines(&self, text: &str) -> Result<Vec<TableRow>, Vec<Error>> {
         let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
         self.collect(lines.map(|(number, line)| {
-            let fields = serde_json::from_str::<Line>(line)
+            let fields = json::parse::<Line>(line.as_bytes())
                 .map_err(|error| self.at(number, error.to_string()))?;
             self.row(number, fields, false)
         }))

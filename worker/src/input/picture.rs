@@ -30,6 +30,12 @@ const MAX_ALLOCATION: u64 = 8 * MAX_PIXELS;
 /// A message that completes a sentence about the image, such as "cannot be decoded".
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     image_file::check(bytes)?;
+    // Decoders panic on some damaged files. Nothing that they have changed is used afterwards.
+    std::panic::catch_unwind(|| decode_checked(bytes))
+        .unwrap_or_else(|_| Err("cannot be decoded: it is damaged; get the whole file".to_owned()))
+}
+
+fn decode_checked(bytes: &[u8]) -> Result<RgbImage, String> {
     let format = Format::of(bytes).ok_or("is neither PNG, JPEG nor WebP")?;
     let mut decoded = match format {
         Format::Png => without_transparency(bytes, by_image(bytes, ImageFormat::Png)?),
