@@ -96,7 +96,10 @@ fn a_model_is_described_as_it_is_read() {
     config["text_config"]["qk_norm"] = json!(true);
     std::fs::write(copy.join("config.json"), config.to_string()).unwrap();
     let text = inspect(2, &[shown(&copy)]);
-    says(&text, &["refused         ", "text_config.qk_norm", "tokenizer.json is missing", "odd  "]);
+    says(
+        &text,
+        &["refused         ", "text_config.qk_norm", "tokenizer.json: is missing", "odd  "],
+    );
     says(&text, &["open_clip_model.safetensors is neither read nor copied"]);
 }
 

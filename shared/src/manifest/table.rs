@@ -413,7 +413,7 @@ mod tests {
             (r#""stop":"fa2""#, "stop is `fa2`, expected fa1 or fa5"),
             (r#""aliases":["x"]"#, "unknown field `aliases`"),
             (r#""colour":1"#, "unknown field `colour`"),
-            (r#""id":"b""#, "duplicate field `id`"),
+            (r#""id":"b""#, "the key `id` appears twice"),
         ] {
             let line = format!(r#"{{"id":"a","name":"b","forget":"c",{field}}}"#);
             let error = problems(&format!("\n{line}"), "t.jsonl", Purpose::Run);
