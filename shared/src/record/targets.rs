@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::{PassThrough, TargetKind, is_id};
+use crate::printable::printable;
 use crate::reference::ArtifactRef;
 use crate::vocabulary::Tower;
 
@@ -113,7 +114,9 @@ impl TargetRecord {
             ));
         }
         let stray = self.changed.keys().find(|name| !self.source.contains_key(*name));
-        stray.map(|name| format!("changes `{name}`, which target `{}` does not have", self.name))
+        stray.map(|name| {
+            format!("changes `{}`, which target `{}` does not have", printable(name), self.name)
+        })
     }
 }
 
