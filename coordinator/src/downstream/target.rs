@@ -73,9 +73,7 @@ impl Target {
         address: Address,
         cache: &Path,
     ) -> Result<Self, Failure> {
-        let wrong = |problem: String| {
-            Failure::input(format!("target `{}` ({address}): {problem}", request.name))
-        };
+        let wrong = refusal(request, &address);
         let folder =
             Folder::open(&address, cache).await.map_err(|failure| named(failure, &wrong))?;
         let found = expected(request.kind, &folder, &mut Vec::new(), &mut Vec::new()).await;
@@ -104,9 +102,7 @@ impl Target {
         base: &Checkpoint,
         cache: &Path,
     ) -> Result<Self, Failure> {
-        let wrong = |problem: String| {
-            Failure::input(format!("target `{}` ({address}): {problem}", request.name))
-        };
+        let wrong = refusal(request, &address);
         let folder =
             Folder::open(&address, cache).await.map_err(|failure| named(failure, &wrong))?;
         if folder.has(lethe_shared::record::targets::TARGET_FILE) {
@@ -130,7 +126,7 @@ impl Target {
             let sets = weight_sets(&folder, &expected, tower)
                 .await
                 .map_err(|failure| named(failure, &wrong))?;
-            match encoder(expected, sets, (base, &own), request.tolerance, true).map_err(wrong)? {
+            match encoder(expected, sets, (base, &own), request.tolerance, true).map_err(&wrong)? {
                 Ok(encoder) => encoders.push(encoder),
                 Err(reason) => {
                     others.push(format!("{at}: {reason}"));
@@ -297,6 +293,12 @@ async fn expected(
         TargetKind::StableDiffusion => pipeline::expected(folder, components).await,
         TargetKind::Llava => llava::expected(folder, warnings).await,
     }
+}
+
+/// Returns how a problem of this target is reported.
+fn refusal(request: &ReleaseTarget, address: &Address) -> impl Fn(String) -> Failure + use<> {
+    let target = format!("target `{}` ({address})", request.name);
+    move |problem| Failure::input(format!("{target}: {problem}"))
 }
 
 /// Adds the target's name to every problem.
