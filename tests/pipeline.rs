@@ -49,11 +49,53 @@ fn corrected_edits_make_a_release_that_is_complete_and_honest() {
             concept.id
         );
     }
-    // Directions are stored as factors, which are far smaller than the layers.
+    // Directions of text layers are cut to rank 2, and stored as factors.
+    for concept in &record.concepts {
+        let residual = concept.residual.unwrap();
+        assert!(concept.rank == Some(2) && residual > 0.0 && residual < 0.9, "{residual}");
+    }
     let edits = std::fs::read(release(&last(&job)).join("edits.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&edits).unwrap();
     assert_eq!(file.len(), 2 * CONCEPTS.len());
-    assert!(edits.len() < CONCEPTS.len() * 192 * 768 * 4 / 2, "{} bytes", edits.len());
+    assert!(edits.len() < CONCEPTS.len() * 8_000, "{} bytes", edits.len());
+}
+
+/// With a single step to try, some layers have no answer.
+#[test]
+fn a_concept_is_tried_on_its_next_layer() {
+    let run = |layers: u32| {
+        let job = SmallJob::with_concepts(8).lenient();
+        job.replace("job.toml", "search_evaluations = 6", "search_evaluations = 1");
+        let composition = format!("layers = {layers}\nridge = 10.0\nrounds = 0");
+        let execution = format!("[composition]\n{composition}\n\n[execution]");
+        job.replace("job.toml", "[execution]", &execution);
+        record(&job.run("store"))
+    };
+    let several = run(4);
+    let tried = |concept: &ConceptRecord| {
+        let mut layers: Vec<String> =
+            concept.search.iter().map(|trial| trial.layer.clone()).collect();
+        layers.dedup();
+        layers
+    };
+    let again: Vec<&ConceptRecord> =
+        several.concepts.iter().filter(|concept| tried(concept).len() > 1).collect();
+    assert!(!again.is_empty(), "{} missing", several.missing.len());
+    for concept in again {
+        let layers = tried(concept);
+        assert_eq!(layers.last(), Some(&concept.layer));
+        let efficiency = |name: &String| {
+            let ranked = concept.ranking.iter().find(|ranked| ranked.layer == *name);
+            ranked.and_then(|ranked| ranked.efficiency).unwrap()
+        };
+        assert!(layers.is_sorted_by(|a, b| efficiency(a) > efficiency(b)), "{layers:?}");
+    }
+    // With one layer there is no next one, and the reason says how to have it tried.
+    let one = run(1);
+    assert!(one.concepts.len() < several.concepts.len());
+    let missing = one.missing.first().unwrap();
+    let says = "composition.layers = 2 tries its next layer too";
+    assert!(missing.reason.ends_with(says), "{missing:?}");
 }
 
 /// Layer scores do not depend on which towers may change: nothing is computed for a tower that is
