@@ -33,6 +33,26 @@ impl Answers {
     pub const MOST: usize = 3;
 }
 
+/// The ranks of one image's class: how many classes score higher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRanks {
+    /// Of all other classes.
+    pub all: u32,
+    /// Of the retained classes.
+    pub retained: u32,
+}
+
+/// A search for images by the text of one class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NameSearch {
+    /// The class: position in the class list.
+    pub class: u32,
+    /// How many images of other classes score higher than the best image of this class.
+    pub rank: u32,
+}
+
 /// Zero-shot hits of one class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClassHits {

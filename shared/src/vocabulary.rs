@@ -2,7 +2,9 @@
 //!
 //! This file imports no other file of the crate, so that each of them can use it.
 
-use schemars::JsonSchema;
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// One of CLIP's two towers.
@@ -82,32 +84,117 @@ impl Precision {
     }
 }
 
-/// The forget accuracy that must reach 0.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+/// When a forget image counts as recognised: by the number of other classes that rank above its
+/// own. In manifests and records it is a string: `fa1`, `fa5`, `rank 0.5`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Stop {
-    /// Top-1 forget accuracy.
+    /// Its class ranks first: top-1 forget accuracy.
     Fa1,
-    /// Top-5 forget accuracy, as used by the authors of SLUG.
+    /// Its class is among the first five: top-5 forget accuracy, as used by the authors of SLUG.
     #[default]
     Fa5,
+    /// Fewer than this share of the other classes rank above its own.
+    Rank(RankShare),
+}
+
+/// A share of the other classes, above 0 and below 1, in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankShare(u16);
+
+impl RankShare {
+    /// Creates a share; `None` unless it is above 0, below 1, and has at most three decimal places.
+    pub fn new(share: f64) -> Option<Self> {
+        let thousandths = share * 1000.0;
+        let whole = thousandths.round();
+        ((1.0..1000.0).contains(&whole) && (thousandths - whole).abs() < 1e-6)
+            .then_some(Self(whole as u16))
+    }
+
+    /// Returns the share.
+    pub fn share(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
 }
 
 impl Stop {
-    /// Returns the number of ranks among which a class counts as found.
-    pub fn rank(self) -> u32 {
+    /// What a manifest may say.
+    pub const EXPECTED: &str = "fa1, fa5, or rank S with 0 < S < 1, for example rank 0.5";
+
+    /// Reads a name; `None` when there is no such measure.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "fa1" => Some(Self::Fa1),
+            "fa5" => Some(Self::Fa5),
+            other => {
+                let share = other.strip_prefix("rank ")?;
+                let plain = !share.is_empty()
+                    && share.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+                RankShare::new(share.parse().ok().filter(|_| plain)?).map(Self::Rank)
+            }
+        }
+    }
+
+    /// Returns the number k of other classes that must rank above the class of a forget image, of
+    /// `others` in all.
+    pub fn rank(self, others: u32) -> u32 {
         match self {
             Self::Fa1 => 1,
             Self::Fa5 => 5,
+            Self::Rank(share) => {
+                ((u64::from(share.0) * u64::from(others)).div_ceil(1000) as u32).max(1)
+            }
         }
     }
 
     /// Its name in manifests.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Fa1 => "fa1",
-            Self::Fa5 => "fa5",
+            Self::Fa1 => "fa1".to_owned(),
+            Self::Fa5 => "fa5".to_owned(),
+            Self::Rank(share) => format!("rank {}", share.share()),
         }
+    }
+
+    /// The name of the measure in tables: the share of forget images that count as recognised.
+    pub fn measure(self) -> String {
+        match self {
+            Self::Fa1 => "FA@1".to_owned(),
+            Self::Fa5 => "FA@5".to_owned(),
+            Self::Rank(share) => format!("FA@rank {}", share.share()),
+        }
+    }
+}
+
+impl From<Stop> for String {
+    fn from(stop: Stop) -> Self {
+        stop.name()
+    }
+}
+
+impl TryFrom<String> for Stop {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::parse(&name).ok_or_else(|| {
+            let start: String = name.chars().take(40).collect();
+            format!("`{}`, expected {}", start.escape_debug(), Self::EXPECTED)
+        })
+    }
+}
+
+impl JsonSchema for Stop {
+    fn schema_name() -> Cow<'static, str> {
+        "Stop".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "When a forget image counts as recognised: its class ranks first (`fa1`), is among the first five (`fa5`), \
+                            or fewer than the share S of the other classes rank above it (`rank S`, 0 < S < 1).",
+            "type": "string",
+            "pattern": r"^(fa1|fa5|rank 0?\.[0-9]{1,3})$",
+        })
     }
 }
 
@@ -139,6 +226,12 @@ impl MethodSettings {
             if value == 0 {
                 return Err(format!("{field} is 0"));
             }
+        }
+        if matches!(self.stop, Stop::Rank(_)) {
+            return Err(format!(
+                "stop is `{}`, and a step search needs fa1 or fa5",
+                self.stop.name()
+            ));
         }
         if (0.0..1.0).contains(&self.search_tolerance) {
             Ok(())

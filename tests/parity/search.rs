@@ -302,7 +302,7 @@ pub(crate) fn choice(name: &str) {
             let utilities: Vec<f64> = found.iter().map(utility).collect();
             let accuracies = |found: &CandidateEdit<'_>| match stop {
                 Stop::Fa5 => (found.accuracy.fa5, found.accuracy.fa1),
-                Stop::Fa1 => (found.accuracy.fa1, found.accuracy.fa5),
+                _ => (found.accuracy.fa1, found.accuracy.fa5),
             };
             let best = (0..found.len())
                 .min_by(|&a, &b| {
@@ -351,7 +351,7 @@ pub(crate) fn choice(name: &str) {
             match (stop, &before) {
                 (Stop::Fa5, None) => before = Some(recorded),
                 (Stop::Fa5, Some(before)) => assert_eq!(recorded, *before, "in passes of {cut}"),
-                (Stop::Fa1, _) => {}
+                _ => {}
             }
         }
     }

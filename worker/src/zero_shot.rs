@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use lethe_shared::measurement::{Accuracy, Answers, Hits};
-use tch::{Kind, Tensor};
+use lethe_shared::measurement::{Accuracy, Answers, Hits, ImageRanks, NameSearch};
+use tch::{Device, Kind, Tensor};
 
 use crate::matmul_precision::in_full_precision;
 use crate::model::{Error, NotFinite};
@@ -21,6 +21,17 @@ fn not_finite() -> NotFinite {
     NotFinite::new("zero-shot scores")
 }
 
+/// Computes [`scores`], and checks that each of them is finite: no rank follows from others, and so
+/// no claim that a class was forgotten.
+fn finite_scores(images: &Tensor, classes: &Tensor) -> Result<Tensor, Error> {
+    let scores = scores(images, classes)?;
+    if scores.f_isfinite()?.f_all()?.f_double_value(&[])?.eq(&1.0) {
+        Ok(scores)
+    } else {
+        Err(not_finite().into())
+    }
+}
+
 /// Returns, for each image, the rank of its own class: the number of classes that score higher.
 /// Rank 0 is a top-1 hit.
 ///
@@ -29,24 +40,76 @@ fn not_finite() -> NotFinite {
 /// stable sort.
 ///
 /// # Errors
-/// [`Error::NotFinite`] when a score is not finite: no rank follows from such scores, and so no
-/// claim that a class was forgotten. Otherwise when shapes do not match.
+/// [`Error::NotFinite`] when a score is not finite. Otherwise when shapes do not match.
 pub fn ranks(images: &Tensor, classes: &Tensor, labels: &Tensor) -> Result<Vec<i64>, Error> {
-    let scores = scores(images, classes)?;
-    if !scores.f_isfinite()?.f_all()?.f_double_value(&[])?.eq(&1.0) {
-        return Err(not_finite().into());
+    let above = above(&finite_scores(images, classes)?, labels)?;
+    let ranks = above.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
+    Ok(Vec::<i64>::try_from(ranks.f_to_device(Device::Cpu)?)?)
+}
+
+/// Returns the ranks of images of one class: among all classes, and among those that `retained`
+/// `[c]`, boolean, marks.
+///
+/// # Errors
+/// As [`ranks`].
+pub fn image_ranks(
+    images: &Tensor,
+    classes: &Tensor,
+    class: u32,
+    retained: &Tensor,
+) -> Result<Vec<ImageRanks>, Error> {
+    let labels =
+        Tensor::f_full([images.size()[0]], i64::from(class), (Kind::Int64, images.device()))?;
+    let above = above(&finite_scores(images, classes)?, &labels)?;
+    let count = |above: &Tensor| -> Result<Vec<i64>, Error> {
+        let ranks = above.f_sum_dim_intlist([1].as_slice(), false, Kind::Int64)?;
+        Ok(Vec::<i64>::try_from(ranks.f_to_device(Device::Cpu)?)?)
+    };
+    let (all, retained) = (count(&above)?, count(&above.f_logical_and(retained)?)?);
+    let ranks = |(all, retained)| ImageRanks { all: all as u32, retained: retained as u32 };
+    Ok(all.into_iter().zip(retained).map(ranks).collect())
+}
+
+/// Returns, for each class of `searched` that has an image, how many images of other classes score
+/// higher on its text than its best image does. `labels` are the classes of the images. Of images
+/// with equal scores, those of other classes rank higher.
+///
+/// # Errors
+/// As [`ranks`].
+pub fn name_searches(
+    images: &Tensor,
+    classes: &Tensor,
+    labels: &[u32],
+    searched: &[u32],
+) -> Result<Vec<NameSearch>, Error> {
+    let scores = finite_scores(images, classes)?;
+    let mut searches = Vec::new();
+    for &class in searched {
+        let own: Vec<bool> = labels.iter().map(|&label| label == class).collect();
+        if !own.contains(&true) {
+            continue;
+        }
+        let own = Tensor::f_from_slice(&own)?.f_to(images.device())?;
+        let column = scores.f_select(1, i64::from(class))?;
+        let best = column.f_masked_select(&own)?.f_max()?;
+        let rank = column
+            .f_ge_tensor(&best)?
+            .f_logical_and(&own.f_logical_not()?)?
+            .f_sum(Kind::Int64)?
+            .f_int64_value(&[])?;
+        searches.push(NameSearch { class, rank: rank as u32 });
     }
+    Ok(searches)
+}
+
+/// Returns which classes rank above the own class of each image, `[n, c]`, boolean.
+fn above(scores: &Tensor, labels: &Tensor) -> Result<Tensor, Error> {
     let column = labels.f_unsqueeze(1)?;
     let own = scores.f_gather(1, &column, false)?;
     let positions =
-        Tensor::f_arange(classes.size()[0], (Kind::Int64, classes.device()))?.f_unsqueeze(0)?;
+        Tensor::f_arange(scores.size()[1], (Kind::Int64, scores.device()))?.f_unsqueeze(0)?;
     let earlier = scores.f_eq_tensor(&own)?.f_logical_and(&positions.f_lt_tensor(&column)?)?;
-    let above = scores.f_gt_tensor(&own)?.f_logical_or(&earlier)?.f_sum_dim_intlist(
-        [1].as_slice(),
-        false,
-        Kind::Int64,
-    )?;
-    Ok(Vec::<i64>::try_from(above.f_to_device(tch::Device::Cpu)?)?)
+    Ok(scores.f_gt_tensor(&own)?.f_logical_or(&earlier)?)
 }
 
 /// The ranks of images of one class under a variant of its embedding, or the reason why there are
@@ -84,7 +147,7 @@ pub fn ranks_with_class_variants(
     )?;
     let above =
         above.f_masked_fill(&own.f_squeeze_dim(2)?.f_isfinite()?.f_logical_not()?, NO_RANK)?;
-    let above = Vec::<i64>::try_from(above.f_reshape([-1])?.f_to_device(tch::Device::Cpu)?)?;
+    let above = Vec::<i64>::try_from(above.f_reshape([-1])?.f_to_device(Device::Cpu)?)?;
     let ranks_of = |ranks: &[i64]| {
         if ranks.contains(&NO_RANK) { Err(not_finite()) } else { Ok(ranks.to_vec()) }
     };
@@ -105,7 +168,7 @@ pub fn top_predictions(images: &Tensor, classes: &Tensor, class: u32) -> Result<
         return Err(not_finite().into());
     }
     let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
-    for first in Vec::<i64>::try_from(scores.f_argmax(1, false)?.f_to_device(tch::Device::Cpu)?)? {
+    for first in Vec::<i64>::try_from(scores.f_argmax(1, false)?.f_to_device(Device::Cpu)?)? {
         *counts.entry(first as u32).or_default() += 1;
     }
     let mut first: Vec<(u32, u32)> = counts.into_iter().collect();

@@ -107,7 +107,8 @@ mod tests {
         concepts: &[(&str, f64, f64, Option<f64>)],
         receipts_for_unknown: bool,
     ) -> Vec<Value> {
-        let measured = |fa5| Measured { fa1: 0.0, fa5, held_out: None, utility: None };
+        let measured =
+            |fa5| Measured { fa1: 0.0, fa5, within: None, held_out: None, utility: None };
         let of = |&(id, strength, before, after): &(&str, f64, f64, Option<f64>)| ConceptRecord {
             strength,
             before: measured(before),
@@ -173,7 +174,8 @@ mod tests {
     fn all_layers_of_an_edit_are_listed() {
         let edit = |layers: &[&str]| {
             let layers = layers.iter().map(|&layer| layer.to_owned()).collect();
-            let before = Measured { fa1: 1.0, fa5: 1.0, held_out: None, utility: None };
+            let before =
+                Measured { fa1: 1.0, fa5: 1.0, within: None, held_out: None, utility: None };
             let concept = ConceptRecord { layers, before, ..concept("c", 0.0, 0.0) };
             let record = Composition { concepts: vec![concept], ..record() };
             let statement: Value = serde_json::from_str(lines(&record, &[]).trim_end()).unwrap();

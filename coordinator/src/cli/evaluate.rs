@@ -12,7 +12,7 @@ use lethe_shared::digest::Digest;
 use lethe_shared::exit;
 use lethe_shared::manifest::Gates;
 use lethe_shared::record::verdict::JudgedConcept;
-use lethe_shared::record::{Composition, Measured, Utility};
+use lethe_shared::record::{Composition, Measured, Recognition, Utility};
 use lethe_shared::retry::RetryPolicy;
 use lethe_store as store;
 use lethe_store::Store;
@@ -71,6 +71,9 @@ struct Evaluated<'a> {
     /// Concepts that have an edit and are not removed, with the reasons.
     not_removed: Vec<JudgedConcept>,
     utility: &'a Utility,
+    /// What can still be told of removed concepts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recognition: Option<&'a Recognition>,
     missed: Vec<String>,
     warnings: Vec<String>,
     jobs_found: usize,
@@ -111,6 +114,7 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
                 .collect(),
             not_removed: record.not_removed(),
             utility: &record.utility,
+            recognition: record.recognition.as_ref(),
             missed,
             warnings,
             jobs_found,

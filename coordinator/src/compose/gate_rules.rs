@@ -215,7 +215,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn concept(id: &str, fa1: f64, fa5: f64) -> ConceptRecord {
-        let measured = Measured { fa1, fa5, held_out: None, utility: None };
+        let measured = Measured { fa1, fa5, within: None, held_out: None, utility: None };
         ConceptRecord {
             id: id.into(),
             name: id.to_uppercase(),
@@ -291,6 +291,7 @@ pub(crate) mod tests {
             moments: Vec::new(),
             concepts: vec![concept("a", 0.0, 0.25), concept("b", 0.0, 0.75)],
             missing: vec![Missing { id: "c".into(), reason: String::new() }],
+            recognition: None,
             utility: Utility {
                 retained_classes: Some(2),
                 validation: Some(on(0.9, 0.1)),

@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lethe_shared::measurement::{Accuracy, Answers, Chosen, ClassHits, Hits};
-use lethe_shared::record::{
-    FirstClass, Group, Measured, Retained, TopPredictions, Utility, UtilityOn, WorstClass,
+use lethe_shared::measurement::{
+    Accuracy, Answers, Chosen, ClassHits, Hits, ImageRanks, NameSearch,
 };
+use lethe_shared::record::{
+    Candidates, FirstClass, Group, Measured, NameSearches, Recall, Recognition, Retained,
+    TopPredictions, Utility, UtilityOn, WorstClass,
+};
+use lethe_shared::vocabulary::Stop;
 use serde::{Deserialize, Serialize};
 
 /// Number of classes in the list of the worst.
@@ -18,6 +22,11 @@ pub struct Judgement {
     pub concepts: BTreeMap<String, Measured>,
     /// The model's predictions on each concept's forget images, by id.
     pub said: BTreeMap<String, TopPredictions>,
+    /// Share of each concept's forget images that the unedited model recognises by the concept's
+    /// own criterion, by id; only for criteria that are a share of ranks.
+    pub within_before: BTreeMap<String, f64>,
+    /// What can still be told of removed concepts.
+    pub recognition: Option<Recognition>,
     /// Accuracy on retained classes, before and after.
     pub utility: Utility,
     /// Jobs whose stored outcome was reused.
@@ -28,10 +37,11 @@ pub struct Judgement {
 
 /// Returns the accuracy on one concept for the original weights. `base` are their hits on the
 /// validation set.
-pub fn before(forget: Accuracy, class: u32, base: Option<&Hits>) -> Measured {
+pub fn before(forget: Accuracy, class: u32, base: Option<&Hits>, within: Option<f64>) -> Measured {
     Measured {
         fa1: forget.fa1,
         fa5: forget.fa5,
+        within,
         held_out: base.and_then(|hits| hits.classes.get(&class).copied()),
         utility: base.map(|hits| hits.mean_top1(|other| other != class)),
     }
@@ -42,20 +52,109 @@ pub fn alone(chosen: &Chosen, class: u32, base: Option<&Hits>) -> Measured {
     Measured {
         fa1: chosen.answer.fa1,
         fa5: chosen.answer.fa5,
+        within: None,
         held_out: chosen.validation.classes.get(&class).copied(),
         utility: base.map(|_| chosen.answer.utility),
     }
 }
 
 /// Returns the accuracy on one concept in the composed model.
-pub fn composed(forget: &Hits, class: u32, validation: Option<&Hits>) -> Measured {
+pub fn composed(
+    forget: &Hits,
+    class: u32,
+    validation: Option<&Hits>,
+    within: Option<f64>,
+) -> Measured {
     let own = |other: u32| other == class;
     Measured {
         fa1: forget.mean_top1(own),
         fa5: forget.mean_top5(own),
+        within,
         held_out: validation.and_then(|hits| hits.classes.get(&class).copied()),
         utility: None,
     }
+}
+
+/// Returns the share of images that count as recognised by a criterion that is a share of ranks;
+/// `None` for other criteria, and without images. `others` is the number of other classes.
+pub fn within(stop: Stop, others: u32, ranks: &[ImageRanks]) -> Option<f64> {
+    if !matches!(stop, Stop::Rank(_)) || ranks.is_empty() {
+        return None;
+    }
+    let recognised = ranks.iter().filter(|ranks| ranks.all < stop.rank(others)).count();
+    Some(recognised as f64 / ranks.len() as f64)
+}
+
+/// Numbers of retained classes beside which a removed name is shown.
+const CANDIDATES: [u32; 4] = [1, 4, 9, 19];
+
+/// Returns what can still be told of removed concepts; `None` when nothing was measured. `images`
+/// are the ranks of each concept's forget images, before and after; `retained` is the number of
+/// retained classes.
+pub fn recognition<'i>(
+    images: &[(&'i [ImageRanks], &'i [ImageRanks])],
+    retained: u32,
+    searches: Vec<NameSearches>,
+) -> Option<Recognition> {
+    // A mean over the images of a concept, then over concepts.
+    let mean = |others: u32, of: fn(&(&'i [ImageRanks], &'i [ImageRanks])) -> &'i [ImageRanks]| {
+        let share = |ranks: &[ImageRanks]| {
+            let wins: f64 = ranks.iter().map(|rank| wins(rank.retained, retained, others)).sum();
+            wins / ranks.len().max(1) as f64
+        };
+        images.iter().map(of).map(share).sum::<f64>() / images.len().max(1) as f64
+    };
+    let measured = images.iter().all(|(before, after)| !before.is_empty() && !after.is_empty());
+    let candidates = if measured && !images.is_empty() {
+        let of = |others: u32| Candidates {
+            others,
+            before: mean(others, |concept| concept.0),
+            after: mean(others, |concept| concept.1),
+        };
+        CANDIDATES.into_iter().filter(|&others| others <= retained).map(of).collect()
+    } else {
+        Vec::new()
+    };
+    (!candidates.is_empty() || !searches.is_empty()).then_some(Recognition { candidates, searches })
+}
+
+/// Returns the probability that a class which `above` of the retained classes outrank comes before
+/// all of `others` different classes drawn from the retained ones: C(retained − above, others) /
+/// C(retained, others).
+fn wins(above: u32, retained: u32, others: u32) -> f64 {
+    let below = retained.saturating_sub(above);
+    (0..others)
+        .map(|drawn| {
+            f64::from(below.saturating_sub(drawn))
+                / f64::from(retained.saturating_sub(drawn).max(1))
+        })
+        .product()
+}
+
+/// Returns the recall of searches by the names of removed concepts in one set, before and after;
+/// `None` when the set has no image of any.
+pub fn name_search(
+    set: &str,
+    before: &[NameSearch],
+    after: &[NameSearch],
+    removed: &BTreeSet<u32>,
+) -> Option<NameSearches> {
+    let of_removed = |search: &&NameSearch| removed.contains(&search.class);
+    let recall = |searches: &[NameSearch]| {
+        let ranks: Vec<u32> =
+            searches.iter().filter(of_removed).map(|search| search.rank).collect();
+        let among = |k: u32| {
+            ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len().max(1) as f64
+        };
+        Recall { r1: among(1), r5: among(5), r20: among(20) }
+    };
+    let names = after.iter().filter(of_removed).count() as u64;
+    (names > 0).then(|| NameSearches {
+        set: set.to_owned(),
+        names,
+        before: recall(before),
+        after: recall(after),
+    })
 }
 
 /// Returns the predictions of a model, with the names of classes.
@@ -211,6 +310,46 @@ mod tests {
                 .map(|&(class, n, top1, top5)| (class, ClassHits { n, top1, top5 }))
                 .collect(),
         }
+    }
+
+    #[test]
+    fn a_removed_name_wins_against_few_when_few_are_above() {
+        // Two of five retained classes are above: of the ten pairs, three have neither.
+        assert_eq!(wins(2, 5, 1), 3.0 / 5.0);
+        assert!((wins(2, 5, 2) - 3.0 / 10.0).abs() < 1e-12);
+        assert_eq!((wins(0, 5, 5), wins(3, 5, 3), wins(9, 5, 1)), (1.0, 0.0, 0.0));
+        let ranks = |ranks: &[u32]| -> Vec<ImageRanks> {
+            ranks.iter().map(|&rank| ImageRanks { all: rank, retained: rank }).collect()
+        };
+        let (before, after) = (ranks(&[0, 0]), ranks(&[0, 10]));
+        let found = recognition(&[(&before, &after)], 10, Vec::new()).unwrap();
+        assert_eq!(found.candidates.len(), 3, "there are no nineteen others");
+        assert!(found.candidates.iter().all(|c| c.before == 1.0 && c.after == 0.5));
+        assert_eq!(recognition(&[], 10, Vec::new()), None);
+        assert_eq!(recognition(&[(&before, &[])], 10, Vec::new()), None);
+    }
+
+    #[test]
+    fn a_share_of_ranks_recognises_what_fewer_classes_outrank() {
+        let stop = Stop::parse("rank 0.5").unwrap();
+        let ranks: Vec<ImageRanks> = [3, 4, 5, 6].map(|all| ImageRanks { all, retained: 0 }).into();
+        assert_eq!(within(stop, 10, &ranks), Some(0.5));
+        assert_eq!(within(stop, 10, &[]), None);
+        assert_eq!(within(Stop::Fa5, 10, &ranks), None);
+    }
+
+    #[test]
+    fn searches_by_removed_names_are_counted_and_others_are_not() {
+        let searches = |ranks: [u32; 3]| -> Vec<NameSearch> {
+            (0..).zip(ranks).map(|(class, rank)| NameSearch { class, rank }).collect()
+        };
+        let removed = BTreeSet::from([0, 1]);
+        let found =
+            name_search("test", &searches([0, 4, 0]), &searches([4, 20, 0]), &removed).unwrap();
+        assert_eq!(found.names, 2);
+        assert_eq!(found.before, Recall { r1: 0.5, r5: 1.0, r20: 1.0 });
+        assert_eq!(found.after, Recall { r1: 0.0, r5: 0.5, r20: 0.5 });
+        assert_eq!(name_search("test", &[], &[], &removed), None);
     }
 
     #[test]

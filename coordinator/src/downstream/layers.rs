@@ -1,10 +1,12 @@
-//! Restricts edits to layers that have an effect in every target. Pure.
+//! Restricts edits to the layer that a manifest names, and to layers that have an effect in every
+//! target. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::checkpoint::tower::TowerMap;
 use lethe_shared::checkpoint::{self, Checkpoint};
 use lethe_shared::manifest::Manifest;
+use lethe_shared::printable::printable;
 use lethe_shared::vocabulary::{Tower, Towers};
 
 use super::target::{self, Target, mlp_ends};
@@ -18,6 +20,25 @@ pub struct Among {
     pub warnings: Vec<String>,
 }
 
+/// What is wrong with a field of the manifest.
+#[derive(Debug)]
+pub struct Problem {
+    /// The field.
+    pub field: &'static str,
+    /// A sentence.
+    pub sentence: String,
+}
+
+impl Problem {
+    const fn of_target(sentence: String) -> Self {
+        Self { field: "release.target", sentence }
+    }
+
+    const fn of_layer(sentence: String) -> Self {
+        Self { field: "composition.layer", sentence }
+    }
+}
+
 /// Returns the number of layers of a tower that end an MLP: the candidates of preconditioned edits.
 ///
 /// # Errors
@@ -26,18 +47,21 @@ pub fn candidates(base: &Checkpoint, tower: Tower) -> Result<usize, checkpoint::
     Ok(mlp_ends(&TowerMap::of(base.tensors(), tower)?).len())
 }
 
-/// Returns the layers that all targets of a tower contain and use, over the towers that edits may
-/// change; `None` without targets.
+/// Returns the layers that may be edited: the one that the manifest names, or those that all targets
+/// of a tower contain and use, over the towers that edits may change. `None` when neither restricts
+/// them.
 ///
 /// # Errors
-/// A sentence for each target in which no edit would have an effect.
+/// A sentence for each target in which no edit would have an effect, or about the named layer.
 pub fn among(
     manifest: &Manifest,
     base: &Checkpoint,
     targets: &[Target],
-) -> Result<Option<Among>, Vec<String>> {
+) -> Result<Option<Among>, Vec<Problem>> {
+    let named = named_layer(manifest, base)?;
     if targets.is_empty() {
-        return Ok(None);
+        let only = |layer| Among { layers: BTreeSet::from([layer]), warnings: Vec::new() };
+        return Ok(named.map(only));
     }
     let composition = &manifest.composition;
     let corrects = composition.method.corrects();
@@ -50,10 +74,10 @@ pub fn among(
     let mut problems = Vec::new();
     for target in targets.iter().filter(|target| !may_change(target.tower())) {
         let (name, tower) = (&target.request.name, target.tower().name());
-        problems.push(format!(
+        problems.push(Problem::of_target(format!(
             "target `{name}` has the {tower} tower inside, and edits change the other one alone: set composition.towers = \"{tower}\" \
              (or \"both\", where targets of both towers are released)"
-        ));
+        )));
     }
     let mut by_tower: BTreeMap<Tower, Vec<&Target>> = BTreeMap::new();
     for target in targets {
@@ -62,12 +86,8 @@ pub fn among(
     let (mut layers, mut warnings) = (BTreeSet::new(), Vec::new());
     for (&tower, targets) in &by_tower {
         let own = TowerMap::of(base.tensors(), tower)
-            .map_err(|error: checkpoint::Error| vec![error.to_string()])?;
-        let editable = if corrects {
-            mlp_ends(&own)
-        } else {
-            target::candidates(&own, manifest.method.normalisation_gains)
-        };
+            .map_err(|error| vec![Problem::of_target(error.to_string())])?;
+        let editable = editable(manifest, &own);
         let acting: BTreeSet<&str> = editable
             .iter()
             .copied()
@@ -76,11 +96,11 @@ pub fn among(
         if acting.is_empty() && may_change(tower) {
             let names: Vec<String> =
                 targets.iter().map(|target| format!("`{}`", target.request.name)).collect();
-            problems.push(format!(
+            problems.push(Problem::of_target(format!(
                 "no layer that edits may change acts in {}: each uses too little of the {} tower",
                 names.join(" and "),
                 tower.name()
-            ));
+            )));
         }
         if acting.len() < editable.len() {
             let left = editable.difference(&acting).copied().collect::<Vec<_>>().join(", ");
@@ -98,5 +118,45 @@ pub fn among(
                 .to_owned(),
         );
     }
+    if let Some(named) = named {
+        if !layers.contains(&named) && problems.is_empty() {
+            problems.push(Problem::of_layer(format!("`{named}` does not act in every target")));
+        }
+        layers = BTreeSet::from([named]);
+        warnings.clear();
+    }
     if problems.is_empty() { Ok(Some(Among { layers, warnings })) } else { Err(problems) }
+}
+
+/// Returns the layers of a tower that the manifest's method can edit.
+fn editable<'a>(manifest: &Manifest, tower: &'a TowerMap) -> BTreeSet<&'a str> {
+    if manifest.composition.method.corrects() {
+        mlp_ends(tower)
+    } else {
+        target::candidates(tower, manifest.method.normalisation_gains)
+    }
+}
+
+/// Returns the layer that the manifest names, if it names one.
+fn named_layer(manifest: &Manifest, base: &Checkpoint) -> Result<Option<String>, Vec<Problem>> {
+    let composition = &manifest.composition;
+    let Some(layer) = &composition.layer else { return Ok(None) };
+    let mut layers = BTreeSet::new();
+    for tower in [Tower::Text, Tower::Vision] {
+        if composition.method.corrects() && !composition.towers.include(tower) {
+            continue;
+        }
+        let own = TowerMap::of(base.tensors(), tower)
+            .map_err(|error| vec![Problem::of_layer(error.to_string())])?;
+        layers.extend(editable(manifest, &own).into_iter().map(str::to_owned));
+    }
+    if layers.contains(layer) {
+        return Ok(Some(layer.clone()));
+    }
+    let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
+    Err(vec![Problem::of_layer(format!(
+        "`{}` is none of the layers that this manifest's edits can change: {}",
+        printable(layer),
+        layers.join(", ")
+    ))])
 }

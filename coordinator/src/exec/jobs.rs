@@ -279,9 +279,10 @@ pub fn margins(
     change: Option<ArtifactRef>,
     classes: ArtifactRef,
 ) -> Vec<TypedJob<Margins>> {
+    let others = plan.classes.names().len().saturating_sub(1) as u32;
     let of = |planned: &&PlannedConcept| MarginsOf {
         class: planned.concept.class_index,
-        rank: planned.stop.rank(),
+        rank: planned.stop.rank(others),
         forget: specs(&planned.forget),
     };
     let slice = |slice: &[&PlannedConcept]| {
@@ -330,7 +331,7 @@ pub fn validation(
     change: ArtifactRef,
     classes: ArtifactRef,
 ) -> Vec<TypedJob<Evaluate>> {
-    let mut jobs = held_out(plan, Some(change), classes);
+    let mut jobs = held_out(plan, Some(change), classes, None);
     jobs.truncate(usize::from(!plan.validation.is_empty()));
     jobs
 }
@@ -347,29 +348,35 @@ pub fn forget_item(concept: &str) -> String {
 
 /// Returns the jobs that evaluate the unedited model on validation and test set. (Concept jobs
 /// evaluate it on forget sets.)
-pub fn base_evaluation(plan: &Plan, classes: ArtifactRef) -> Vec<TypedJob<Evaluate>> {
-    held_out(plan, None, classes)
+pub fn base_evaluation(
+    plan: &Plan,
+    classes: ArtifactRef,
+    removed: ArtifactRef,
+) -> Vec<TypedJob<Evaluate>> {
+    held_out(plan, None, classes, Some(removed))
 }
 
 /// Returns the jobs that evaluate the composed model on the forget sets of edited concepts and on
-/// validation and test set.
+/// validation and test set, and the unedited model on the forget sets.
 pub fn composed_evaluation(
     plan: &Plan,
     edited: &[&PlannedConcept],
     change: ArtifactRef,
     classes: ArtifactRef,
-) -> Vec<TypedJob<Evaluate>> {
-    let mut jobs = held_out(plan, Some(change), classes);
-    jobs.extend(forget_evaluation(plan, edited, change, classes));
-    jobs
+    removed: ArtifactRef,
+) -> (Vec<TypedJob<Evaluate>>, Vec<TypedJob<Evaluate>>) {
+    let mut composed = held_out(plan, Some(change), classes, Some(removed));
+    composed.extend(forget_evaluation(plan, edited, Some(change), classes, Some(removed)));
+    (composed, forget_evaluation(plan, edited, None, classes, Some(removed)))
 }
 
-/// Returns the jobs that evaluate a composed model on the forget sets of these concepts.
+/// Returns the jobs that evaluate a model on the forget sets of these concepts.
 pub fn forget_evaluation(
     plan: &Plan,
     edited: &[&PlannedConcept],
-    change: ArtifactRef,
+    change: Option<ArtifactRef>,
     classes: ArtifactRef,
+    removed: Option<ArtifactRef>,
 ) -> Vec<TypedJob<Evaluate>> {
     let item = |planned: &&PlannedConcept| EvaluateItem {
         name: forget_item(&planned.concept.id),
@@ -377,8 +384,8 @@ pub fn forget_evaluation(
         label: Label::Class(planned.concept.class_index),
     };
     let slice = |slice: &[&PlannedConcept]| {
-        let task =
-            Evaluate { change: Some(change), items: slice.iter().map(item).collect(), classes };
+        let items = slice.iter().map(item).collect();
+        let task = Evaluate { change, items, classes, removed };
         job(plan, None, task, slice.iter().flat_map(|planned| &planned.forget))
     };
     edited.chunks(CONCEPTS_PER_JOB).map(slice).collect()
@@ -388,6 +395,7 @@ fn held_out(
     plan: &Plan,
     change: Option<ArtifactRef>,
     classes: ArtifactRef,
+    removed: Option<ArtifactRef>,
 ) -> Vec<TypedJob<Evaluate>> {
     [(VALIDATION, &plan.validation), (TEST, &plan.test)]
         .into_iter()
@@ -398,7 +406,7 @@ fn held_out(
                 shards: specs(shards),
                 label: Label::Caption,
             };
-            job(plan, None, Evaluate { change, items: vec![item], classes }, shards)
+            job(plan, None, Evaluate { change, items: vec![item], classes, removed }, shards)
         })
         .collect()
 }

@@ -113,6 +113,12 @@ pub(super) async fn find_forget_shards(
         }
         warnings.extend(found.warnings);
         let stop = concept.stop.unwrap_or(manifest.method.stop);
+        if let Some(problem) = concept.stop.and_then(|stop| manifest.stop_problem(stop)) {
+            problems.add(
+                vec![format!("{}: concept `{}`: stop {problem}", concept.place, concept.id)],
+                1,
+            );
+        }
         let tolerance = concept.tolerance.unwrap_or(manifest.composition.tolerance);
         planned.push(PlannedConcept { concept, forget: found.shards, stop, tolerance });
     }

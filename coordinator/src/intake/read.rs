@@ -75,8 +75,9 @@ impl Plan {
         let OpenModel { reference: model, checkpoint, warnings: of_model } =
             open_model(&manifest, cache).await?;
         let targets = Target::open_all(&manifest, &checkpoint, cache).await?;
-        let place = |problem: String| {
-            Error::new(format!("{}: release.target", manifest.file.display()), problem).to_string()
+        let place = |problem: layers::Problem| {
+            let place = format!("{}: {}", manifest.file.display(), problem.field);
+            Error::new(place, problem.sentence).to_string()
         };
         let among = layers::among(&manifest, &checkpoint, &targets)
             .map_err(|problems| Failure::BadInput(problems.into_iter().map(place).collect()))?;

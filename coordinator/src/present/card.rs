@@ -6,7 +6,7 @@ use std::fmt::Write;
 use lethe_shared::printable::printable_message;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{
-    Composition, ConceptRecord, DataFile, Measured, Origin, Retained, UtilityOn,
+    Composition, ConceptRecord, DataFile, Measured, Origin, Recall, Retained, UtilityOn,
 };
 use lethe_shared::vocabulary::Tower;
 use serde_json::{Value, json};
@@ -86,6 +86,7 @@ pub fn render(record: &Composition, files: &[String]) -> String {
     targets(&mut page, record);
     tested(&mut page, record);
     cost(&mut page, record);
+    recognition(&mut page, record);
     protected(&mut page, record);
     not_shown(&mut page, record);
     page
@@ -308,6 +309,37 @@ fn tested(page: &mut String, record: &Composition) {
     let pairs = record.concepts.iter().map(|concept| concept.pairs).sum::<u64>();
     let _ = writeln!(page, "| forget sets | {forget} | {pairs} | in each receipt |");
     let _ = writeln!(page, "\nFull digests are in `{PROVENANCE}`.");
+}
+
+/// Writes what can still be told of removed concepts.
+fn recognition(page: &mut String, record: &Composition) {
+    let Some(recognition) = &record.recognition else { return };
+    *page += "\n## What can still be told\n\n\
+              *Forgotten* is judged by the rank of a concept's class among all classes. Less is asked here.\n";
+    if !recognition.candidates.is_empty() {
+        *page += "\n| removed name against retained names drawn at random | is the best, before → after |\n|---|---|\n";
+    }
+    for candidates in &recognition.candidates {
+        let (before, after) = (percent(candidates.before), percent(candidates.after));
+        let _ = writeln!(page, "| {} | {before} → {after} |", candidates.others);
+    }
+    if !recognition.searches.is_empty() {
+        *page += "\n| search by removed names in | found first, before → after | in the first 5 | in the first 20 |\n|---|---|---|---|\n";
+    }
+    for search in &recognition.searches {
+        let change = |of: fn(&Recall) -> f64| {
+            format!("{} → {}", percent(of(&search.before)), percent(of(&search.after)))
+        };
+        let _ = writeln!(
+            page,
+            "| {} images, {} names | {} | {} | {} |",
+            search.set,
+            search.names,
+            change(|recall| recall.r1),
+            change(|recall| recall.r5),
+            change(|recall| recall.r20)
+        );
+    }
 }
 
 /// Number of digests listed per set.

@@ -137,6 +137,7 @@ pub fn table(report: &Report, record: &Composition) -> String {
         row("cost of one removal", spread);
     }
     utility(&summary.utility, &mut row);
+    recognition(record, &mut row);
     if let Some(said) = protected::said(&record.protected) {
         row("protected", said);
     }
@@ -226,6 +227,7 @@ pub fn evaluation_table(
     row("forgotten, composed", numbers);
     not_removed(&record.not_removed(), &mut row);
     utility(&record.utility, &mut row);
+    recognition(record, &mut row);
     row("jobs", jobs.to_owned());
     row("digest", record.digest.to_string());
     for warning in warnings {
@@ -275,6 +277,28 @@ fn utility(utility: &Utility, row: &mut impl FnMut(&str, String)) {
     if let Some(on) = utility.test.as_ref().or(utility.validation.as_ref()) {
         let names: Vec<&str> = on.worst.iter().map(|worst| worst.class.as_str()).collect();
         row("lost most", if names.is_empty() { "none".into() } else { names.join(", ") });
+    }
+}
+
+/// Adds rows about what can still be told of removed concepts.
+fn recognition(record: &Composition, row: &mut impl FnMut(&str, String)) {
+    let Some(recognition) = &record.recognition else { return };
+    let change = |before: f64, after: f64| format!("{} → {}", percent(before), percent(after));
+    for candidates in &recognition.candidates {
+        let name = format!("name against {} kept", candidates.others);
+        row(&name, format!("right {}", change(candidates.before, candidates.after)));
+    }
+    for search in &recognition.searches {
+        let (before, after) = (search.before, search.after);
+        row(
+            &format!("search by name, {}", search.set),
+            format!(
+                "R@1 {}, R@5 {}, R@20 {}",
+                change(before.r1, after.r1),
+                change(before.r5, after.r5),
+                change(before.r20, after.r20)
+            ),
+        );
     }
 }
 

@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use lethe_shared::digest::Digest;
-use lethe_shared::record::{Composition, Measured, ReleaseRef, TopPredictions, Utility};
+use lethe_shared::record::{
+    Composition, Measured, Recognition, ReleaseRef, TopPredictions, Utility,
+};
 use lethe_store as store;
 use lethe_store::Store;
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,10 @@ pub struct Evaluation {
     pub said: BTreeMap<String, TopPredictions>,
     /// Accuracy on retained classes, before and after.
     pub utility: Utility,
+    /// What can still be told of removed concepts; absent in evaluations of earlier versions of
+    /// Lethe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recognition: Option<Recognition>,
 }
 
 /// Returns the folder of a release's evaluation.
@@ -54,7 +60,7 @@ pub fn folder(release: &ReleaseRef) -> String {
 impl Evaluation {
     /// Creates the evaluation of a release from a judgement.
     pub fn new(release: &Release, judgement: Judgement) -> Self {
-        let Judgement { concepts, mut said, utility, .. } = judgement;
+        let Judgement { concepts, mut said, utility, recognition, .. } = judgement;
         if release.record.origin.as_ref().is_some_and(|origin| origin.hashed_names) {
             said.clear();
         }
@@ -65,6 +71,7 @@ impl Evaluation {
             concepts,
             said,
             utility,
+            recognition,
         }
     }
 
@@ -96,6 +103,7 @@ impl Evaluation {
             concept.predictions_composed = self.said.get(&concept.id).cloned();
         }
         record.utility = self.utility.clone();
+        record.recognition = self.recognition.clone();
         record.judge();
         record
     }

@@ -70,7 +70,8 @@ mod tests {
     /// Returns a concept that the base model knew, with this strength and FA@5 in the composed
     /// model.
     fn known(id: &str, strength: f64, fa5: f64) -> ConceptRecord {
-        let measured = |fa5| Measured { fa1: 0.0, fa5, held_out: None, utility: None };
+        let measured =
+            |fa5| Measured { fa1: 0.0, fa5, within: None, held_out: None, utility: None };
         ConceptRecord {
             strength,
             before: measured(1.0),

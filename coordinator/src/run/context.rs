@@ -25,6 +25,8 @@ pub(super) struct Run<'a> {
     pub(super) plan: &'a Plan,
     pub(super) dispatcher: &'a Dispatcher,
     pub(super) classes: ArtifactRef,
+    /// The classes of the plan's concepts.
+    pub(super) removed: ArtifactRef,
     pub(super) quiet: bool,
     /// The current phase, for progress without a bar.
     pub(super) current: Option<Current>,
@@ -58,10 +60,15 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Failure> {
         let text = serde_json::to_vec(&plan.class_texts).map_err(Failure::input)?;
         let classes = dispatcher.store.put_artifact(Bytes::from(text)).await?;
+        let removed: BTreeSet<u32> =
+            plan.concepts.iter().map(|planned| planned.concept.class_index).collect();
+        let removed = serde_json::to_vec(&removed).map_err(Failure::input)?;
+        let removed = dispatcher.store.put_artifact(Bytes::from(removed)).await?;
         Ok(Self {
             plan,
             dispatcher,
             classes,
+            removed,
             quiet,
             current: None,
             phases: Vec::new(),

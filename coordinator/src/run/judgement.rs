@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lethe_shared::measurement::{Answers, Hits};
+use lethe_shared::measurement::{Answers, Hits, ImageRanks, NameSearch};
 use lethe_shared::record::Utility;
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::task::EvaluateOutput;
@@ -16,11 +16,13 @@ use crate::exec::jobs;
 use crate::failure::Failure;
 use crate::intake::plan::{Plan, PlannedConcept};
 
-/// Hits on the held-out sets.
+/// Results on the held-out sets.
 #[derive(Default)]
 pub(super) struct HeldOut {
     pub(super) validation: Option<Hits>,
     pub(super) test: Option<Hits>,
+    /// Searches for images by the names of the plan's concepts, by set.
+    searches: BTreeMap<String, Vec<NameSearch>>,
 }
 
 /// Evaluates a changed model. `edited` are the plan's concepts that have an edit, by id; the
@@ -41,7 +43,7 @@ pub async fn judge_change(
     let encoded =
         dispatcher.store.put_artifact(apply::encode(&plan.checkpoint, change)?.into()).await?;
     let mut run = Run::new(plan, dispatcher, false).await?;
-    let before = run.all("base", jobs::base_evaluation(plan, run.classes)).await?;
+    let before = run.all("base", jobs::base_evaluation(plan, run.classes, run.removed)).await?;
     run.judge(edited, &held_out(before), encoded).await
 }
 
@@ -53,47 +55,83 @@ impl Run<'_> {
         base: &HeldOut,
         change: ArtifactRef,
     ) -> Result<Judgement, Failure> {
-        let outputs = self
-            .all("evaluate", jobs::composed_evaluation(self.plan, edited, change, self.classes))
-            .await?;
+        let (composed, base_jobs) =
+            jobs::composed_evaluation(self.plan, edited, change, self.classes, self.removed);
+        let count = composed.len();
+        let mut outputs =
+            self.all("evaluate", composed.into_iter().chain(base_jobs).collect()).await?;
         self.tell();
-        let (mut hits, answers) = items(outputs);
+        let unedited = outputs.split_off(count.min(outputs.len()));
+        let (mut composed, unedited) = (Items::of(outputs), Items::of(unedited));
         for planned in edited {
-            counted(&hits, planned)?;
+            counted(&composed.hits, planned)?;
         }
-        let composed =
-            HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) };
-        let forget = Forgotten { hits, answers };
+        let held_out = composed.held_out();
         Ok(Judgement {
             jobs_found: self.found,
             jobs_done: self.done,
-            ..judge(self.plan, edited, base, &composed, &forget)
+            ..judge(self.plan, edited, (base, &held_out), (&unedited, &composed))
         })
     }
 }
 
-/// Results of the composed model on forget sets, by the names of [`jobs::forget_item`].
-struct Forgotten {
+/// Results of evaluation jobs, by the names of their items.
+#[derive(Default)]
+struct Items {
     hits: BTreeMap<String, Hits>,
     answers: BTreeMap<String, Answers>,
+    ranks: BTreeMap<String, Vec<ImageRanks>>,
+    searches: BTreeMap<String, Vec<NameSearch>>,
 }
 
-/// Computes a judgement from hits.
+impl Items {
+    fn of(outputs: Vec<EvaluateOutput>) -> Self {
+        let mut items = Self::default();
+        for output in outputs {
+            items.hits.extend(output.items);
+            items.answers.extend(output.answers);
+            items.ranks.extend(output.ranks);
+            items.searches.extend(output.searches);
+        }
+        items
+    }
+
+    /// Takes the results on the held-out sets.
+    fn held_out(&mut self) -> HeldOut {
+        HeldOut {
+            validation: self.hits.remove(jobs::VALIDATION),
+            test: self.hits.remove(jobs::TEST),
+            searches: std::mem::take(&mut self.searches),
+        }
+    }
+
+    /// Returns the ranks of a concept's forget images.
+    fn ranks_of(&self, planned: &PlannedConcept) -> &[ImageRanks] {
+        self.ranks.get(&jobs::forget_item(&planned.concept.id)).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Computes a judgement from the results of the unedited and of the composed model: on the held-out
+/// sets, and on the forget sets.
 fn judge(
     plan: &Plan,
     edited: &[&PlannedConcept],
-    base: &HeldOut,
-    composed: &HeldOut,
-    forget: &Forgotten,
+    (base, composed): (&HeldOut, &HeldOut),
+    (unedited, forget): (&Items, &Items),
 ) -> Judgement {
     let empty = Hits::default();
+    let others = plan.classes.names().len().saturating_sub(1) as u32;
     let of = |planned: &&PlannedConcept| {
         let concept = &planned.concept;
         let hits = forget.hits.get(&jobs::forget_item(&concept.id)).unwrap_or(&empty);
-        (
-            concept.id.clone(),
-            measure::composed(hits, concept.class_index, composed.validation.as_ref()),
-        )
+        let within = measure::within(planned.stop, others, forget.ranks_of(planned));
+        let measured =
+            measure::composed(hits, concept.class_index, composed.validation.as_ref(), within);
+        (concept.id.clone(), measured)
+    };
+    let within_before = |planned: &&PlannedConcept| {
+        let within = measure::within(planned.stop, others, unedited.ranks_of(planned))?;
+        Some((planned.concept.id.clone(), within))
     };
     let names = plan.classes.names();
     let said = |planned: &&PlannedConcept| {
@@ -109,13 +147,26 @@ fn judge(
             .zip(after.as_ref())
             .map(|(before, after)| measure::utility(before, after, &fates, names))
     };
+    let few: Vec<(&[ImageRanks], &[ImageRanks])> = edited
+        .iter()
+        .filter(|planned| planned.concept.strength > 0.0)
+        .map(|planned| (unedited.ranks_of(planned), forget.ranks_of(planned)))
+        .collect();
+    let retained_count = (0..names.len() as u32).filter(|&class| retains(class)).count() as u32;
+    let searches = |set: &'static str| {
+        measure::name_search(set, base.searches.get(set)?, composed.searches.get(set)?, &removed)
+    };
     Judgement {
         concepts: edited.iter().map(of).collect(),
+        within_before: edited.iter().filter_map(within_before).collect(),
+        recognition: measure::recognition(
+            &few,
+            retained_count,
+            [jobs::VALIDATION, jobs::TEST].into_iter().filter_map(searches).collect(),
+        ),
         said: edited.iter().filter_map(said).collect(),
         utility: Utility {
-            retained_classes: Some(
-                (0..names.len() as u32).filter(|&class| retains(class)).count() as u64
-            ),
+            retained_classes: Some(u64::from(retained_count)),
             validation: on(&base.validation, &composed.validation),
             test: on(&base.test, &composed.test),
         },
@@ -140,17 +191,7 @@ pub(super) fn counted<'a>(
     })
 }
 
-fn items(outputs: Vec<EvaluateOutput>) -> (BTreeMap<String, Hits>, BTreeMap<String, Answers>) {
-    let (mut hits, mut answers) = (BTreeMap::new(), BTreeMap::new());
-    for output in outputs {
-        hits.extend(output.items);
-        answers.extend(output.answers);
-    }
-    (hits, answers)
-}
-
-/// Returns the hits on the held-out sets alone.
+/// Returns the results on the held-out sets alone.
 pub(super) fn held_out(outputs: Vec<EvaluateOutput>) -> HeldOut {
-    let (mut hits, _) = items(outputs);
-    HeldOut { validation: hits.remove(jobs::VALIDATION), test: hits.remove(jobs::TEST) }
+    Items::of(outputs).held_out()
 }

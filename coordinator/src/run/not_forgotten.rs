@@ -8,7 +8,7 @@ use lethe_shared::vocabulary::Stop;
 pub(super) fn reason(tried: &str, search: &[Trial], stop: Stop, evaluations: u32) -> String {
     let (measure, share): (&str, fn(&Trial) -> f64) = match stop {
         Stop::Fa1 => ("FA@1", |trial| trial.fa1),
-        Stop::Fa5 => ("FA@5", |trial| trial.fa5),
+        Stop::Fa5 | Stop::Rank(_) => ("FA@5", |trial| trial.fa5),
     };
     let lowest = |forgotten: bool| {
         let shares = search.iter().filter(|trial| trial.forgotten == forgotten).map(share);

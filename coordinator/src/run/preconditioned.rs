@@ -69,9 +69,10 @@ async fn solve(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure
     }
     let stored = Stored::of(plan, run.dispatcher);
     let mut wanted: Vec<f64> = recipe.parts().iter().filter_map(|part| part.target).collect();
+    let others = plan.classes.names().len().saturating_sub(1) as u32;
     let criterion = |found: &Found<'_>| Criterion {
         tolerance: found.planned.tolerance,
-        top: u64::from(found.planned.stop.rank()),
+        top: u64::from(found.planned.stop.rank(others)),
     };
     let criteria: Vec<Criterion> = found.iter().map(criterion).collect();
     let mut best: Option<(usize, f64, Vec<f64>)> = None;
@@ -149,8 +150,9 @@ async fn measure_recognition(
 ) -> Result<Vec<Recognition>, Failure> {
     let (_, change) = run.compose(edits, stored).await?;
     let planned: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
-    let evaluated =
-        run.all("doses", jobs::forget_evaluation(run.plan, &planned, change, run.classes)).await?;
+    let evaluated = run
+        .all("doses", jobs::forget_evaluation(run.plan, &planned, Some(change), run.classes, None))
+        .await?;
     let (mut hits, mut best) = (BTreeMap::new(), BTreeMap::new());
     for output in evaluated {
         hits.extend(output.items);
@@ -162,7 +164,8 @@ async fn measure_recognition(
         let own = |class: u32| class == found.planned.concept.class_index;
         let share = match found.planned.stop {
             Stop::Fa1 => hits.mean_top1(own),
-            Stop::Fa5 => hits.mean_top5(own),
+            // A manifest that names a share of ranks uses margins.
+            Stop::Fa5 | Stop::Rank(_) => hits.mean_top5(own),
         };
         Ok(Recognition { share, best: best.get(&item).copied().unwrap_or(0) })
     };

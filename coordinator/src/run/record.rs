@@ -36,10 +36,11 @@ pub(super) fn make_record(
     let record = |(found, solved): (&Found<'_>, Solved)| {
         let id = &found.planned.concept.id;
         let (composed, said) = (judgement.concepts.remove(id), judgement.said.remove(id));
+        let within = judgement.within_before.remove(id);
         let before =
             found.said.as_ref().map(|said| measure::top_predictions(said, plan.classes.names()));
         let said = if plain { (before, said) } else { (None, None) };
-        concept_record(found, solved, base, composed, said)
+        concept_record(found, solved, base, (within, composed), said)
     };
     let concepts = found.iter().zip(solved).map(record).collect();
     let mut record = Composition {
@@ -58,6 +59,7 @@ pub(super) fn make_record(
         missing: hidden(&edits.missing, plan),
         near_duplicates: near_duplicates::near_duplicates(&edits.recipe),
         utility: judgement.utility,
+        recognition: judgement.recognition,
         protected: Vec::new(),
         layers: apply::sizes(&plan.checkpoint, change)?,
         receipts_for_unknown: plan.manifest.policy.receipts_for_unknown,
@@ -94,12 +96,12 @@ fn concept_record(
     found: &Found<'_>,
     solved: Solved,
     base: &HeldOut,
-    composed: Option<Measured>,
+    (within, composed): (Option<f64>, Option<Measured>),
     (predictions_before, predictions_composed): (Option<TopPredictions>, Option<TopPredictions>),
 ) -> ConceptRecord {
     let (concept, edit) = (&found.planned.concept, &found.edit);
     let class = concept.class_index;
-    let before = measure::before(found.before, class, base.validation.as_ref());
+    let before = measure::before(found.before, class, base.validation.as_ref(), within);
     let alone =
         found.alone.as_ref().map(|chosen| measure::alone(chosen, class, base.validation.as_ref()));
     let layer = found.ranking.iter().find(|layer| layer.layer == edit.layer);

@@ -17,7 +17,7 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let plan = run.plan;
     let mut batch = Batch::default();
     let gradients = batch.add(jobs::retain_gradients(plan));
-    let base = batch.add(jobs::base_evaluation(plan, run.classes));
+    let base = batch.add(jobs::base_evaluation(plan, run.classes, run.removed));
     let mut results = run.must("statistics", &batch).await?;
     let base = held_out(results.take(&base)?);
     let gradient = run

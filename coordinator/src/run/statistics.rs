@@ -55,7 +55,7 @@ async fn statistics(run: &mut Run<'_>) -> Result<(ArtifactRef, HeldOut, Moments)
         .map(|jobs| (jobs.tower, batch.add(jobs.paired), batch.add(jobs.unlabelled)))
         .collect();
     let gradients = batch.add(jobs::retain_gradients(plan));
-    let base = batch.add(jobs::base_evaluation(plan, run.classes));
+    let base = batch.add(jobs::base_evaluation(plan, run.classes, run.removed));
     let mut results = run.must("statistics", &batch).await?;
 
     let mut batch = Batch::default();

@@ -178,9 +178,12 @@ impl Manifest {
         if composition.method == CompositionMethod::Margins && composition.layers != 1 {
             return wrong(
                 "composition.layers",
-                "has no effect on the method `margins`; composition.spread selects its layers"
+                "has no effect on the method `margins`; composition.spread selects its layers, or set composition.method = \"preconditioned\""
                     .into(),
             );
+        }
+        if let Some(problem) = self.stop_problem(method.stop) {
+            return wrong("method.stop", problem);
         }
         if composition.method != CompositionMethod::Margins {
             let given = [

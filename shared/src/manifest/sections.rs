@@ -240,6 +240,10 @@ pub struct CompositionSection {
     /// Towers that edits may change; only their layers are scored. (SLUG's full search always uses
     /// both.)
     pub towers: Towers,
+    /// The one layer that edits change, by the name of its weight in the checkpoint. By default the
+    /// run selects layers. Not with the targets of two towers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<String>,
     /// Most layers that the edits of a run are distributed over.
     #[schemars(range(min = 1, max = 64))]
     pub layers: u32,
@@ -298,6 +302,7 @@ impl Default for CompositionSection {
         Self {
             method: CompositionMethod::default(),
             towers: Towers::default(),
+            layer: None,
             layers: 1,
             spread: None,
             margin: None,
@@ -458,6 +463,19 @@ impl Default for ReleaseSection {
 }
 
 impl Manifest {
+    /// Returns the problem with a criterion under this manifest's method, if there is one.
+    pub fn stop_problem(&self, stop: Stop) -> Option<String> {
+        let method = self.composition.method;
+        let needs_margins = matches!(stop, Stop::Rank(_)) && method != CompositionMethod::Margins;
+        needs_margins.then(|| {
+            format!(
+                "is `{}`, which needs composition.method = \"margins\"; the method `{}` searches steps by fa1 or fa5",
+                stop.name(),
+                method.name()
+            )
+        })
+    }
+
     /// Resolves an address in the manifest; `field` appears in messages.
     ///
     /// # Errors

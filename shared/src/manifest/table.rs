@@ -252,11 +252,9 @@ impl Reader<'_> {
         }
         let stop = match text("stop", fields.stop)?.as_deref() {
             None => None,
-            Some("fa1") => Some(Stop::Fa1),
-            Some("fa5") => Some(Stop::Fa5),
-            Some(other) => {
-                return Err(wrong(format!("stop is `{}`, expected fa1 or fa5", show(other))));
-            }
+            Some(name) => Some(Stop::parse(name).ok_or_else(|| {
+                wrong(format!("stop is `{}`, expected {}", show(name), Stop::EXPECTED))
+            })?),
         };
         let aliases = match fields.aliases {
             Some(Value::Array(list)) => list
@@ -410,7 +408,7 @@ mod tests {
             (r#""strength":"0.5""#, "strength is `\"0.5\"`, expected a number"),
             (r#""strength":[1]"#, "strength is `[1]`, expected a number"),
             (r#""class":5"#, "class is `5`, expected a text"),
-            (r#""stop":"fa2""#, "stop is `fa2`, expected fa1 or fa5"),
+            (r#""stop":"fa2""#, "stop is `fa2`, expected fa1, fa5, or rank S"),
             (r#""aliases":["x"]"#, "unknown field `aliases`"),
             (r#""colour":1"#, "unknown field `colour`"),
             (r#""id":"b""#, "the key `id` appears twice"),

@@ -3,7 +3,6 @@
 use super::measured::Measured;
 use super::verdict::{ConceptStatus, Criterion, JudgedConcept, Verdict};
 use super::{Composition, ConceptRecord};
-use crate::vocabulary::Stop;
 
 impl Composition {
     /// Returns the criterion of a concept of this record. Records of earlier versions of Lethe
@@ -52,10 +51,7 @@ impl Composition {
 }
 
 fn verdict(criterion: Criterion, concept: &ConceptRecord) -> Verdict {
-    let measure = match criterion.stop {
-        Stop::Fa1 => "FA@1",
-        Stop::Fa5 => "FA@5",
-    };
+    let measure = criterion.stop.measure();
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let found = |measured: &Measured| percent(criterion.share(measured));
     let allowed = percent(criterion.tolerance);
@@ -107,6 +103,7 @@ fn verdict(criterion: Criterion, concept: &ConceptRecord) -> Verdict {
 mod tests {
     use super::*;
     use crate::record::tests::concept;
+    use crate::vocabulary::Stop;
 
     /// The status of a concept: FA@1 and FA@5 before and composed, at a strength, by a criterion.
     fn status(
@@ -116,7 +113,8 @@ mod tests {
         before: (f64, f64),
         composed: Option<(f64, f64)>,
     ) -> ConceptStatus {
-        let measured = |(fa1, fa5)| Measured { fa1, fa5, held_out: None, utility: None };
+        let measured =
+            |(fa1, fa5)| Measured { fa1, fa5, within: None, held_out: None, utility: None };
         let concept = ConceptRecord {
             strength,
             before: measured(before),

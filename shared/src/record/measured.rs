@@ -13,6 +13,10 @@ pub struct Measured {
     pub fa1: f64,
     /// FA@5 on forget data, 0 to 1.
     pub fa5: f64,
+    /// Share of the forget images that count as recognised by the concept's own criterion, where
+    /// that is a share of ranks (`stop = "rank 0.5"`), 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<f64>,
     /// On the class's validation pairs, where it has some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<ClassHits>,

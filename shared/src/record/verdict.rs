@@ -31,6 +31,8 @@ impl Criterion {
         match self.stop {
             Stop::Fa1 => measured.fa1,
             Stop::Fa5 => measured.fa5,
+            // Without this measurement nothing shows that the concept is forgotten.
+            Stop::Rank(_) => measured.within.unwrap_or(1.0),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::measurement::{Answers, Hits};
+use crate::measurement::{Answers, Hits, ImageRanks, NameSearch};
 use crate::reference::{ArtifactRef, FileSpec, Locations};
 use super::kind::Task;
 
@@ -19,6 +19,9 @@ pub struct Evaluate {
     pub items: Vec<EvaluateItem>,
     /// The class list.
     pub classes: ArtifactRef,
+    /// The classes that are removed, a JSON list of positions in the class list. With it, ranks
+    /// among the other classes and searches by the removed names are measured as well.
+    pub removed: Option<ArtifactRef>,
 }
 
 /// A set of images.
@@ -55,11 +58,17 @@ pub struct EvaluateOutput {
     /// By item name: top predictions. For items of one class, unless the edited model gives values
     /// that are not finite.
     pub answers: BTreeMap<String, Answers>,
+    /// By item name: the ranks of each image's class. For items of one class, with
+    /// [`Evaluate::removed`].
+    pub ranks: BTreeMap<String, Vec<ImageRanks>>,
+    /// By item name: searches in its images by the text of each removed class that has an image
+    /// there. For items with captions, with [`Evaluate::removed`].
+    pub searches: BTreeMap<String, Vec<NameSearch>>,
 }
 
 impl Task for Evaluate {
     const KIND: &'static str = "evaluate";
-    const VERSION: u32 = 9;
+    const VERSION: u32 = 10;
     type Output = EvaluateOutput;
 
     fn label(&self, _: Option<&str>, _: &Locations) -> String {

@@ -66,6 +66,7 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
             change: seed.is_multiple_of(2).then(|| artifact(5)),
             items: vec![item("validation", Label::Caption), item("forget/pizza", Label::Class(3))],
             classes: artifact(2),
+            removed: seed.is_multiple_of(4).then(|| artifact(6)),
         }
         .into(),
         Moments {

@@ -251,6 +251,7 @@ async fn write(work: &Path) -> Result<()> {
         missing: Vec::new(),
         near_duplicates: Vec::new(),
         utility: Utility::default(),
+        recognition: None,
         protected: Vec::new(),
         layers: BTreeMap::new(),
         receipts_for_unknown: false,

@@ -1,6 +1,5 @@
 //! Zero-shot hits of the model, original or changed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lethe_shared::digest::Digest;
@@ -47,8 +46,11 @@ fn evaluate(
     })?;
     let class_embeddings =
         composed.as_ref().map_or(&classes.embeddings, |composed| &composed.class_embeddings).get();
-    let mut output =
-        EvaluateOutput { items: BTreeMap::new(), best: BTreeMap::new(), answers: BTreeMap::new() };
+    let removed = match &task.removed {
+        Some(artifact) => Some(Removed::of(context, artifact, classes.texts.names.len())?),
+        None => None,
+    };
+    let mut output = EvaluateOutput::default();
     for item in &task.items {
         let (images, captions) =
             embedded_images(context, &model, composed.as_deref(), &item.shards, stages)?;
@@ -77,9 +79,54 @@ fn evaluate(
                 .best
                 .insert(item.name.clone(), ranks.iter().copied().min().unwrap_or(i64::MAX) as u64);
         }
+        if let Some(removed) = &removed {
+            match item.label {
+                Label::Class(class) => {
+                    let ranks = zero_shot::image_ranks(
+                        &images,
+                        &class_embeddings,
+                        class,
+                        &removed.retained.f_to(context.device())?,
+                    )?;
+                    output.ranks.insert(item.name.clone(), ranks);
+                }
+                Label::Caption => {
+                    let classes = &removed.classes;
+                    let searches =
+                        zero_shot::name_searches(&images, &class_embeddings, &labels, classes)?;
+                    output.searches.insert(item.name.clone(), searches);
+                }
+            }
+        }
         output.items.insert(item.name.clone(), zero_shot::hits(&ranks, &labels));
     }
     Ok(output)
+}
+
+/// The classes that are removed.
+struct Removed {
+    classes: Vec<u32>,
+    /// Marks the other classes: `[c]`, boolean.
+    retained: Tensor,
+}
+
+impl Removed {
+    fn of(
+        context: JobContext<'_>,
+        artifact: &ArtifactRef,
+        class_count: usize,
+    ) -> Result<Self, Error> {
+        let classes: Vec<u32> = serde_json::from_slice(&context.get(artifact)?)
+            .map_err(|error| Error::Input(format!("the list of classes is damaged: {error}")))?;
+        let mut retained = vec![true; class_count];
+        for &class in &classes {
+            let Some(place) = retained.get_mut(class as usize) else {
+                return Err(Error::Input(format!("class {class} is not in the class list")));
+            };
+            *place = false;
+        }
+        Ok(Self { classes, retained: Tensor::f_from_slice(&retained)? })
+    }
 }
 
 /// Returns the embeddings and captions of some shards under the composed model, or under the

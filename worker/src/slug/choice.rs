@@ -32,7 +32,7 @@ impl<'a> SelectionKey<'a> {
     /// The key of a candidate with this utility.
     fn new(candidate: &CandidateEdit<'a>, utility: f64, stop: Stop) -> Self {
         let accuracies = match stop {
-            Stop::Fa5 => (candidate.accuracy.fa5, candidate.accuracy.fa1),
+            Stop::Fa5 | Stop::Rank(_) => (candidate.accuracy.fa5, candidate.accuracy.fa1),
             Stop::Fa1 => (candidate.accuracy.fa1, candidate.accuracy.fa5),
         };
         Self { accuracies, utility, relative_step: candidate.relative_step, layer: candidate.name }

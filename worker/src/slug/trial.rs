@@ -121,6 +121,8 @@ impl StepOutcome {
         match (self, stop) {
             (Self::Measured(accuracy), Stop::Fa1) => accuracy.fa1 == 0.0,
             (Self::Measured(accuracy), Stop::Fa5) => accuracy.fa5 == 0.0,
+            // Tasks with a step search refuse this measure.
+            (Self::Measured(_), Stop::Rank(_)) => false,
             (Self::Refused(_), _) => false,
         }
     }

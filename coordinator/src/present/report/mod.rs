@@ -12,6 +12,7 @@
 //! | `source.rs` | the input of a report |
 //! | `notes.rs` | warnings for readers who rely on the release |
 //! | `summary.rs` | headline, retained classes, concepts without an edit, times, glossary |
+//! | `recognition.rs` | what can still be told of removed concepts |
 //! | `concepts.rs` | the table of concepts |
 //! | `agreement.rs` | predictions beside measurements |
 //! | `matrix.rs` | the effect matrix, near-duplicates side by side |
@@ -26,6 +27,7 @@ mod concepts;
 mod data;
 mod matrix;
 mod notes;
+mod recognition;
 mod source;
 mod summary;
 mod text;
@@ -52,6 +54,7 @@ pub fn render(source: &Source<'_>) -> String {
             (notes::section(record))
             (commands::section(record))
             (summary::retained(record))
+            (recognition::section(record))
             (concepts::section(source))
             (data::layers(record))
             (matrix::section(source))

@@ -2,7 +2,6 @@
 
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{Composition, Retained, UtilityOn};
-use lethe_shared::vocabulary::Stop;
 use maud::{Markup, html};
 
 use super::source::Source;
@@ -23,7 +22,9 @@ pub(super) fn headline(source: &Source<'_>) -> Markup {
                 (count(claimed(record), "concept")) " removed by " (record.kind_of_edits()) " of a CLIP model, composed by " code { (record.method) } "."
             } "\n"
             nav {
-                a href="#use" { "Use" } " " a href="#retained" { "Retained classes" } " " a href="#concepts" { "Concepts" } " "
+                a href="#use" { "Use" } " " a href="#retained" { "Retained classes" } " "
+                @if record.recognition.is_some() { a href="#recognition" { "What can still be told" } " " }
+                a href="#concepts" { "Concepts" } " "
                 a href="#layers" { "Layers" } " " a href="#effect-matrix" { "Effect matrix" }
                 @if source.run.is_some() { " " a href="#times" { "Times" } }
             } "\n"
@@ -271,14 +272,15 @@ pub(super) fn times(run: Option<&Report>) -> Markup {
 /// Returns the glossary of the page's terms.
 pub(super) fn glossary(record: &Composition) -> Markup {
     let search = &record.search;
-    let stop = match search.stop {
-        Stop::Fa1 => "FA@1",
-        Stop::Fa5 => "FA@5",
-    };
+    let stop = search.stop.measure();
     let terms = [
         (
             "FA@1, FA@5",
             "share of a concept's own forget images on which its class is the model's top prediction, or in its top five",
+        ),
+        (
+            "FA@rank S",
+            "share of a concept's own forget images on which fewer than the share S of the other classes rank above its class",
         ),
         ("TA@1, TA@5", "the same on images of the retained classes"),
         ("alone", "with this concept's edit and no other"),

@@ -4,8 +4,9 @@ use bytes::Bytes;
 use lethe_shared::digest::Digest;
 use lethe_shared::measurement::{ClassHits, RankedLayer, Trial};
 use lethe_shared::record::{
-    Base, Composition, ConceptRecord, FirstClass, Measured, Merge, Missing, ProtectedText,
-    Retained, TopPredictions, Utility, UtilityOn, VERSION, WorstClass,
+    Base, Candidates, Composition, ConceptRecord, FirstClass, Measured, Merge, Missing,
+    NameSearches, ProtectedText, Recall, Recognition, Retained, TopPredictions, Utility, UtilityOn,
+    VERSION, WorstClass,
 };
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::vocabulary::{MethodSettings, Stop, Tower};
@@ -17,8 +18,13 @@ use crate::compose::effect_matrix::EffectMatrix;
 const NASTY: &str = "</script><img src=x onerror=alert(1)>\u{2028}&\"'";
 
 fn concept(number: usize, still_found: f64) -> ConceptRecord {
-    let measured =
-        |fa5| Measured { fa1: 0.0, fa5, held_out: None, utility: Some(0.5 - fa5 / 100.0) };
+    let measured = |fa5| Measured {
+        fa1: 0.0,
+        fa5,
+        within: None,
+        held_out: None,
+        utility: Some(0.5 - fa5 / 100.0),
+    };
     let said = |class: &str, similarity| {
         Some(TopPredictions {
             similarity,
@@ -103,6 +109,15 @@ fn record(concepts: usize) -> Composition {
         origin: None,
         targets: Vec::new(),
         near_duplicates: vec![vec!["c0".into(), "c1".into()]],
+        recognition: Some(Recognition {
+            candidates: vec![Candidates { others: 4, before: 0.97, after: 0.79 }],
+            searches: vec![NameSearches {
+                set: "test".into(),
+                names: 2,
+                before: Recall { r1: 0.5, r5: 1.0, r20: 1.0 },
+                after: Recall { r1: 0.0, r5: 0.5, r20: 1.0 },
+            }],
+        }),
         utility: Utility {
             retained_classes: Some(7),
             validation: None,

@@ -536,6 +536,7 @@ impl Amended {
                 .collect(),
             near_duplicates: near_duplicates::near_duplicates(&recipe),
             utility: Utility::default(),
+            recognition: None,
             layers: apply::sizes(checkpoint, &change)?,
             files: BTreeMap::new(),
             concepts,
