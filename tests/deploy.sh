@@ -262,7 +262,7 @@ wait_for 30 "nats-server" answers "http://127.0.0.1:$monitoring/healthz"
 LAUNCH=$(at_systemd coordinator) start coordinator "${launch[@]}" systemd deploy/systemd/lethe-coordinator.service ""
 LAUNCH=$(at_systemd worker) start worker "${launch[@]}" systemd deploy/systemd/lethe-worker@.service cpu
 wait_for 60 "a coordinator that is ready" answers "http://127.0.0.1:$page/readyz"
-check "a run submitted to the units" env LETHE_NATS="tls://127.0.0.1:$nats" LETHE_NATS_CA="$work/keys/ca.pem" LETHE_NATS_NKEY="$work/keys/person.nk" \
+check "a run submitted to the units" env LETHE_NATS="tls://127.0.0.1:$nats" LETHE_NATS_CA="$work/keys/ca.pem" LETHE_NATS_NKEY="$work/keys/client.nk" \
   lethe submit "$demo/small.toml" --watch
 done_jobs() { python3 -c 'import sys, urllib.request; sys.exit(b"end=\"done\"" not in urllib.request.urlopen(sys.argv[1], timeout=5).read())' "http://127.0.0.1:$page/metrics"; }
 check "jobs done by the unit's worker" done_jobs

@@ -94,6 +94,48 @@ fn every_image_is_forgotten_by_one_layer_without_a_search() {
 }
 
 #[test]
+fn a_share_of_ranks_leaves_the_removed_name_no_better_than_others() {
+    let strict = job("");
+    strict.replace("job.toml", "[method]", "[method]\nstop = \"rank 0.5\"");
+    let said = strict.run("store");
+    let (strict, usual) = (record(&said), record(&job("").run("store")));
+    for concept in &strict.concepts {
+        assert_eq!(concept.criterion.unwrap().stop.name(), "rank 0.5");
+        assert!(concept.before.within.unwrap() > 0.9, "{:?}", concept.before);
+        assert_eq!(concept.composed.unwrap().within, Some(0.0), "{} ranks high", concept.id);
+        assert_eq!(strict.verdict(concept).status, ConceptStatus::Removed);
+    }
+    assert!(usual.concepts.iter().all(|concept| concept.composed.unwrap().within.is_none()));
+    // Five classes above among a thousand hide a name, and half of them above remove it.
+    let against_one = |record: &Composition| record.recognition.as_ref().unwrap().candidates[0];
+    assert!(against_one(&usual).before > 0.95 && against_one(&usual).after > 0.7);
+    assert!(against_one(&strict).after < 0.5, "{:?}", against_one(&strict));
+    for page in ["README.md", "report.html"] {
+        let text = std::fs::read_to_string(folder(&said).join(page)).unwrap();
+        assert!(text.contains("What can still be told"), "{page}");
+    }
+}
+
+#[test]
+fn a_layer_that_the_manifest_names_is_the_one_that_edits_change() {
+    let named = "text_model.encoder.layers.2.mlp.fc2.weight";
+    for method in ["margins", "preconditioned"] {
+        let job = SmallJob::new().lenient();
+        let composition = format!(
+            "[composition]\nmethod = \"{method}\"\nlayer = \"{named}\"\nrounds = 1\n\n[execution]"
+        );
+        job.replace("job.toml", "[execution]", &composition);
+        let record = record(&job.run("store"));
+        assert_eq!(record.layers.keys().collect::<Vec<_>>(), [named], "{method}");
+        job.replace("job.toml", named, "vision_model.encoder.layers.2.mlp.fc2.weight");
+        let text = stderr(&job.output("store"));
+        let says = "composition.layer: `vision_model.encoder.layers.2.mlp.fc2.weight` is none of the layers that this manifest's edits \
+                    can change: text_model.encoder.layers.0.mlp.fc2.weight, ";
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[test]
 fn vision_edits_are_spread_over_all_mlps() {
     let job = job("towers = \"vision\"\nrank = 8");
     let said = job.run("store");
@@ -262,6 +304,13 @@ fn settings_that_margins_do_not_have_are_refused() {
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(text.contains(says), "{text}\n  does not say: {says}");
     }
+    let other = SmallJob::new();
+    other.replace("job.toml", "[method]", "[method]\nstop = \"rank 0.5\"");
+    let text = stderr(&other.output("store"));
+    assert!(
+        text.contains("method.stop is `rank 0.5`, which needs composition.method = \"margins\""),
+        "{text}"
+    );
     let other = SmallJob::new();
     other.replace("job.toml", "[execution]", "[composition]\nmargin = 0.1\n\n[execution]");
     let text = stderr(&other.output("store"));

@@ -276,6 +276,35 @@ fn bash_completes_commands_and_options() {
 }
 
 #[test]
+fn the_commands_that_the_page_of_failures_names_exist() {
+    let page = std::fs::read_to_string(repository().join("docs/failures.md")).unwrap();
+    let (_, rest) = page.split_once("## Symptoms").unwrap();
+    let (table, _) = rest.split_once("\n## ").unwrap();
+    let named = table.split('`').skip(1).step_by(2);
+    let commands: Vec<&str> = named
+        .filter(|code| code.starts_with("lethe ") || code.starts_with("lethe-worker "))
+        .collect();
+    assert!(commands.len() > 20, "{commands:?}");
+    for command in commands {
+        let (program, arguments) = command.split_once(' ').unwrap();
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let is_name = |word: &&str| {
+            !word.starts_with('-') && word.chars().all(|c| c.is_ascii_lowercase() || c == '-')
+        };
+        let names: Vec<&str> = arguments.iter().copied().take_while(is_name).collect();
+        let output = Command::new(binary(program)).args(&names).arg("--help").output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}: {}", stderr(&output));
+        let help = String::from_utf8_lossy(&output.stdout).into_owned();
+        for option in arguments.iter().filter(|word| word.starts_with("--")) {
+            assert!(
+                help.contains(&format!("{option} ")) || help.contains(&format!("{option}\n")),
+                "{command}"
+            );
+        }
+    }
+}
+
+#[test]
 fn every_command_has_a_manual_page_that_man_can_show() {
     let folder = tempfile::tempdir().unwrap();
     let output = lethe(&["man", folder.path().to_str().unwrap()]);

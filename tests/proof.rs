@@ -272,6 +272,13 @@ fn a_run_signs_what_it_releases_and_says_where_it_comes_from() {
     let composed = ends(0, &["compose", release, "--remove", "rocket", "--sign-key", &private]);
     let address = composed["release"].as_str().unwrap();
     ends(0, &["verify", address, "--public-key", &public, "--recompute"]);
+    let receipts = std::fs::read_to_string(Path::new(address).join("receipts.jsonl")).unwrap();
+    assert_eq!(receipts.lines().count(), CONCEPTS.len() - 1);
+    for line in receipts.lines() {
+        let statement: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(statement["predicateType"], "urn:lethe:not-measured:v1");
+        assert_eq!(statement["predicate"]["evidence"]["composed"], Value::Null);
+    }
     let provenance = std::fs::read_to_string(Path::new(address).join("provenance.json")).unwrap();
     assert!(
         provenance.contains("rocket left out") && provenance.contains(&digest("retain-0.tar")),

@@ -384,6 +384,13 @@ fn releases_of_earlier_versions_are_read_and_judged() {
     let concepts = record(&folder(&composed)).concepts;
     let status = |at: usize| concepts[at].verdict.as_ref().unwrap().status;
     assert_eq!((status(0), status(1)), (ConceptStatus::NotApplied, ConceptStatus::NotMeasured));
+    // An edit that nobody measured in this release has no removal receipt.
+    let kinds: Vec<String> =
+        statements(&folder(&composed)).into_iter().map(|(_, kind, _)| kind).collect();
+    assert_eq!(
+        kinds,
+        ["urn:lethe:not-removed:v1", "urn:lethe:not-measured:v1", "urn:lethe:not-measured:v1"]
+    );
     // Once measured, the release lists the concepts that the model no longer knows.
     let name = format!("small:{}", composed["number"]);
     let evaluated = ends(&job, &["evaluate", &name, "--store", "store"], 0).0;

@@ -182,6 +182,8 @@ fn a_stranger_gets_from_a_clone_to_production_and_back() {
     let page = std::fs::read_to_string(repository().join("docs/walk.md")).unwrap();
     let steps = steps(&page);
     assert!(steps.len() > 30, "{}", steps.len());
+    let killed = "$ kill -9 \"$worker_1\"";
+    assert!(page.contains(&format!("```console\n{killed}\n```")), "the kill has its own block");
     let (nats, http) = (free_port(), free_port());
     let mut shell = Shell::new([("NATS_PORT", nats), ("PAGE_PORT", http)]);
     let address = format!("127.0.0.1:{http}");

@@ -5,7 +5,7 @@
 #
 #   FOLDER/nats/      for the server: nats.conf, server.pem, server.key
 #   FOLDER/ca.pem     for everyone: --nats-ca
-#   FOLDER/ROLE.nk    for coordinator, worker, person: --nats-nkey
+#   FOLDER/ROLE.nk    for coordinator, worker, client: --nats-nkey
 #   FOLDER/ca.key     for nobody: it signs server certificates
 #
 # What is there stays, but the server's certificate and nats.conf: they are made anew, for the given hosts and 365 days.
@@ -45,8 +45,12 @@ nkey() { # BYTE…
 
 last_32_bytes() { tail -c 32 | od -An -v -tu1; }
 
+# Earlier versions called a client's key `person.nk`; the key stays.
+for file in person.nk nats/person.pub; do
+  if [ -f "$file" ] && ! [ -f "${file/person/client}" ]; then mv "$file" "${file/person/client}"; fi
+done
 configuration=$(cat "$here/nats.conf")
-for role in coordinator worker person; do
+for role in coordinator worker client; do
   if ! [ -f "$role.nk" ] || ! [ -f "nats/$role.pub" ]; then
     key=$(mktemp)
     openssl genpkey -algorithm ed25519 -out "$key"

@@ -168,12 +168,7 @@ impl<'a> Scan<'a> {
     /// # Errors
     /// A message when the file cannot be read to its end.
     fn run(&mut self, reader: &mut impl Read) -> Result<Strays, String> {
-        let damaged = |error: Damaged| {
-            format!(
-                "is not a complete tar file ({} at byte {}); it may be cut off: write it again",
-                error.problem, error.at
-            )
-        };
+        let damaged = |error: Damaged| error.sentence("it may be cut off: write it again");
         let mut archive = Archive::new(reader);
         let captioned = !matches!(self.captions, Captions::Ignored);
         let mut samples = archive.samples(captioned).map_err(damaged)?;

@@ -240,3 +240,46 @@ impl MethodSettings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn criteria_have_one_name_each() {
+        for name in ["fa1", "fa5", "rank 0.5", "rank 0.001", "rank 0.999"] {
+            let stop = Stop::parse(name).unwrap();
+            assert_eq!(stop.name(), name);
+            assert_eq!(serde_json::from_value::<Stop>(serde_json::json!(name)).unwrap(), stop);
+            assert_eq!(serde_json::to_value(stop).unwrap(), name);
+        }
+        for name in [
+            "",
+            "FA5",
+            "rank",
+            "rank ",
+            "rank 0",
+            "rank 1",
+            "rank 1e-1",
+            "rank 0.0005",
+            "rank NaN",
+            "rank -0.5",
+            "rank +0.5",
+        ] {
+            assert_eq!(Stop::parse(name), None, "{name}");
+        }
+        let error = serde_json::from_value::<Stop>(serde_json::json!("rank 2\u{1b}")).unwrap_err();
+        assert!(
+            error.to_string().contains(r"`rank 2\u{1b}`, expected fa1, fa5, or rank S"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_share_of_ranks_counts_other_classes() {
+        let rank = |name: &str, others: u32| Stop::parse(name).unwrap().rank(others);
+        assert_eq!((rank("fa1", 9), rank("fa5", 9)), (1, 5));
+        assert_eq!((rank("rank 0.5", 9), rank("rank 0.5", 10), rank("rank 0.001", 10)), (5, 5, 1));
+        assert_eq!(rank("rank 0.999", u32::MAX), 4_290_672_328);
+    }
+}

@@ -7,10 +7,15 @@
 //! In contrast to the package, archives behind the end of the first one are read as well
 //! (`cat a.tar b.tar > both.tar`).
 
+mod bounded;
+
+use std::fmt;
 use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::bounded::MAX_EXTENSION;
+use self::bounded::{Bounded, ContentsEnd};
 use crate::image_file;
 use crate::printable::{is_hidden, printable};
 use crate::words::trimmed;
@@ -62,15 +67,35 @@ impl Problem {
     }
 }
 
-/// The shard is not a complete tar file.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is damaged at byte {at}: {problem}")]
+/// The shard is not a complete tar file, or has a record that is too large to be read.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Damaged {
     /// Offset of the first invalid byte.
     pub at: u64,
     /// Description of the defect.
     pub problem: String,
+    /// Whether a record is larger than is read; the file may be whole.
+    pub oversized: bool,
 }
+
+impl Damaged {
+    /// Returns a sentence about the shard; `advice` says what to do about an incomplete file.
+    pub fn sentence(&self, advice: &str) -> String {
+        if self.oversized {
+            return self.to_string();
+        }
+        format!("is not a complete tar file ({} at byte {}); {advice}", self.problem, self.at)
+    }
+}
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.oversized { "cannot be read" } else { "is damaged" };
+        write!(f, "{what} at byte {}: {}", self.at, self.problem)
+    }
+}
+
+impl std::error::Error for Damaged {}
 
 /// An image and its caption, valid until the next sample is read.
 #[derive(Debug, PartialEq, Eq)]
@@ -255,15 +280,19 @@ impl Strays {
 
 /// A tar file, or several one after another.
 #[allow(missing_debug_implementations)]
-pub struct Archive<R: Read>(tar::Archive<R>);
+pub struct Archive<R: Read> {
+    tar: tar::Archive<Bounded<R>>,
+    contents_end: ContentsEnd,
+}
 
 impl<R: Read> Archive<R> {
     /// Creates the archive of a reader.
     pub fn new(reader: R) -> Self {
-        let mut archive = tar::Archive::new(reader);
+        let contents_end = ContentsEnd::default();
+        let mut tar = tar::Archive::new(Bounded::new(reader, contents_end.clone()));
         // Reads on after the end of an archive: another one may follow.
-        archive.set_ignore_zeros(true);
-        Self(archive)
+        tar.set_ignore_zeros(true);
+        Self { tar, contents_end }
     }
 
     /// Returns the samples in order. Without `captioned`, captions are neither required nor read.
@@ -271,9 +300,10 @@ impl<R: Read> Archive<R> {
     /// # Errors
     /// When the archive has already been read in part.
     pub fn samples(&mut self, captioned: bool) -> Result<Samples<'_, R>, Damaged> {
-        let entries = self.0.entries().map_err(|error| damaged(0, &error))?;
+        let entries = self.tar.entries().map_err(|error| damaged(0, &error))?;
         Ok(Samples {
             entries,
+            contents_end: self.contents_end.clone(),
             captioned,
             current: Sample::default(),
             complete: Sample::default(),
@@ -289,7 +319,8 @@ impl<R: Read> Archive<R> {
 /// Reads the samples of a shard one by one, and holds two of them in memory.
 #[allow(missing_debug_implementations)]
 pub struct Samples<'a, R: Read> {
-    entries: tar::Entries<'a, R>,
+    entries: tar::Entries<'a, Bounded<R>>,
+    contents_end: ContentsEnd,
     captioned: bool,
     /// The sample that is being read.
     current: Sample,
@@ -317,6 +348,9 @@ impl<R: Read> Samples<'_, R> {
             let mut entry = entry.map_err(|error| damaged(self.end, &error))?;
             let (body, size) = (entry.raw_file_position(), entry.size());
             self.end = body.saturating_add(size).div_ceil(512).saturating_mul(512);
+            // A sparse file announces more than it stores.
+            let is_stored_whole = !entry.header().entry_type().is_gnu_sparse();
+            self.contents_end.set(if is_stored_whole { self.end } else { 0 });
             self.members += 1;
             let path = path_of(&entry);
             let place = match is_sparse(&mut entry) {
@@ -428,6 +462,7 @@ fn add(
             return Err(Damaged {
                 at: body + content.size as u64,
                 problem: format!("`{}` is cut off", printable(path)),
+                oversized: false,
             });
         }
     }
@@ -435,7 +470,11 @@ fn add(
 }
 
 fn damaged(at: u64, error: &io::Error) -> Damaged {
-    Damaged { at, problem: printable(&error.to_string()) }
+    let oversized = error.kind() == io::ErrorKind::FileTooLarge;
+    let problem = error.to_string();
+    // `Bounded` has escaped what it quotes.
+    let problem = if oversized { problem } else { printable(&problem) };
+    Damaged { at, problem, oversized }
 }
 
 /// Returns the path of a member; `None` when it is not UTF-8.

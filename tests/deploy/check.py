@@ -140,7 +140,7 @@ def permissions() -> None:
     expected = {
         "worker": told("A worker may"),
         "coordinator": (coordinator[0] | serve[0], coordinator[1] | serve[1]),
-        "person": told("Whoever submits"),
+        "client": told("Whoever submits"),
     }
     for role, (publish, subscribe) in expected.items():
         block = re.search(rf"^{role} = \{{(.*?)^\}}", configured, re.DOTALL | re.MULTILINE)

@@ -25,6 +25,7 @@ STATED_MEAN = 6
 # What Lethe refuses although Pillow reads it: patterns of names, and why.
 REFUSED = {
     "other-*": "a format that Lethe does not read",
+    "png-too-large": "more pixels than Pillow reads without a warning",
     "png-crc-*": "a wrong checksum, which Pillow skips in image data and behind it",
     "png-cut-*": "cut behind the image data",
     "png-critical-unknown": "a chunk that must be understood, and is not",

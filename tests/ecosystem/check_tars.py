@@ -47,6 +47,7 @@ REFUSED = {
     "caption-invisible": "the same",
     "caption-overlong": "the same",
     "sparse-*": "sparse files",
+    "pax-*too-large": "pax headers of more than 1 MiB",
     "pax-path-twice": "headers that contradict each other",
     "size-negative": "the same",
     "two-archives-same-key": "a key that ends an archive and begins the next one",

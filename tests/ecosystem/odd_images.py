@@ -642,6 +642,7 @@ def others():
     yield "other-zeros", bytes(500)
     yield "other-text", b"a caption, not an image"
     yield "other-jpeg-behind-a-line", b"\n" + saved(rgb, "JPEG")
+    yield "png-too-large", saved(Image.new("1", (9460, 9460)), "PNG")
 
 
 def every():

@@ -162,6 +162,11 @@ def of_transformers():
     yield case("eos-wrong", False, text={"eos_token_id": 5})
     yield case("eos-bos", False, config=set_in("text_config", eos_token_id=2, bos_token_id=EOS))
     yield case("eos-null", False, config=set_in("text_config", eos_token_id=None))
+    yield case("eos-null-default", False, tokenizer=clip_tokenizer, config=set_in("text_config", eos_token_id=None))
+    yield case("eos-missing", tokenizer=clip_tokenizer, config=lambda config: config["text_config"].pop("eos_token_id", None))
+    for section, key in (("text_config", "layer_norm_eps"), ("text_config", "hidden_act"), ("vision_config", "patch_size"), ("vision_config", "num_channels")):
+        yield case(f"null-{section}-{key}", False, config=set_in(section, **{key: None}))
+    yield case("null-vision-eos", config=set_in("vision_config", eos_token_id=None, bos_token_id=None))
     yield case("eos-top", config=set_in("", eos_token_id=1))
     yield case("eos-list", False, config=set_in("text_config", eos_token_id=[EOS]))
     yield case("pad", text={"pad_token_id": 1})

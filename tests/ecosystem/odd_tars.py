@@ -192,6 +192,9 @@ def every():
     yield "pax-size", pax({"size": str(len(image(1)))}) + header(b"a.png", 0) + padded(image(1)) + member("a.txt", b"one") + END
     yield "pax-times", pax({"mtime": "1.5", "atime": "2", "SCHILY.xattr.user.x": "y"}) + member("a.png", image(1)) + member("a.txt", b"one") + END
     yield "pax-global", pax({"comment": "made by git"}, b"g") + b"".join(member(*found) for found in pairs("a", "b")) + END
+    yield "pax-largest", pax({"comment": "x" * ((1 << 20) - 17)}) + b"".join(member(*found) for found in pairs("a")) + END
+    yield "pax-too-large", pax({"comment": "x" * (1 << 20)}) + b"".join(member(*found) for found in pairs("a")) + END
+    yield "pax-global-too-large", pax({"comment": "x" * (1 << 20)}, b"g") + b"".join(member(*found) for found in pairs("a")) + END
     yield "pax-global-path", pax({"path": "all.png"}, b"g") + b"".join(member(*found) for found in pairs("a")) + END
     yield "pax-broken", header(b"PaxHeader", 9, kind=b"x") + padded(b"99 nothing") + b"".join(member(*found) for found in pairs("a")) + END
     yield "gnu-long-and-pax", header(b"././@LongLink", 9, kind=b"L") + padded(b"real.png\0") + member("short.png", image(1)) + member("real.txt", b"one") + END

@@ -211,6 +211,27 @@ mod tests {
     }
 
     #[test]
+    fn image_ranks_leave_out_removed_classes() {
+        let classes = rows(&[1., 0., 0., 1., 0.6, 0.8, 0.8, 0.6], 2);
+        let images = rows(&[1., 0., 0., 1.], 2);
+        let retained = Tensor::from_slice(&[true, true, false, false]);
+        let found = image_ranks(&images, &classes, 2, &retained).unwrap();
+        let found: Vec<(u32, u32)> = found.iter().map(|rank| (rank.all, rank.retained)).collect();
+        assert_eq!(found, [(2, 1), (1, 1)]);
+        assert!(image_ranks(&images, &rows(&[f32::NAN; 8], 2), 2, &retained).is_err());
+    }
+
+    #[test]
+    fn a_search_finds_the_best_image_of_its_class() {
+        let classes = rows(&[1., 0., 0., 1., 0.6, 0.8], 2);
+        let images = rows(&[1., 0., 0.8, 0.6, 0., 1., 0.8, 0.6], 2);
+        let found = name_searches(&images, &classes, &[0, 1, 0, 2], &[0, 1, 2, 3]).unwrap();
+        let found: Vec<(u32, u32)> = found.iter().map(|s| (s.class, s.rank)).collect();
+        // The images of classes 1 and 2 are the same: each ranks behind the other.
+        assert_eq!(found, [(0, 0), (1, 2), (2, 1)]);
+    }
+
+    #[test]
     fn a_tie_goes_to_the_earlier_class() {
         let classes = rows(&[1., 0., 1., 0., 1., 0.], 2);
         let images = rows(&[1., 0.], 2);

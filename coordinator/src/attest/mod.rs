@@ -4,7 +4,7 @@
 //! | file of a release | content | written by |
 //! |---|---|---|
 //! | `provenance.json` | SLSA provenance: base, data, manifest, versions | `provenance.rs` |
-//! | `receipts.jsonl` | one removal receipt per concept, one per line | `receipts.rs` |
+//! | `receipts.jsonl` | one statement per concept, one per line: a removal receipt, or that it is not removed or not measured | `receipts.rs` |
 //! | `attestations.intoto.jsonl` | the same statements, each signed alone (`dsse.rs`) | the holder of a key |
 //! | `model.sig` | a signature over every file (`model_signing.rs`) | the holder of a key |
 //!

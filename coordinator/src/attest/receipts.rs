@@ -2,9 +2,11 @@
 //! the coefficient and the evidence. A receipt does not mention any other concept, so it can be
 //! handed out alone.
 //!
-//! A concept that the model still recognises, or whose edit is not applied, gets a
-//! statement of another type, which says that the concept is not removed. A concept that the base
-//! model did not know gets no statement, unless the record asks for receipts of such concepts.
+//! Only a concept that was measured as removed gets a receipt. A concept that the model still
+//! recognises, or whose edit is not applied, gets a statement of another type, which says that the
+//! concept is not removed. A concept of a composed release, which has not been measured, gets a
+//! statement of a third type. A concept that the base model did not know gets no statement, unless
+//! the record asks for receipts of such concepts.
 
 use lethe_shared::record::verdict::{ConceptStatus, Verdict};
 use lethe_shared::record::{Composition, ConceptRecord};
@@ -16,6 +18,9 @@ use super::statement::{LETHE_VERSION, STATEMENT_TYPE, subjects};
 pub const PREDICATE_TYPE: &str = "urn:lethe:removal-receipt:v1";
 /// The predicate type of a statement that a concept is not removed. The fields are the same.
 pub const NOT_REMOVED_TYPE: &str = "urn:lethe:not-removed:v1";
+/// The predicate type of a statement that an edit was applied, and its effect in this release not
+/// measured. The fields are the same.
+pub const NOT_MEASURED_TYPE: &str = "urn:lethe:not-measured:v1";
 
 /// Returns the receipts of a release, one per line, in the record's order. `weights` are the names
 /// of the weight files.
@@ -28,8 +33,8 @@ pub fn lines(record: &Composition, weights: &[String]) -> String {
 /// statement.
 fn predicate_type(status: ConceptStatus, receipts_for_unknown: bool) -> Option<&'static str> {
     match status {
-        // A composed release has not been measured yet; its receipt says so.
-        ConceptStatus::Removed | ConceptStatus::NotMeasured => Some(PREDICATE_TYPE),
+        ConceptStatus::Removed => Some(PREDICATE_TYPE),
+        ConceptStatus::NotMeasured => Some(NOT_MEASURED_TYPE),
         ConceptStatus::UnknownBefore => receipts_for_unknown.then_some(PREDICATE_TYPE),
         ConceptStatus::Showing | ConceptStatus::Weakened | ConceptStatus::NotApplied => {
             Some(NOT_REMOVED_TYPE)
@@ -83,12 +88,12 @@ fn receipt(record: &Composition, concept: &ConceptRecord, weights: &[String]) ->
     Some(receipt)
 }
 
-/// Returns the id of the concept that a receipt or a not-removed statement is about, and `None` for
-/// any other statement.
+/// Returns the id of the concept that a receipt, a not-removed or a not-measured statement is about,
+/// and `None` for any other statement.
 pub fn about(line: &[u8]) -> Option<String> {
     let statement: Value = serde_json::from_slice(line).ok()?;
-    let predicate_type = statement.get("predicateType")?;
-    if predicate_type != PREDICATE_TYPE && predicate_type != NOT_REMOVED_TYPE {
+    let predicate_type = statement.get("predicateType")?.as_str()?;
+    if ![PREDICATE_TYPE, NOT_REMOVED_TYPE, NOT_MEASURED_TYPE].contains(&predicate_type) {
         return None;
     }
     Some(statement.pointer("/predicate/concept/id")?.as_str()?.to_owned())
@@ -156,7 +161,7 @@ mod tests {
             ("shows", NOT_REMOVED_TYPE, "showing"),
             ("weak", NOT_REMOVED_TYPE, "weakened"),
             ("off", NOT_REMOVED_TYPE, "not-applied"),
-            ("unmeasured", PREDICATE_TYPE, "not-measured"),
+            ("unmeasured", NOT_MEASURED_TYPE, "not-measured"),
             ("unknown", PREDICATE_TYPE, "unknown-before"),
         ]
         .map(|(id, kind, status)| (id.to_owned(), kind.to_owned(), status.to_owned()));

@@ -34,7 +34,7 @@ pub(super) struct Compose {
     group_strength: Vec<(String, f64)>,
     /// Restore a concept: leave its edit out of the new release, so that the model recognises it
     /// again. May be repeated.
-    #[arg(long, visible_alias = "restore", value_name = "ID")]
+    #[arg(long = "restore", visible_alias = "remove", value_name = "ID")]
     remove: Vec<String>,
     /// Add a concept's edit from another release, which is given like RELEASE, as in
     /// `other:2:pizza`. That release must have the same base model and the same retain data.

@@ -38,7 +38,8 @@ use crate::failure::Failure;
     version,
     propagate_version = true,
     after_help = "Exit codes: 0 done · 2 bad manifest or arguments · 3 finished, but a required concept has no edit or is still recognised · \
-                  4 a gate or a check failed · 5 the store or the queue stayed unreachable, or no worker was fit · 130 cancelled.\n\nStart with: lethe run jobs/emoji/small.toml"
+                  4 a gate is not met, or a release differs from what was released · 5 the store or the queue stayed unreachable or lacks room, a disk \
+                  is full, no worker was fit, or a job failed for good; from `lethe doctor`: a check failed · 130 cancelled.\n\nStart with: lethe run jobs/emoji/small.toml"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -76,7 +76,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
     },
-    /// Print the receipt of one removal; it is signed if the release is.
+    /// Print the receipt of one removal, or the statement that a concept is not removed or was not
+    /// measured. It is signed if the release is.
     Receipt {
         /// The release: NAME:NUMBER or NAME@CHANNEL.
         release: Wanted,

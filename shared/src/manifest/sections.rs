@@ -41,7 +41,8 @@ pub struct Manifest {
     /// with exit code 4.
     #[serde(default)]
     pub gates: Gates,
-    /// How a run uses this machine; without `--nats`.
+    /// What a run computes on: `workers` and `device` apply without `--nats`, `arithmetic` to every
+    /// run.
     #[serde(default)]
     pub execution: ExecutionSection,
     /// Where results are written.
@@ -120,15 +121,18 @@ pub struct MethodSection {
     /// Pairs per gradient batch.
     #[schemars(range(min = 2, max = 65536))]
     pub batch_size: u32,
-    /// Step-size evaluations per front layer.
+    /// Not for `margins`: steps tried on a concept's layer, or with a search of SLUG (`sum`, `mean`,
+    /// `ties`, `dare`), on each layer of its Pareto front.
     #[schemars(range(min = 1, max = 1000))]
     pub search_evaluations: u32,
-    /// The search on a layer ends when the relative width of its bracket is below this; 0 uses all
+    /// Not for `margins`: the search on a layer ends when the relative width of its bracket is below this; 0 uses all
     /// evaluations.
     pub search_tolerance: f64,
-    /// A concept counts as forgotten when this accuracy on its forget set is 0.
+    /// The accuracy on a concept's forget set by which it counts as forgotten. The step search looks
+    /// for 0; the verdict allows `composition.tolerance`.
     pub stop: Stop,
-    /// Whether the gains of layer norms are candidates as well.
+    /// `sum`, `mean`, `ties` and `dare`: whether the gains of layer norms are candidates as well. The
+    /// other methods rank them for the record, and never edit them.
     pub normalisation_gains: bool,
     /// Precision of matrix multiplications in the towers.
     pub precision: Precision,
@@ -234,25 +238,25 @@ impl Spread {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompositionSection {
-    /// The method. The other fields apply to `preconditioned` and `null-space`, unless they name
-    /// another method.
+    /// The method. A field that names no method applies to `preconditioned`, `null-space` and
+    /// `margins`.
     pub method: CompositionMethod,
-    /// Towers that edits may change; only their layers are scored. (SLUG's full search always uses
-    /// both.)
+    /// Towers that edits may change; only their layers are scored. (SLUG's full search, of `sum`,
+    /// `mean`, `ties` and `dare`, always uses both.)
     pub towers: Towers,
     /// The one layer that edits change, by the name of its weight in the checkpoint. By default the
     /// run selects layers. Not with the targets of two towers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<String>,
-    /// Most layers that the edits of a run are distributed over.
+    /// `preconditioned` and `null-space`: most layers that the edits of a run are distributed over.
     #[schemars(range(min = 1, max = 64))]
     pub layers: u32,
     /// `margins`: whether a concept's edit is spread over all layers that end an MLP, or changes
     /// one. By default `one` for the text tower and `all` for the vision tower.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spread: Option<Spread>,
-    /// `margins`: by how much of a cosine the class of a forget image must rank below the fifth
-    /// best other class (the best, with `stop = "fa1"`). A larger value forgets more on images that
+    /// `margins`: by how much of a cosine the class of a forget image must rank below the k-th best
+    /// other class, where k follows from `method.stop` (`fa5`: the fifth). A larger value forgets more on images that
     /// are not in the forget set, and costs more. By default 0.02 for the text tower and 0.05 for
     /// the vision tower.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -265,7 +269,7 @@ pub struct CompositionSection {
     /// `margins`: most forget images of a concept that become constraints.
     #[schemars(range(min = 1, max = 1024))]
     pub images: u32,
-    /// Also for `margins`: largest rank of a concept's direction at a layer. A smaller rank makes
+    /// Largest rank of a concept's direction at a layer. A smaller rank makes
     /// the edits in a release smaller and less efficient. By default 2 for the text tower; for the
     /// vision tower 32 with `margins`, and no limit otherwise.
     #[schemars(range(min = 1, max = 1024))]
@@ -288,11 +292,11 @@ pub struct CompositionSection {
     /// Weight of unlabelled data relative to the retain set in the second moments. A larger value
     /// protects unlabelled data more and the retain set less.
     pub unlabelled_weight: f64,
-    /// Share of a concept's forget images that may still be recognised by the measure
-    /// `method.stop`.
+    /// All methods: share of a concept's forget images that the verdict allows to be recognised by the
+    /// measure `method.stop`. `preconditioned` and `null-space` use it in their rounds too.
     pub tolerance: f64,
-    /// Rounds of evaluating the composed model on the forget sets and adjusting coefficients; 0
-    /// uses the coefficients as solved.
+    /// Most rounds of evaluating the composed model on the forget sets and adjusting coefficients; 0
+    /// uses the coefficients as solved. `margins` makes at least one.
     #[schemars(range(max = 100))]
     pub rounds: u32,
 }

@@ -125,3 +125,66 @@ fn a_sparse_file_is_refused() {
     let (found, _) = read(&tar.into_inner().unwrap(), true);
     assert!(found[0].1.contains("is a sparse file"), "{found:?}");
 }
+
+/// Returns an extension record of this kind that announces a size, and only as much of it as is given.
+fn announced(kind: tar::EntryType, size: u64, content: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("PaxHeaders/1.png").unwrap();
+    header.set_entry_type(kind);
+    header.set_size(size);
+    header.set_cksum();
+    let padding = content.len().next_multiple_of(512) - content.len();
+    [header.as_bytes(), content, &vec![0; padding]].concat()
+}
+
+/// Counts the bytes that are read of it.
+struct Counted<'a>(&'a [u8], &'a std::cell::Cell<usize>);
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // In small pieces, as a slow connection gives them.
+        let most = buffer.len().min(100);
+        let n = self.0.read(&mut buffer[..most])?;
+        self.1.set(self.1.get() + n);
+        Ok(n)
+    }
+}
+
+#[test]
+fn an_extension_record_that_is_too_large_is_refused_before_it_is_read() {
+    use tar::EntryType;
+    let before = shard(&[("1.png", PNG), ("1.txt", b"cat"), ("1.json", &[b' '; 1024])]);
+    let before = &before[..before.len() - 1024];
+    for kind in [
+        EntryType::XHeader,
+        EntryType::XGlobalHeader,
+        EntryType::GNULongName,
+        EntryType::GNULongLink,
+    ] {
+        for size in [MAX_EXTENSION + 1, 1 << 30] {
+            let large = vec![b'x'; 2 << 20];
+            let bytes = [before, &announced(kind, size, &large)].concat();
+            let read = std::cell::Cell::new(0);
+            let mut archive = Archive::new(Counted(&bytes, &read));
+            let mut samples = archive.samples(true).unwrap();
+            let damaged = loop {
+                match samples.advance() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("{kind:?} of {size} bytes is read"),
+                    Err(damaged) => break damaged,
+                }
+            };
+            assert!(read.get() <= before.len() + 512, "{kind:?}: {} bytes are read", read.get());
+            assert_eq!((damaged.oversized, damaged.at), (true, before.len() as u64));
+            let said = damaged.sentence("");
+            let expected = format!("announces {size} bytes, at most 1048576 are read");
+            assert!(said.contains(&expected) && said.contains("`PaxHeaders/1.png`"), "{said}");
+        }
+    }
+    // The largest record is read, and contents that look like such a header are contents.
+    let largest = announced(EntryType::GNULongLink, MAX_EXTENSION, &vec![0; 1 << 20]);
+    let inner = announced(EntryType::XHeader, 1 << 30, b"");
+    let pair = shard(&[("a.json", &inner), ("a.png", PNG), ("a.txt", &[b'a'; 512])]);
+    let (found, _) = read(&[&largest[..], &pair].concat(), true);
+    assert_eq!(found, [("a".to_owned(), "a".repeat(512))]);
+}

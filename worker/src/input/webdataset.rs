@@ -48,10 +48,7 @@ impl<'a, R: Read> Samples<'a, R> {
 }
 
 fn incomplete(damage: &Damaged) -> String {
-    format!(
-        "is not a complete tar file ({} at byte {}); create it again",
-        damage.problem, damage.at
-    )
+    damage.sentence("create it again")
 }
 
 impl<R: Read> Iterator for Samples<'_, R> {

@@ -276,9 +276,12 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
         let older = format!("{name}_dict");
         let name = if json.get(&older).is_some_and(|v| !v.is_null()) { &older } else { name };
         match json.get(name) {
-            Some(Value::Object(given)) => merged.extend(
-                given.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())),
-            ),
+            Some(Value::Object(given)) => {
+                config_keys::check_not_null(name, given, vision).map_err(|p| bad(file, p))?;
+                merged.extend(
+                    given.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())),
+                );
+            }
             None | Some(Value::Null) => {}
             Some(_) => return Err(bad(file, format!("`{name}` is not an object"))),
         }
@@ -297,7 +300,7 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
         ));
     }
     let embedding = match json.get("projection_dim") {
-        None | Some(Value::Null) => 512,
+        None => 512,
         Some(width) => width.as_i64().ok_or_else(|| {
             bad(file, format!("projection_dim is {width}, expected a whole number"))
         })?,
@@ -554,6 +557,30 @@ mod tests {
         let old = json!({ "model_type": "clip", "return_dict": true, "top_k": 50, "pruned_heads": {},
             "text_config": { "is_decoder": false, "bad_words_ids": null, "model_type": "clip_text_model" } });
         read(&old).unwrap();
+    }
+
+    /// transformers fails with these, and has a default where one is missing.
+    #[test]
+    fn a_null_is_refused_where_transformers_needs_a_value() {
+        for (section, key) in [
+            ("text_config", "eos_token_id"),
+            ("text_config", "hidden_size"),
+            ("text_config_dict", "eos_token_id"),
+            ("vision_config", "patch_size"),
+            ("vision_config", "hidden_act"),
+        ] {
+            let problem =
+                read(&json!({ "model_type": "clip", section: { key: null } })).unwrap_err();
+            let expected = format!("{section}.{key} in config.json is null");
+            assert!(problem.contains(&expected), "{problem}");
+        }
+        let projection = json!({ "model_type": "clip", "projection_dim": null });
+        assert!(read(&projection).unwrap_err().contains("projection_dim is null"));
+        // OpenAI's files have these. A section that an older one replaces is not read.
+        let unused = json!({ "model_type": "clip", "eos_token_id": null,
+            "vision_config": { "eos_token_id": null, "vocab_size": null },
+            "text_config": { "eos_token_id": null, "bos_token_id": null }, "text_config_dict": {} });
+        assert_eq!(read(&unused).unwrap().pooling, TextPooling::FirstOf(49_407));
     }
 
     /// Like `CLIPConfig` of transformers: the older sections are the complete configuration.

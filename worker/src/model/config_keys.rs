@@ -1,9 +1,9 @@
 //! The keys of a model's configuration that this crate understands.
 //!
 //! A key that is not listed here may change the forward pass, so a configuration that sets one is
-//! refused. A key whose value is `null` counts as absent.
+//! refused. A key whose value is `null` counts as absent, unless `transformers` needs its value.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// What a key may be set to.
 #[derive(Clone, Copy)]
@@ -216,6 +216,38 @@ const TEXT: Keys = &[
     ("act_kwargs", Off),
     ("norm_kwargs", Off),
 ];
+
+/// Keys of both towers that transformers needs: it fails where one is `null`, and has a default
+/// where one is missing.
+const NOT_NULL: &[&str] = &[
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_hidden_layers",
+];
+/// The same, of the text tower alone.
+const NOT_NULL_TEXT: &[&str] = &["eos_token_id", "max_position_embeddings", "vocab_size"];
+/// The same, of the vision tower alone.
+const NOT_NULL_VISION: &[&str] = &["image_size", "num_channels", "patch_size"];
+
+/// Checks that no key is `null` that the tower of this section needs.
+pub(super) fn check_not_null(
+    section: &str,
+    given: &Map<String, Value>,
+    vision: bool,
+) -> Result<(), String> {
+    let own = if vision { NOT_NULL_VISION } else { NOT_NULL_TEXT };
+    let is_null = |key: &&&str| given.get(**key).is_some_and(Value::is_null);
+    match NOT_NULL.iter().chain(own).find(is_null) {
+        Some(key) => Err(format!(
+            "{section}.{key} in config.json is null, with which transformers fails; give it the model's value, or remove it if that is the \
+             default of transformers"
+        )),
+        None => Ok(()),
+    }
+}
 
 fn is_off(value: &Value) -> bool {
     match value {
