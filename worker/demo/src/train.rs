@@ -31,6 +31,15 @@ struct Options {
     /// Start from the model in this folder instead of from noise, for a second stage.
     #[arg(long)]
     from: Option<PathBuf>,
+    /// Hidden units of each MLP of the text tower; more than the model of `--from` has are added.
+    #[arg(long, default_value_t = 768)]
+    text_hidden: i64,
+    /// Hidden units of each MLP of the vision tower, likewise.
+    #[arg(long, default_value_t = 768)]
+    vision_hidden: i64,
+    /// Write float16.
+    #[arg(long)]
+    half: bool,
     /// Passes over the training drawings.
     #[arg(long, default_value_t = 160)]
     epochs: usize,
@@ -67,6 +76,16 @@ struct Options {
     /// Stop after this many epochs of the schedule, for a trial.
     #[arg(long)]
     stop_after: Option<usize>,
+}
+
+impl Options {
+    fn form(&self) -> train_model::Form {
+        train_model::Form {
+            text_hidden: self.text_hidden,
+            vision_hidden: self.vision_hidden,
+            half: self.half,
+        }
+    }
 }
 
 fn main() -> Result<()> {

@@ -154,7 +154,7 @@ pub(crate) fn train(options: &Options) -> Result<()> {
         classes.iter().cloned().enumerate().map(|(i, c)| (c, i)).collect();
     let tokenizer = tokenizers::Tokenizer::from_file(options.out.join("tokenizer.json"))
         .map_err(|e| anyhow::anyhow!("{}: {e}", options.out.join("tokenizer.json").display()))?;
-    let config_json = config(tokenizer.get_vocab_size(true));
+    let config_json = config(tokenizer.get_vocab_size(true), options.form());
     let clip_config = ClipConfig::from_json("config.json", &config_json)?;
     let run = Run { clip: Clip::new(clip_config), classes, tokenizer };
     let architecture: &Architecture = run.clip.architecture();
@@ -170,7 +170,7 @@ pub(crate) fn train(options: &Options) -> Result<()> {
 
     let first = match &options.from {
         None => initialise(architecture, run.clip.config())?,
-        Some(folder) => read_weights(folder, architecture)?,
+        Some(folder) => read_weights(folder, architecture, run.clip.config())?,
     };
     let store = nn::VarStore::new(Device::Cpu);
     let mut variables = Vec::new();
@@ -279,7 +279,7 @@ pub(crate) fn train(options: &Options) -> Result<()> {
                 let (top1, top5) = run.accuracy(&weights, drawings)?;
                 line += &format!("  {name} {top1:.1}/{top5:.1}");
             }
-            write(&options.out, &config_json, architecture, &average)?;
+            write(&options.out, &config_json, architecture, &average, options.half)?;
         }
         eprintln!("{line}");
         if done {
