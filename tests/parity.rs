@@ -129,25 +129,32 @@ fn micro_batches(name: &str) {
     for input in [Input::Images(&pixels), Input::Texts(&texts)] {
         let moments = |tokens: Tokens, micro_batch: MicroBatch| {
             let mut sum = MomentSum::new(
+                &weights,
                 golden.clip.fc2_layers(input.tower()),
                 tokens,
+                true,
                 Draws::seeded(Digest::of(b"pieces")),
                 micro_batch,
-            );
+            )
+            .unwrap();
             let halves: Vec<bool> = (0..input.items()).map(|item| item % 3 == 0).collect();
             sum.add(&golden.clip, &weights, input, &halves).unwrap();
             assert_eq!(sum.items(), halves.len() as u64);
-            sum.sums(&weights).unwrap()
+            sum.into_layers()
         };
         for tokens in [Tokens::Apart, Tokens::Together] {
             let whole = moments(tokens, MicroBatch::UNLIMITED);
             for most in [1, 3] {
                 let pieces = moments(tokens, MicroBatch::limited_to(most).failing_above(most));
-                for ((layer, ours), (_, expected)) in pieces.iter().zip(&whole) {
-                    let name = &golden.clip.architecture().spec(*layer).name;
-                    for (ours, expected) in ours.iter().zip(expected) {
-                        relatively_close(name, &ours.inputs, &expected.inputs, 1e-5);
-                        relatively_close(name, &ours.outputs, &expected.outputs, 1e-5);
+                for (ours, expected) in pieces.iter().zip(&whole) {
+                    let name = &golden.clip.architecture().spec(ours.layer).name;
+                    for (ours, expected) in ours.parts.iter().zip(&expected.parts) {
+                        for [ours, expected] in
+                            [[&ours.inputs, &expected.inputs], [&ours.outputs, &expected.outputs]]
+                        {
+                            let [ours, expected] = [ours, expected].map(moments::matrix);
+                            relatively_close(name, &ours, &expected, 1e-5);
+                        }
                     }
                 }
             }

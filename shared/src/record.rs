@@ -49,8 +49,9 @@ pub struct Composition {
     pub merge: Merge,
     /// How edits were found.
     pub search: MethodSettings,
-    /// The preconditioners of directions, one artifact per tower that may change. Coefficients are
-    /// solved together only for edits with the same preconditioners.
+    /// The preconditioners of directions, one artifact per layer with second moments, and one of
+    /// protected names. Coefficients are solved together only for edits with the same
+    /// preconditioners.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moments: Vec<ArtifactRef>,
     /// Every concept that has an edit, by id; its verdict says whether it is removed.

@@ -7,10 +7,18 @@ use lethe_shared::vocabulary::Tower;
 use lethe_worker::micro_batch::MicroBatch;
 use lethe_worker::model::Input;
 use lethe_worker::slug::margin;
-use lethe_worker::slug::moments::{self, MomentSum};
+use lethe_worker::slug::moments::{self, LayerSums, MomentSum};
+use lethe_worker::slug::symmetric::{SymmetricSum, UpperTriangle};
 use tch::{Device, Kind, Tensor};
 
 use crate::golden::{Golden, close, relatively_close};
+
+/// Returns a sum as the matrix that artifacts hold.
+pub(crate) fn matrix(sum: &SymmetricSum) -> Tensor {
+    let packed = sum.packed().unwrap();
+    let triangle = UpperTriangle::from_packed(&packed).unwrap().expect("the triangle of a matrix");
+    triangle.whole().unwrap().to_kind(Kind::Float)
+}
 
 /// The gradients of single images' margins add up to the reference's forget gradient: with the
 /// caption's counterpart in place of a class, L_i = −⟨z_i, w_i⟩ is L_f of one pair but for a
@@ -71,8 +79,15 @@ pub(crate) fn moments_of_tokens_together(name: &str) {
     let draws = || Draws::seeded(Digest::of(b"together"));
     for input in [Input::Images(&pixels), Input::Texts(&texts)] {
         let layers = golden.clip.fc2_layers(input.tower());
-        let mut sum =
-            MomentSum::new(layers.clone(), Tokens::Together, draws(), MicroBatch::UNLIMITED);
+        let mut sum = MomentSum::new(
+            &weights,
+            layers.clone(),
+            Tokens::Together,
+            false,
+            draws(),
+            MicroBatch::UNLIMITED,
+        )
+        .unwrap();
         sum.add(&golden.clip, &weights, input, &vec![false; input.items() as usize]).unwrap();
         let mut probes = draws();
         let mut expected: Vec<Option<(Tensor, Tensor)>> = layers.iter().map(|_| None).collect();
@@ -100,13 +115,15 @@ pub(crate) fn moments_of_tokens_together(name: &str) {
                 }
             }
         }
-        for ((layer, [ours, _]), sums) in sum.sums(&weights).unwrap().into_iter().zip(expected) {
-            let (inputs, outputs) = sums.unwrap();
+        for (LayerSums { layer, parts }, sums) in sum.into_layers().into_iter().zip(expected) {
+            let ([ours], (inputs, outputs)) = (&parts[..], sums.unwrap()) else {
+                panic!("{} parts instead of one", parts.len());
+            };
             let name = &golden.clip.architecture().spec(layer).name;
             let probes = moments::PROBES as f64;
             let mean = |sum: Tensor| (sum / probes).to_kind(Kind::Float);
-            relatively_close(name, &ours.inputs, &mean(inputs), 1e-4);
-            relatively_close(name, &ours.outputs, &mean(outputs), 1e-4);
+            relatively_close(name, &matrix(&ours.inputs), &mean(inputs), 1e-4);
+            relatively_close(name, &matrix(&ours.outputs), &mean(outputs), 1e-4);
         }
     }
 }
@@ -121,17 +138,22 @@ pub(crate) fn moments_predict_changes(name: &str) {
     let items = texts.ids.size()[0] as usize;
     let sum = |halves: &[bool]| {
         let mut sum = MomentSum::new(
+            &weights,
             vec![layer],
             Tokens::Apart,
+            true,
             Draws::seeded(Digest::of(b"moments")),
             MicroBatch::UNLIMITED,
-        );
+        )
+        .unwrap();
         for _ in 0..20 {
             sum.add(&golden.clip, &weights, Input::Texts(&texts), halves).unwrap();
         }
         assert_eq!(sum.items(), 20 * items as u64);
-        let (_, [first, second]) = sum.sums(&weights).unwrap().pop().unwrap();
-        ((first.inputs / 20.0, first.outputs / 20.0), (second.inputs / 20.0, second.outputs / 20.0))
+        let parts = sum.into_layers().pop().unwrap().parts;
+        let mean =
+            |part: usize| (matrix(&parts[part].inputs) / 20.0, matrix(&parts[part].outputs) / 20.0);
+        (mean(0), mean(1))
     };
     let largest = |t: &Tensor| t.abs().max().double_value(&[]);
     let ((moment, outputs), nothing) = sum(&vec![false; items]);

@@ -3,7 +3,7 @@
 use lethe_operations::log::say;
 use lethe_shared::exit;
 use lethe_shared::manifest::{CompositionMethod, Spread, TargetKind};
-use lethe_shared::vocabulary::{Tower, Towers};
+use lethe_shared::vocabulary::Tower;
 use serde::Serialize;
 
 use super::common::{Common, print};
@@ -85,7 +85,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
             + 2 * held_out
             + plan.concepts.len()
             + slices
-            + corrections(&plan),
+            + corrections(&plan)?,
         dose_jobs: match composition.method {
             CompositionMethod::Margins => margin_rounds(&plan, slices)?,
             method if method.corrects() => composition.rounds as usize * slices,
@@ -119,14 +119,22 @@ fn target(target: &Target) -> PlannedTarget {
 
 /// Returns the number of jobs that preconditioned directions need in addition to those of summed
 /// ones: moments, surveys, the effect matrix.
-fn corrections(plan: &Plan) -> usize {
+fn corrections(plan: &Plan) -> Result<usize, Failure> {
     let composition = &plan.manifest.composition;
     if !composition.method.corrects() {
-        return 0;
+        return Ok(0);
     }
-    let towers = if composition.towers == Towers::Both { 2 } else { 1 };
-    let texts = if composition.towers == Towers::Vision { 0 } else { plan.retain_texts.len() };
-    towers * (plan.retain.len() + 1) + texts + plan.retain_images.len() + plan.concepts.len() + 1
+    let mut moments = 0;
+    for tower in [Tower::Text, Tower::Vision] {
+        if composition.towers.include(tower) {
+            let unlabelled = match tower {
+                Tower::Text => plan.retain_texts.len(),
+                Tower::Vision => plan.retain_images.len(),
+            };
+            moments += plan.retain.len() + unlabelled + candidates(&plan.checkpoint, tower)?;
+        }
+    }
+    Ok(moments + plan.concepts.len() + 1)
 }
 
 /// Returns the number of jobs that composition by margins needs for its kernels and rounds: at most

@@ -6,8 +6,9 @@ use lethe_shared::reference::{ArtifactRef, FileSpec, Locations, ShardRef};
 use lethe_shared::task::{
     AnyTask, Condense, Constraints, Correction, Direction, Effects, EffectsPart, Evaluate,
     EvaluateItem, ImageEffects, ImageEffectsPart, Kernel, Label, Margins, MarginsOf, MomentSource,
-    Moments, MomentsPart, MomentsReduce, Protect, RetainGradient, RetainGradientOutput, RetainPart,
-    RetainReduce, Search, Survey, Task, Tokens, WeightedChange, WeightedConstraints,
+    Moments, MomentsOutput, MomentsPart, MomentsReduce, Protect, RetainGradient,
+    RetainGradientOutput, RetainPart, RetainReduce, Search, Survey, Task, Tokens, WeightedChange,
+    WeightedConstraints,
 };
 use lethe_shared::vocabulary::{MethodSettings, Tower, Towers};
 
@@ -68,6 +69,12 @@ pub struct MomentJobs {
     pub unlabelled: Vec<TypedJob<Moments>>,
 }
 
+/// Returns whether layers get an efficiency, for which second moments are cross-fit. `margins`
+/// chooses layers by trial compositions instead.
+fn cross_fits(plan: &Plan) -> bool {
+    plan.manifest.composition.method != CompositionMethod::Margins
+}
+
 /// Returns the moment jobs of each tower that may change. `texts` are the artifacts of the slices
 /// of unlabelled texts.
 pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
@@ -75,17 +82,14 @@ pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
         CompositionMethod::Margins => Tokens::Together,
         _ => Tokens::Apart,
     };
+    let cross_fit = cross_fits(plan);
+    let moments = |source| Moments { source, tokens, cross_fit };
     let of = |shards: &[ShardRef],
               source: fn(FileSpec) -> MomentSource|
      -> Vec<TypedJob<Moments>> {
-        shards
-            .iter()
-            .map(|shard| job(plan, None, Moments { source: source(shard.spec()), tokens }, [shard]))
-            .collect()
+        shards.iter().map(|shard| job(plan, None, moments(source(shard.spec())), [shard])).collect()
     };
-    let of_texts = |texts: &ArtifactRef| {
-        job(plan, None, Moments { source: MomentSource::Texts(*texts), tokens }, [])
-    };
+    let of_texts = |texts: &ArtifactRef| job(plan, None, moments(MomentSource::Texts(*texts)), []);
     let mut towers = Vec::new();
     if plan.manifest.composition.towers.include(Tower::Text) {
         towers.push(MomentJobs {
@@ -105,13 +109,14 @@ pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
 /// Default of `composition.vision_cost`: on the demo, it keeps most of the retained classes.
 const VISION_COST: f64 = 16.0;
 
-/// Returns the job that computes, from a tower's sums, the matrices that correct directions.
-pub fn moments_reduce(
+/// Returns the jobs that compute, from a tower's sums, the matrices that correct directions: one per
+/// layer.
+pub fn moments_reduces(
     plan: &Plan,
     tower: Tower,
-    paired: Vec<MomentsPart>,
-    unlabelled: Vec<MomentsPart>,
-) -> TypedJob<MomentsReduce> {
+    paired: &[MomentsOutput],
+    unlabelled: &[MomentsOutput],
+) -> Vec<TypedJob<MomentsReduce>> {
     let composition = &plan.manifest.composition;
     let correction = match composition.method {
         CompositionMethod::NullSpace => Correction::NullSpace(composition.null_energy),
@@ -121,21 +126,29 @@ pub fn moments_reduce(
         (Tower::Vision, Towers::Both) => composition.vision_cost.unwrap_or(VISION_COST),
         _ => 1.0,
     };
-    job(
-        plan,
-        None,
-        MomentsReduce {
-            paired,
-            unlabelled,
+    let of_layer = |layer: &String| {
+        // All sums of a tower have the same layers.
+        let parts = |outputs: &[MomentsOutput]| -> Vec<MomentsPart> {
+            let part = |output: &MomentsOutput| {
+                Some(MomentsPart { sum: *output.layers.get(layer)?, items: output.items })
+            };
+            outputs.iter().filter_map(part).collect()
+        };
+        let task = MomentsReduce {
+            layer: layer.clone(),
+            paired: parts(paired),
+            unlabelled: parts(unlabelled),
             unlabelled_weight: composition.unlabelled_weight,
             correction,
             cost,
-        },
-        [],
-    )
+            cross_fit: cross_fits(plan),
+        };
+        job(plan, None, task, [])
+    };
+    paired.first().into_iter().flat_map(|first| first.layers.keys()).map(of_layer).collect()
 }
 
-/// Returns one survey job per concept.
+/// Returns one survey job per concept. Without `cross_fit` moments, layers get no efficiency.
 pub fn surveys(
     plan: &Plan,
     retain_gradient: ArtifactRef,

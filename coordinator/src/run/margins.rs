@@ -75,9 +75,9 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let plan = run.plan;
     let composition = &plan.manifest.composition;
     let Surveyed { base, moments, concepts: surveyed, mut missing } = survey(run).await?;
-    let candidates = surveyed
-        .first()
-        .map_or_else(Vec::new, |(_, survey)| candidates(&survey.ranking, plan.layers.as_ref()));
+    let candidates = surveyed.first().map_or_else(Vec::new, |(_, survey)| {
+        candidates(&survey.ranking, &moments.layers, plan.layers.as_ref())
+    });
     let names: Vec<String> = candidates.iter().map(|candidate| candidate.layer.clone()).collect();
 
     let mut inverses = moments.inverses;
@@ -123,11 +123,15 @@ struct Candidate {
     tower: Tower,
 }
 
-/// Returns the layers that edits may change: those with second moments, among `allowed`.
-fn candidates(ranking: &[RankedLayer], allowed: Option<&BTreeSet<String>>) -> Vec<Candidate> {
+/// Returns the layers that edits may change: those `with_moments`, among `allowed`.
+fn candidates(
+    ranking: &[RankedLayer],
+    with_moments: &BTreeSet<String>,
+    allowed: Option<&BTreeSet<String>>,
+) -> Vec<Candidate> {
     ranking
         .iter()
-        .filter(|layer| layer.efficiency.is_some())
+        .filter(|layer| with_moments.contains(&layer.layer))
         .filter(|layer| allowed.is_none_or(|allowed| allowed.contains(&layer.layer)))
         .map(|layer| Candidate { layer: layer.layer.clone(), tower: layer.tower })
         .collect()

@@ -1,10 +1,12 @@
 //! The statistics of retained data that preconditioned edits need, and the layers that must not
 //! move protected texts.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use lethe_shared::record::Missing;
 use lethe_shared::reference::ArtifactRef;
-use lethe_shared::task::{MomentsPart, SurveyOutput};
+use lethe_shared::task::SurveyOutput;
 
 use super::context::{Run, concept_results};
 use super::judgement::{HeldOut, held_out};
@@ -13,9 +15,12 @@ use crate::exec::jobs;
 use crate::failure::Failure;
 use crate::intake::plan::PlannedConcept;
 
-/// The moments that correct and evaluate directions: one artifact per tower that may change.
+/// The moments that correct and evaluate directions: one artifact per layer.
 pub(super) struct Moments {
+    /// The layers, of all towers that may change.
+    pub(super) layers: BTreeSet<String>,
     pub(super) inverses: Vec<ArtifactRef>,
+    /// None with a method that needs no efficiencies of layers.
     pub(super) cross_fit: Vec<ArtifactRef>,
 }
 
@@ -60,11 +65,11 @@ async fn statistics(run: &mut Run<'_>) -> Result<(ArtifactRef, HeldOut, Moments)
 
     let mut batch = Batch::default();
     let reduced = batch.add([jobs::retain_reduce(plan, &results.take(&gradients)?)]);
-    let mut reduces = Vec::new();
+    let (mut reduces, mut layers) = (Vec::new(), BTreeSet::new());
     for (tower, paired, unlabelled) in &tickets {
-        let (paired, unlabelled): (Vec<MomentsPart>, Vec<MomentsPart>) =
-            (results.take(paired)?, results.take(unlabelled)?);
-        reduces.push(jobs::moments_reduce(plan, *tower, paired, unlabelled));
+        let (paired, unlabelled) = (results.take(paired)?, results.take(unlabelled)?);
+        reduces.extend(jobs::moments_reduces(plan, *tower, &paired, &unlabelled));
+        layers.extend(paired.into_iter().flat_map(|sums| sums.layers.into_keys()));
     }
     let reduces = batch.add(reduces);
     let base = held_out(results.take(&base)?);
@@ -72,8 +77,9 @@ async fn statistics(run: &mut Run<'_>) -> Result<(ArtifactRef, HeldOut, Moments)
     let gradient = results.only(&reduced)?.gradient;
     let reduced = results.take(&reduces)?;
     let moments = Moments {
+        layers,
         inverses: reduced.iter().map(|output| output.inverse).collect(),
-        cross_fit: reduced.iter().map(|output| output.cross_fit).collect(),
+        cross_fit: reduced.iter().filter_map(|output| output.cross_fit).collect(),
     };
     Ok((gradient, base, moments))
 }

@@ -244,11 +244,13 @@ fn counts_that_cannot_be_added_up_are_refused() {
     let moments = |first, correction| {
         let (paired, unlabelled) = (vec![part(first), part(1)], vec![part(2)]);
         with_task(MomentsReduce {
+            layer: "layer.0".into(),
             paired,
             unlabelled,
             unlabelled_weight: 0.5,
             correction,
             cost: 1.0,
+            cross_fit: true,
         })
     };
     for correction in

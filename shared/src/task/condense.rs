@@ -37,7 +37,7 @@ pub struct CondenseOutput {
 
 impl Task for Condense {
     const KIND: &'static str = "condense";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Output = CondenseOutput;
 
     fn label(&self, concept: Option<&str>, _: &Locations) -> String {

@@ -51,7 +51,7 @@ pub struct ConstraintsOutput {
 
 impl Task for Constraints {
     const KIND: &'static str = "constraints";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Output = ConstraintsOutput;
 
     fn label(&self, concept: Option<&str>, locations: &Locations) -> String {

@@ -61,7 +61,7 @@ pub struct DirectionOutput {
 
 impl Task for Direction {
     const KIND: &'static str = "direction";
-    const VERSION: u32 = 10;
+    const VERSION: u32 = 11;
     type Output = DirectionOutput;
 
     fn label(&self, concept: Option<&str>, locations: &Locations) -> String {

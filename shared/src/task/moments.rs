@@ -1,5 +1,7 @@
 //! Second moments over one source of retained data.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::reference::{ArtifactRef, FileSpec, Locations};
@@ -15,6 +17,9 @@ pub struct Moments {
     pub source: MomentSource,
     /// How the tokens of one item add up.
     pub tokens: Tokens,
+    /// Whether two halves of the items are summed separately, for
+    /// [cross-fitting](super::MomentsReduceOutput::cross_fit).
+    pub cross_fit: bool,
 }
 
 /// How the tokens of one item add up in its second moments.
@@ -42,22 +47,22 @@ pub enum MomentSource {
     ImagesAlone(FileSpec),
 }
 
-/// One sum of second moments.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// Sums of second moments by layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MomentsPart {
-    /// A safetensors file with four float32 matrices per layer `NAME`: `NAME.inputs.0` and
-    /// `NAME.outputs.0` of one half of the items, `NAME.inputs.1` and `NAME.outputs.1` of the
-    /// other.
-    pub sum: ArtifactRef,
-    /// Texts or images in it.
+pub struct MomentsOutput {
+    /// For each layer `NAME`, a safetensors file with the upper triangles of C and M, row by row,
+    /// float32: `NAME.inputs.0` and `NAME.outputs.0`. With cross-fitting, these are of one half of
+    /// the items, and `NAME.inputs.1` and `NAME.outputs.1` of the other.
+    pub layers: BTreeMap<String, ArtifactRef>,
+    /// Texts or images in the sums.
     pub items: u64,
 }
 
 impl Task for Moments {
     const KIND: &'static str = "moments";
-    const VERSION: u32 = 10;
-    type Output = MomentsPart;
+    const VERSION: u32 = 11;
+    type Output = MomentsOutput;
 
     fn label(&self, _: Option<&str>, locations: &Locations) -> String {
         match &self.source {
@@ -76,6 +81,6 @@ impl Task for Moments {
     }
 
     fn artifacts(output: &Self::Output) -> Vec<ArtifactRef> {
-        vec![output.sum]
+        output.layers.values().copied().collect()
     }
 }

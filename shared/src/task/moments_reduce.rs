@@ -1,16 +1,17 @@
-//! Preconditioners from the second moments of a tower.
+//! Preconditioners from the second moments of a layer.
 
 use serde::{Deserialize, Serialize};
 
 use crate::reference::{ArtifactRef, FileSpec, Locations};
 use super::kind::{Task, check_count};
-use super::moments::MomentsPart;
 
-/// Adds the sums of a tower in the given order, weights them, and computes preconditioners from
+/// Adds the sums of a layer in the given order, weights them, and computes preconditioners from
 /// them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MomentsReduce {
+    /// The layer.
+    pub layer: String,
     /// Sums over the retain set.
     pub paired: Vec<MomentsPart>,
     /// Sums over unlabelled data.
@@ -23,6 +24,19 @@ pub struct MomentsReduce {
     /// Factor on the sensitivities of the tower: what a change of its embeddings costs, relative to
     /// the same change of the other tower's.
     pub cost: f64,
+    /// Whether the sums are separate for two halves of the data, and matrices for cross-fitting are
+    /// computed from them.
+    pub cross_fit: bool,
+}
+
+/// The sum of second moments of one layer over one source of data.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MomentsPart {
+    /// The layer's artifact of [`MomentsOutput::layers`](super::MomentsOutput::layers).
+    pub sum: ArtifactRef,
+    /// Texts or images in it.
+    pub items: u64,
 }
 
 /// The factors of a gradient that keep retained data unaffected by a step along it. C are the
@@ -43,21 +57,21 @@ pub enum Correction {
     NullSpace(f64),
 }
 
-/// Preconditioners of a tower.
+/// Preconditioners of a layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MomentsReduceOutput {
-    /// For each layer `NAME`, float32: `NAME.inputs` `[inputs, inputs]` is multiplied from the
+    /// For the layer `NAME`, float32: `NAME.inputs` `[inputs, inputs]` is multiplied from the
     /// right to a gradient, and `NAME.outputs` `[outputs, outputs]`, when the correction has one,
     /// from the left. `NAME.sensitivity` `[1]` is the mean diagonal of C per item before it is
     /// scaled, times [`cost`](MomentsReduce::cost), by which costs at different layers are compared.
     pub inverse: ArtifactRef,
-    /// For each layer `NAME`, cross-fit: preconditioners from one half of the data
+    /// For the layer `NAME`, with cross-fitting: preconditioners from one half of the data
     /// (`NAME.inputs.inverse`, `NAME.outputs.inverse`) and second moments of the other half of the
     /// retain set (`NAME.inputs.moment`, `NAME.outputs.moment`), so that a direction is scored on
     /// data that did not shape it.
-    #[serde(rename = "folds")]
-    pub cross_fit: ArtifactRef,
+    #[serde(rename = "folds", default, skip_serializing_if = "Option::is_none")]
+    pub cross_fit: Option<ArtifactRef>,
     /// Number of texts or images of the retain set.
     pub paired: u64,
     /// Number of unlabelled texts or images.
@@ -66,11 +80,11 @@ pub struct MomentsReduceOutput {
 
 impl Task for MomentsReduce {
     const KIND: &'static str = "moments-reduce";
-    const VERSION: u32 = 11;
+    const VERSION: u32 = 12;
     type Output = MomentsReduceOutput;
 
     fn label(&self, _: Option<&str>, _: &Locations) -> String {
-        format!("moments of {} parts", self.paired.len() + self.unlabelled.len())
+        format!("moments of {} from {} parts", self.layer, self.paired.len() + self.unlabelled.len())
     }
 
     fn files(&self) -> Vec<FileSpec> {
@@ -78,7 +92,7 @@ impl Task for MomentsReduce {
     }
 
     fn artifacts(output: &Self::Output) -> Vec<ArtifactRef> {
-        vec![output.inverse, output.cross_fit]
+        [Some(output.inverse), output.cross_fit].into_iter().flatten().collect()
     }
 
     fn check(&self) -> Result<(), String> {

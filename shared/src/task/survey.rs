@@ -16,8 +16,8 @@ pub struct Survey {
     pub forget: Vec<FileSpec>,
     /// g_r.
     pub retain_gradient: ArtifactRef,
-    /// Cross-fit moments for computing and scoring directions, one file per tower that may change:
-    /// [`MomentsReduceOutput::cross_fit`](super::MomentsReduceOutput::cross_fit).
+    /// Cross-fit moments for computing and scoring directions, one file per layer; none when the
+    /// layers get no efficiency: [`MomentsReduceOutput::cross_fit`](super::MomentsReduceOutput::cross_fit).
     #[serde(rename = "folds")]
     pub cross_fit: Vec<ArtifactRef>,
     /// Towers whose layers are scored.

@@ -72,14 +72,17 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
         Moments {
             source: MomentSource::Captions(file(seed)),
             tokens: if seed.is_multiple_of(2) { Tokens::Apart } else { Tokens::Together },
+            cross_fit: seed.is_multiple_of(2),
         }
         .into(),
         MomentsReduce {
+            layer: "layer.0".into(),
             paired: parts(2),
             unlabelled: parts(1),
             unlabelled_weight: 0.5,
             correction: Correction::NullSpace(0.01),
             cost: 1.0,
+            cross_fit: seed.is_multiple_of(2),
         }
         .into(),
         Survey {

@@ -40,7 +40,7 @@ pub struct WeightedChangeOutput {
 
 impl Task for WeightedChange {
     const KIND: &'static str = "weighted-change";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Output = WeightedChangeOutput;
 
     fn label(&self, _: Option<&str>, _: &Locations) -> String {

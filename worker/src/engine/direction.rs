@@ -21,7 +21,7 @@ use crate::model::ParameterId;
 use crate::model::weights::tensor_to_bytes;
 use crate::slug::direction_search::search_direction;
 use crate::slug::factors::Factors;
-use crate::slug::margin::{Metric, Rows};
+use crate::slug::margin::{Metric, Reduced, Rows};
 use crate::slug::screen::NearestClassScreen;
 
 /// Scores every candidate layer of one concept.
@@ -182,8 +182,9 @@ fn preconditioned(
     };
     let metric = Metric::new(&outputs, &inputs, 1.0)?;
     let rows = Rows { up: wide(&gradient.up)?.f_transpose(0, 1)?, down: wide(&gradient.down)? };
-    let (reduced, total, lost) = metric.reduce(&rows, 0.0, most.map_or(i64::MAX, i64::from))?;
-    let direction = metric.direction(&reduced)?;
+    let Reduced { rows, total, lost } =
+        metric.reduce(&rows, 0.0, most.map_or(i64::MAX, i64::from))?;
+    let direction = metric.direction(&rows)?;
     let up = direction.up.f_transpose(0, 1)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let down = direction.down.f_to_kind(Kind::Float)?.f_contiguous()?;
     // An empty sum of squares is −0.

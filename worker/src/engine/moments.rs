@@ -1,15 +1,14 @@
-//! Second moments of layer inputs and output gradients over retained data: sums by shard, then the
-//! preconditioners of directions.
+//! Second moments of layer inputs and output gradients over retained data: sums by shard and layer,
+//! then the preconditioners of directions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use lethe_shared::draws::Draws;
 use lethe_shared::edit;
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::task::{
-    self, Correction, MomentSource, MomentsPart, MomentsReduce, MomentsReduceOutput,
+    self, Correction, MomentSource, MomentsOutput, MomentsPart, MomentsReduce, MomentsReduceOutput,
 };
 use lethe_shared::vocabulary::Tower;
 use safetensors::SafeTensors;
@@ -24,6 +23,7 @@ use crate::model::Input;
 use crate::model::weights::{tensor_from_bytes, tensor_to_bytes};
 use crate::shared_tensor::SharedTensor;
 use crate::slug::moments::{MomentSum, half_of};
+use crate::slug::symmetric::UpperTriangle;
 
 /// Number of items per batch.
 const BATCH: usize = 256;
@@ -34,7 +34,7 @@ impl Perform for task::Moments {
         &self,
         context: JobContext<'_>,
         stages: &mut StageTimes,
-    ) -> Result<MomentsPart, Error> {
+    ) -> Result<MomentsOutput, Error> {
         sum(context, self, stages)
     }
 }
@@ -43,7 +43,7 @@ fn sum(
     context: JobContext<'_>,
     task: &task::Moments,
     stages: &mut StageTimes,
-) -> Result<MomentsPart, Error> {
+) -> Result<MomentsOutput, Error> {
     let source = &task.source;
     let model = stages.time("model", || LoadedModel::of(context))?;
     let weights = model.parameters.weights();
@@ -54,11 +54,13 @@ fn sum(
         MomentSource::ImagesAlone(shard) => (Tower::Vision, shard.digest),
     };
     let mut sum = MomentSum::new(
+        &weights,
         model.clip.fc2_layers(tower),
         task.tokens,
+        task.cross_fit,
         Draws::seeded(seed),
         context.micro_batch,
-    );
+    )?;
     match source {
         MomentSource::Images(shard) | MomentSource::ImagesAlone(shard) => {
             let (pixels, names) = stages.time("data", || match source {
@@ -88,16 +90,22 @@ fn sum(
             }
         }
     }
-    let mut file = Vec::new();
-    for (layer, halves) in sum.sums(&weights)? {
-        let name = &model.clip.architecture().spec(layer).name;
-        for (half, moments) in halves.iter().enumerate() {
-            file.push((format!("{name}.inputs.{half}"), moments.inputs.shallow_clone()));
-            file.push((format!("{name}.outputs.{half}"), moments.outputs.shallow_clone()));
+    let (items, mut layers) = (sum.items(), BTreeMap::new());
+    for sums in sum.into_layers() {
+        let name = &model.clip.architecture().spec(sums.layer).name;
+        let mut file = Vec::new();
+        for (part, moments) in sums.parts.iter().enumerate() {
+            file.push((tensor_name(name, Side::Inputs, part), moments.inputs.packed()?));
+            file.push((tensor_name(name, Side::Outputs, part), moments.outputs.packed()?));
         }
+        layers.insert(name.clone(), stages.time("store", || put(context, &file))?);
     }
-    let artifact = stages.time("store", || put(context, &file))?;
-    Ok(MomentsPart { sum: artifact, items: sum.items() })
+    Ok(MomentsOutput { layers, items })
+}
+
+/// Returns the name of a packed matrix in the artifact of a sum.
+fn tensor_name(layer: &str, side: Side, part: usize) -> String {
+    format!("{layer}.{}.{part}", side.name())
 }
 
 /// Returns the texts of a source, sorted by length, because padding takes as much time as words.
@@ -132,8 +140,8 @@ pub(super) fn put(
     context.put(file.map_err(Error::Input)?)
 }
 
-/// Combines the sums and computes the preconditioners from them, layer by layer. Sums run in
-/// float64 in the given order.
+/// Combines the sums of a layer and computes its preconditioners from them. Sums run in float64 in
+/// the given order.
 impl Perform for MomentsReduce {
     fn perform(
         &self,
@@ -149,66 +157,52 @@ fn reduce(
     task: &MomentsReduce,
     stages: &mut StageTimes,
 ) -> Result<MomentsReduceOutput, Error> {
-    let files = |parts: &[MomentsPart]| {
-        parts.iter().map(|part| context.get(&part.sum)).collect::<Result<Vec<_>, _>>()
-    };
-    let (paired, unlabelled) =
-        stages.time("store", || Ok((files(&task.paired)?, files(&task.unlabelled)?)))?;
-    let first = paired
-        .first()
+    let layer = &task.layer;
+    let [paired, unlabelled] = stages.time("store", || {
+        Ok([total(context, task, &task.paired)?, total(context, task, &task.unlabelled)?])
+    })?;
+    let paired = paired
         .ok_or_else(|| Error::Input("there is no retain shard to compute moments from".into()))?;
-    let names = parse(first)?;
-    let mut layers: Vec<&str> =
-        names.names().into_iter().filter_map(|name| name.strip_suffix(".inputs.0")).collect();
-    layers.sort_unstable();
+    let unlabelled = unlabelled.map_or([None, None], |sides| sides.map(Some));
     let count = |parts: &[MomentsPart]| parts.iter().map(|part| part.items).sum::<u64>();
+    let weight = task.unlabelled_weight;
     let (mut inverses, mut cross_fit) = (Vec::new(), Vec::new());
-    for layer in layers {
+    for (paired, unlabelled) in paired.into_iter().zip(unlabelled) {
         context.check_cancelled()?;
-        for side in Side::BOTH {
-            let name = format!("{layer}.{}", side.name());
-            let moments = SideMoments::of(context, &paired, &unlabelled, &name)?;
-            // C is taken per item, so that the efficiencies of layers and towers are comparable.
-            // Only the proportions of M matter.
-            let evaluation = match side {
-                Side::Inputs => moments.paired[1].f_div_scalar(count(&task.paired).max(1) as f64)?,
-                Side::Outputs => scaled(&moments.paired[1])?,
-            };
+        let side = paired.side;
+        let name = format!("{layer}.{}", side.name());
+        let preconditioner = side.preconditioner(task.correction);
+        stages.time("invert", || {
+            if let (Some(preconditioner), [first, second]) = (preconditioner, &paired.parts[..]) {
+                let mixed = mix(first, unlabelled.as_ref().map(|sums| &sums.parts[0]), weight)?;
+                cross_fit.push((format!("{name}.inverse"), preconditioner.compute(mixed)?));
+                // C is taken per item, so that the efficiencies of layers and towers are
+                // comparable. Only the proportions of M matter.
+                let evaluation = match side {
+                    Side::Inputs => second.times(1.0 / count(&task.paired).max(1) as f64)?,
+                    Side::Outputs => scaled(second)?,
+                };
+                let evaluation = evaluation.whole()?.f_to_kind(Kind::Float)?;
+                cross_fit.push((format!("{name}.moment"), evaluation));
+            }
+            let paired = paired.whole()?;
+            let unlabelled = unlabelled.map(SideSums::whole).transpose()?;
             if side == Side::Inputs {
-                let sensitivity = sensitivity(&moments, task, count)?;
+                let sensitivity = sensitivity(&paired, unlabelled.as_ref(), task, count)?;
                 inverses.push((format!("{layer}.sensitivity"), sensitivity));
             }
-            let Some(preconditioner) = side.preconditioner(task.correction) else { continue };
-            stages.time("invert", || {
-                let weight = task.unlabelled_weight;
-                let whole = moments
-                    .unlabelled
-                    .as_ref()
-                    .map(|[first, second]| first.f_add(second))
-                    .transpose()?;
-                inverses.push((
-                    name.clone(),
-                    preconditioner.compute(&mix(
-                        &moments.paired[0].f_add(&moments.paired[1])?,
-                        whole.as_ref(),
-                        weight,
-                    )?)?,
-                ));
-                let first_half = mix(
-                    &moments.paired[0],
-                    moments.unlabelled.as_ref().map(|[first, _]| first),
-                    weight,
-                )?;
-                cross_fit.push((format!("{name}.inverse"), preconditioner.compute(&first_half)?));
-                cross_fit.push((format!("{name}.moment"), evaluation.f_to_kind(Kind::Float)?));
-                Ok(())
-            })?;
-        }
+            if let Some(preconditioner) = preconditioner {
+                let mixed = mix(&paired, unlabelled.as_ref(), weight)?;
+                drop((paired, unlabelled));
+                inverses.push((name, preconditioner.compute(mixed)?));
+            }
+            Ok(())
+        })?;
     }
     stages.time("store", || {
         Ok(MomentsReduceOutput {
             inverse: put(context, &inverses)?,
-            cross_fit: put(context, &cross_fit)?,
+            cross_fit: if task.cross_fit { Some(put(context, &cross_fit)?) } else { None },
             paired: count(&task.paired),
             unlabelled: count(&task.unlabelled),
         })
@@ -218,16 +212,16 @@ fn reduce(
 /// Returns the sensitivity of a layer, `[1]`: the mean diagonal of C per item before it is scaled,
 /// mixed as C is, times the cost of the tower.
 fn sensitivity(
-    inputs: &SideMoments,
+    paired: &UpperTriangle,
+    unlabelled: Option<&UpperTriangle>,
     task: &MomentsReduce,
     count: impl Fn(&[MomentsPart]) -> u64,
 ) -> Result<Tensor, Error> {
-    let per_item = |[first, second]: &[Tensor; 2], parts: &[MomentsPart]| -> Result<f64, Error> {
-        let trace = first.f_trace()?.f_double_value(&[])? + second.f_trace()?.f_double_value(&[])?;
-        Ok(trace / first.size()[0] as f64 / count(parts).max(1) as f64)
+    let per_item = |sum: &UpperTriangle, parts: &[MomentsPart]| -> Result<f64, Error> {
+        Ok(sum.mean_diagonal()? / count(parts).max(1) as f64)
     };
-    let paired = per_item(&inputs.paired, &task.paired)?;
-    let mixed = match &inputs.unlabelled {
+    let paired = per_item(paired, &task.paired)?;
+    let mixed = match unlabelled {
         None => paired,
         Some(unlabelled) => {
             let weight = task.unlabelled_weight;
@@ -245,8 +239,6 @@ enum Side {
 }
 
 impl Side {
-    const BOTH: [Self; 2] = [Self::Inputs, Self::Outputs];
-
     fn name(self) -> &'static str {
         match self {
             Self::Inputs => "inputs",
@@ -269,33 +261,20 @@ impl Side {
     }
 }
 
-/// The moments of one side of a layer, float64, separately for the two halves of the data.
-struct SideMoments {
-    paired: [Tensor; 2],
-    unlabelled: Option<[Tensor; 2]>,
+/// The sums of one side of a layer: over all items, or over each half of them.
+struct SideSums {
+    side: Side,
+    parts: Vec<UpperTriangle>,
 }
 
-impl SideMoments {
-    fn of(
-        context: JobContext<'_>,
-        paired: &[Bytes],
-        unlabelled: &[Bytes],
-        name: &str,
-    ) -> Result<Self, Error> {
-        let halves = |files: &[Bytes]| -> Result<Option<[Tensor; 2]>, Error> {
-            Ok(
-                match (
-                    total(context, files, &format!("{name}.0"))?,
-                    total(context, files, &format!("{name}.1"))?,
-                ) {
-                    (Some(first), Some(second)) => Some([first, second]),
-                    _ => None,
-                },
-            )
-        };
-        let paired = halves(paired)?
-            .ok_or_else(|| Error::Input(format!("the moments do not contain `{name}`")))?;
-        Ok(Self { paired, unlabelled: halves(unlabelled)? })
+impl SideSums {
+    /// Returns the sum over all items.
+    fn whole(mut self) -> Result<UpperTriangle, Error> {
+        let mut sum = self.parts.remove(0);
+        for part in &self.parts {
+            sum.add(part, 1.0)?;
+        }
+        Ok(sum)
     }
 }
 
@@ -304,45 +283,78 @@ fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, Error> {
         .map_err(|error| Error::Input(format!("the artifact of moments is damaged: {error}")))
 }
 
-/// Sums one matrix over several files: float64, on the device; `None` without files.
-fn total(context: JobContext<'_>, files: &[Bytes], name: &str) -> Result<Option<Tensor>, Error> {
-    let mut total: Option<Tensor> = None;
-    for bytes in files {
-        let file = parse(bytes)?;
-        let view = file.tensor(name).map_err(|_| {
-            Error::Input(format!("the artifact of moments does not contain `{name}`"))
-        })?;
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        let matrix = tensor_from_bytes(view.data(), view.dtype(), &shape).map_err(Error::Input)?;
-        let matrix = matrix.f_to(context.device())?.f_to_kind(Kind::Double)?;
-        match &mut total {
-            None => total = Some(matrix),
-            Some(sum) if sum.size() == matrix.size() => drop(sum.f_add_(&matrix)?),
-            Some(_) => {
-                return Err(Error::Input(format!(
-                    "artifacts of moments differ in the size of `{name}`"
-                )));
+/// Sums the moments of a layer over several artifacts, of which one at a time is in memory; `None`
+/// without artifacts.
+fn total(
+    context: JobContext<'_>,
+    task: &MomentsReduce,
+    artifacts: &[MomentsPart],
+) -> Result<Option<[SideSums; 2]>, Error> {
+    let mut totals: Option<[SideSums; 2]> = None;
+    for artifact in artifacts {
+        context.check_cancelled()?;
+        let bytes = context.get(&artifact.sum)?;
+        let file = parse(&bytes)?;
+        let read = |side: Side| -> Result<SideSums, Error> {
+            let parts = (0..if task.cross_fit { 2 } else { 1 })
+                .map(|part| triangle(context, &file, &tensor_name(&task.layer, side, part)));
+            Ok(SideSums { side, parts: parts.collect::<Result<_, _>>()? })
+        };
+        let sums = [read(Side::Inputs)?, read(Side::Outputs)?];
+        let Some(totals) = &mut totals else {
+            totals = Some(sums);
+            continue;
+        };
+        for (total, sum) in totals.iter_mut().zip(&sums) {
+            for (total, part) in total.parts.iter_mut().zip(&sum.parts) {
+                if total.side() != part.side() {
+                    return Err(Error::Input(format!(
+                        "artifacts of moments differ in the size of the {} of layer `{}`",
+                        sum.side.name(),
+                        task.layer
+                    )));
+                }
+                total.add(part, 1.0)?;
             }
         }
     }
-    Ok(total)
+    Ok(totals)
+}
+
+/// Reads a packed matrix onto the device.
+fn triangle(
+    context: JobContext<'_>,
+    file: &SafeTensors<'_>,
+    name: &str,
+) -> Result<UpperTriangle, Error> {
+    let view = file
+        .tensor(name)
+        .map_err(|_| Error::Input(format!("the artifact of moments does not contain `{name}`")))?;
+    let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+    let packed = tensor_from_bytes(view.data(), view.dtype(), &shape).map_err(Error::Input)?;
+    UpperTriangle::from_packed(&packed.f_to(context.device())?)?.ok_or_else(|| {
+        Error::Input(format!("`{name}` in the artifact of moments is no triangle of a matrix"))
+    })
 }
 
 /// Scales a moment to a mean diagonal of 1.
-fn scaled(moment: &Tensor) -> Result<Tensor, Error> {
-    let mean = moment.f_trace()?.f_double_value(&[])? / moment.size()[0] as f64;
-    Ok(if mean > 0.0 { moment.f_div_scalar(mean)? } else { moment.shallow_clone() })
+fn scaled(moment: &UpperTriangle) -> Result<UpperTriangle, Error> {
+    let mean = moment.mean_diagonal()?;
+    Ok(moment.times(if mean > 0.0 { 1.0 / mean } else { 1.0 })?)
 }
 
 /// Computes (P + w·U) / (1 + w), where P and U are scaled to a mean diagonal of 1.
-fn mix(paired: &Tensor, unlabelled: Option<&Tensor>, weight: f64) -> Result<Tensor, Error> {
-    let paired = scaled(paired)?;
-    Ok(match unlabelled {
-        None => paired,
-        Some(unlabelled) => {
-            paired.f_add(&scaled(unlabelled)?.f_mul_scalar(weight)?)?.f_div_scalar(1.0 + weight)?
-        }
-    })
+fn mix(
+    paired: &UpperTriangle,
+    unlabelled: Option<&UpperTriangle>,
+    weight: f64,
+) -> Result<UpperTriangle, Error> {
+    let mut mixed = scaled(paired)?;
+    if let Some(unlabelled) = unlabelled {
+        mixed.add(&scaled(unlabelled)?, weight)?;
+        mixed = mixed.times(1.0 / (1.0 + weight))?;
+    }
+    Ok(mixed)
 }
 
 /// The kind of matrix by which a gradient is multiplied on one side.
@@ -356,23 +368,20 @@ enum Preconditioner {
 
 impl Preconditioner {
     /// Computes the matrix of a moment; float32.
-    fn compute(self, moment: &Tensor) -> Result<Tensor, Error> {
+    fn compute(self, moment: UpperTriangle) -> Result<Tensor, Error> {
         let matrix = match self {
-            Self::Inverse { ridge } => {
-                let identity = Tensor::f_eye(moment.size()[0], (Kind::Double, moment.device()))?;
-                moment.f_add(&identity.f_mul_scalar(ridge)?)?.f_inverse()?
-            }
-            Self::NullSpace { energy } => null_space(moment, energy)?,
+            Self::Inverse { ridge } => moment.ridge_inverse(ridge)?,
+            Self::NullSpace { energy } => null_space(&moment.upper()?, energy)?,
         };
         Ok(matrix.f_to_kind(Kind::Float)?)
     }
 }
 
-/// Returns the projection onto the eigenvectors of a symmetric matrix with the smallest
-/// eigenvalues: as many as together hold at most the share `energy` of its trace, but at least one.
+/// Returns the projection onto the eigenvectors of a symmetric matrix, of which the upper triangle
+/// is read, with the smallest eigenvalues: as many as together hold at most the share `energy` of its trace, but at least one.
 fn null_space(moment: &Tensor, energy: f64) -> Result<Tensor, Error> {
     // Eigenvalues are in ascending order.
-    let (values, vectors) = moment.f_linalg_eigh("L")?;
+    let (values, vectors) = moment.f_linalg_eigh("U")?;
     let values = Vec::<f64>::try_from(values.f_to_device(Device::Cpu)?)?;
     let most = energy * values.iter().sum::<f64>();
     let mut held = 0.0;

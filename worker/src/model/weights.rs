@@ -155,6 +155,11 @@ impl Weights {
         Self { base: Rc::new(tensors), rounding: None, replaced: Vec::new(), taps: None }
     }
 
+    /// Returns the device that holds the parameters.
+    pub fn device(&self) -> Device {
+        self.base.first().map_or(Device::Cpu, Tensor::device)
+    }
+
     /// Returns the tensor of a parameter, or its replacement.
     pub fn get(&self, id: ParameterId) -> &Tensor {
         self.replacement(id).unwrap_or(&self.base[id.0])

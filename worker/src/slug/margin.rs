@@ -89,8 +89,20 @@ fn rows(activations: &Tensor, item: i64) -> Result<Tensor, Error> {
 pub struct Metric {
     /// Mρ⁻¹ `[outputs, outputs]`, divided by the sensitivity of the layer; float64.
     outputs: Tensor,
-    /// Cρ⁻¹ `[inputs, inputs]`; float64.
+    /// Cρ⁻¹ `[inputs, inputs]`, in the precision in which it is stored. Products with it are
+    /// float64.
     inputs: Tensor,
+}
+
+/// A gradient as factors with few rows.
+#[derive(Debug)]
+pub struct Reduced {
+    /// The factors.
+    pub rows: Rows,
+    /// Square of the norm of the gradient.
+    pub total: f64,
+    /// Square of the norm of the error.
+    pub lost: f64,
 }
 
 /// Eigenvalues below this share of the largest are rounding errors.
@@ -104,7 +116,15 @@ impl Metric {
     /// When libtorch returns an error.
     pub fn new(outputs: &Tensor, inputs: &Tensor, sensitivity: f64) -> Result<Self, Error> {
         let outputs = outputs.f_to_kind(Kind::Double)?.f_div_scalar(sensitivity)?;
-        Ok(Self { outputs, inputs: inputs.f_to_kind(Kind::Double)? })
+        Ok(Self { outputs, inputs: inputs.shallow_clone() })
+    }
+
+    /// Converts the metric to float64 for many products, which takes twice its memory.
+    ///
+    /// # Errors
+    /// When libtorch returns an error.
+    pub fn for_many_products(self) -> Result<Self, Error> {
+        Ok(Self { inputs: self.inputs.f_to_kind(Kind::Double)?, ..self })
     }
 
     /// Applies the metric's inverse to both factors: the direction of a gradient.
@@ -114,7 +134,7 @@ impl Metric {
     pub fn direction(&self, gradient: &Rows) -> Result<Rows, Error> {
         Ok(Rows {
             up: gradient.up.f_matmul(&self.outputs)?,
-            down: gradient.down.f_matmul(&self.inputs)?,
+            down: wide_product(&gradient.down, &self.inputs)?,
         })
     }
 
@@ -123,25 +143,58 @@ impl Metric {
     /// # Errors
     /// When libtorch returns an error.
     pub fn whole_direction(&self, gradient: &Tensor) -> Result<Tensor, Error> {
-        Ok(self.outputs.f_matmul(gradient)?.f_matmul(&self.inputs)?)
+        wide_product(&self.outputs.f_matmul(gradient)?, &self.inputs)
     }
 
     /// Returns the factors with the fewest rows, at most `most`, whose error is at most `tolerance`
-    /// relative to the gradient, and the squares of the gradient's norm and of the error. Norms are
-    /// those of the metric's inverse, so that the error is that of the cost.
+    /// relative to the gradient. Norms are those of the metric's inverse, so that the error is that
+    /// of the cost.
     ///
     /// # Errors
     /// When libtorch returns an error.
-    pub fn reduce(
+    pub fn reduce(&self, gradient: &Rows, tolerance: f64, most: i64) -> Result<Reduced, Error> {
+        let product = wide_product(&gradient.down, &self.inputs)?;
+        self.reduce_one(gradient, &product, tolerance, most)
+    }
+
+    /// Reduces several gradients, each by itself.
+    ///
+    /// # Errors
+    /// When libtorch returns an error.
+    pub fn reduce_all(
         &self,
-        gradient: &Rows,
+        gradients: &[Rows],
         tolerance: f64,
         most: i64,
-    ) -> Result<(Rows, f64, f64), Error> {
+    ) -> Result<Vec<Reduced>, Error> {
+        if gradients.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The whole metric is read once for all gradients.
+        let down: Vec<&Tensor> = gradients.iter().map(|gradient| &gradient.down).collect();
+        let products = wide_product(&Tensor::f_cat(&down, 0)?, &self.inputs)?;
+        let mut start = 0;
+        let mut reduced = Vec::with_capacity(gradients.len());
+        for gradient in gradients {
+            let product = products.f_narrow(0, start, gradient.count())?;
+            start += gradient.count();
+            reduced.push(self.reduce_one(gradient, &product, tolerance, most)?);
+        }
+        Ok(reduced)
+    }
+
+    /// Reduces one gradient. `product` is `down · Cρ⁻¹`.
+    fn reduce_one(
+        &self,
+        gradient: &Rows,
+        product: &Tensor,
+        tolerance: f64,
+        most: i64,
+    ) -> Result<Reduced, Error> {
         // With Ũ = up · Mρ^(-1/2) and Ṽ = down · Cρ^(-1/2), only the small matrices ŨŨᵀ and ṼṼᵀ are
         // formed: Ũ = L_u Q_uᵀ with orthonormal Q_u, and ŨᵀṼ = Q_u (L_uᵀ L_v) Q_vᵀ.
-        let (left, to_left) = root(&gradient.up, &self.outputs)?;
-        let (right, to_right) = root(&gradient.down, &self.inputs)?;
+        let (left, to_left) = root(&gradient.up, &gradient.up.f_matmul(&self.outputs)?)?;
+        let (right, to_right) = root(&gradient.down, product)?;
         let (u, values, v) = left.f_transpose(0, 1)?.f_matmul(&right)?.f_svd(true, true)?;
         let squares: Vec<f64> =
             Vec::<f64>::try_from(values.f_square()?.f_to_device(tch::Device::Cpu)?)?;
@@ -160,18 +213,37 @@ impl Metric {
             let combined = to.f_matmul(&basis.f_narrow(1, 0, kept as i64)?)?.f_mul(&roots)?;
             Ok(combined.f_transpose(0, 1)?.f_matmul(rows)?)
         };
-        let reduced = Rows {
+        let rows = Rows {
             up: side(&to_left, &u, &gradient.up)?,
             down: side(&to_right, &v, &gradient.down)?,
         };
-        Ok((reduced, total, lost))
+        Ok(Reduced { rows, total, lost })
     }
 }
 
-/// Decomposes X A Xᵀ = L Lᵀ for rows X and a positive definite A. Returns L `[rows, k]`, and the
-/// matrix T `[rows, k]` for which Tᵀ X A^(1/2) has orthonormal rows.
-fn root(rows: &Tensor, metric: &Tensor) -> Result<(Tensor, Tensor), Error> {
-    let gram = rows.f_matmul(metric)?.f_matmul(&rows.f_transpose(0, 1)?)?;
+/// Number of rows of a float32 matrix that are converted to float64 at a time. Those of a matrix of
+/// 3,072 columns fit a processor's cache.
+const CONVERTED: i64 = 128;
+
+/// Computes `rows · matrix` in float64. `rows` are float64; the matrix may be float32.
+fn wide_product(rows: &Tensor, matrix: &Tensor) -> Result<Tensor, Error> {
+    if matrix.kind() == Kind::Double {
+        return Ok(rows.f_matmul(matrix)?);
+    }
+    let (inner, columns) = matrix.size2()?;
+    let mut sum = Tensor::f_zeros([rows.size()[0], columns], (Kind::Double, matrix.device()))?;
+    for start in (0..inner).step_by(CONVERTED as usize) {
+        let count = CONVERTED.min(inner - start);
+        let converted = matrix.f_narrow(0, start, count)?.f_to_kind(Kind::Double)?;
+        let _ = sum.f_add_(&rows.f_narrow(1, start, count)?.f_matmul(&converted)?)?;
+    }
+    Ok(sum)
+}
+
+/// Decomposes X A Xᵀ = L Lᵀ for rows X, their `product` X A, and a positive definite A. Returns L
+/// `[rows, k]`, and the matrix T `[rows, k]` for which Tᵀ X A^(1/2) has orthonormal rows.
+fn root(rows: &Tensor, product: &Tensor) -> Result<(Tensor, Tensor), Error> {
+    let gram = product.f_matmul(&rows.f_transpose(0, 1)?)?;
     // Symmetric but for rounding errors.
     let gram = gram.f_add(&gram.f_transpose(0, 1)?)?.f_div_scalar(2.0)?;
     // Eigenvalues are in ascending order.
@@ -207,6 +279,11 @@ mod tests {
         rows.up.transpose(0, 1).matmul(&rows.down)
     }
 
+    fn reduce(metric: &Metric, gradient: &Rows, tolerance: f64, most: i64) -> (Rows, f64, f64) {
+        let Reduced { rows, total, lost } = metric.reduce(gradient, tolerance, most).unwrap();
+        (rows, total, lost)
+    }
+
     /// ⟨A, Mρ⁻¹ B Cρ⁻¹⟩ from whole matrices.
     fn inner(metric: &Metric, a: &Tensor, b: &Tensor) -> f64 {
         (a * metric.whole_direction(b).unwrap()).sum(Kind::Double).double_value(&[])
@@ -218,9 +295,9 @@ mod tests {
         let metric = metric(6, 9);
         // Twelve tokens, of which the inputs span four dimensions.
         let gradient = Rows { up: random(12, 6), down: random(12, 4).matmul(&random(4, 9)) };
-        let (reduced, total, lost) = metric.reduce(&gradient, 1e-9, 100).unwrap();
-        assert_eq!(reduced.count(), 4);
-        let (whole, small) = (product(&gradient), product(&reduced));
+        let (rows, total, lost) = reduce(&metric, &gradient, 1e-9, 100);
+        assert_eq!(rows.count(), 4);
+        let (whole, small) = (product(&gradient), product(&rows));
         assert!((&whole - &small).norm().double_value(&[]) < 1e-9 * whole.norm().double_value(&[]));
         assert!((total - inner(&metric, &whole, &whole)).abs() < 1e-9 * total);
         assert!(lost < 1e-15 * total);
@@ -234,9 +311,9 @@ mod tests {
         let whole = product(&gradient);
         let mut before = f64::INFINITY;
         for most in 1..=8 {
-            let (reduced, total, lost) = metric.reduce(&gradient, 0.0, most).unwrap();
-            assert_eq!(reduced.count(), most);
-            let off = &whole - product(&reduced);
+            let (rows, total, lost) = reduce(&metric, &gradient, 0.0, most);
+            assert_eq!(rows.count(), most);
+            let off = &whole - product(&rows);
             let error = inner(&metric, &off, &off);
             assert!((error - lost).abs() < 1e-9 * total, "{error} instead of {lost}");
             assert!(lost < before);
@@ -259,7 +336,35 @@ mod tests {
         let metric = metric(5, 7);
         let zero = Tensor::zeros([4, 5], (Kind::Double, Device::Cpu));
         let gradient = Rows { up: zero, down: random(4, 7) };
-        let (reduced, total, lost) = metric.reduce(&gradient, 1e-3, 10).unwrap();
-        assert_eq!((reduced.count(), total, lost), (0, 0.0, 0.0));
+        let (rows, total, lost) = reduce(&metric, &gradient, 1e-3, 10);
+        assert_eq!((rows.count(), total, lost), (0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn gradients_are_reduced_together_as_alone() {
+        tch::manual_seed(4);
+        let metric = metric(5, 7);
+        let gradients =
+            [2, 4, 3].map(|tokens| Rows { up: random(tokens, 5), down: random(tokens, 7) });
+        let together = metric.reduce_all(&gradients, 0.1, 3).unwrap();
+        assert_eq!(together.len(), gradients.len());
+        for (ours, gradient) in together.iter().zip(&gradients) {
+            let (alone, total, lost) = reduce(&metric, gradient, 0.1, 3);
+            let off = product(&ours.rows) - product(&alone);
+            assert!(off.norm().double_value(&[]) < 1e-12);
+            assert!((ours.total - total).abs() + (ours.lost - lost).abs() < 1e-12 * total);
+        }
+        assert!(metric.reduce_all(&[], 0.1, 3).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_float32_matrix_is_multiplied_in_float64() {
+        tch::manual_seed(5);
+        let matrix = random(2 * CONVERTED + 3, 9).to_kind(Kind::Float);
+        let rows = random(4, 2 * CONVERTED + 3);
+        let expected = rows.matmul(&matrix.to_kind(Kind::Double));
+        let off = wide_product(&rows, &matrix).unwrap() - &expected;
+        assert!(off.abs().max().double_value(&[]) < 1e-12);
+        assert_eq!(wide_product(&rows, &matrix.to_kind(Kind::Double)).unwrap(), expected);
     }
 }

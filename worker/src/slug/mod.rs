@@ -13,6 +13,7 @@
 //! | [`search`] | the step search of one concept on a front layer | paper, section 3.3 |
 //! | [`choice`] | the choice among the layers that forgot | paper, section 3.3 |
 //! | [`moments`] | second moments: how sensitive retained data is to changes of a layer | this project, `docs/composition.md` |
+//! | [`symmetric`] | sums of symmetric matrices, of which the upper triangle is computed and stored | this project |
 //! | [`protect`] | preconditioners that keep protected inputs unchanged | this project, `docs/composition.md` |
 //! | [`factors`] | low-rank factors of gradients | this project |
 //! | [`margin`] | the gradients of margins as factors, and the metric that prices changes | this project, `docs/composition.md` |
@@ -33,4 +34,5 @@ pub mod ranking;
 pub mod screen;
 pub mod search;
 pub mod step;
+pub mod symmetric;
 pub mod trial;

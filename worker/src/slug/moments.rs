@@ -12,57 +12,81 @@ use lethe_shared::draws::Draws;
 use lethe_shared::task::Tokens;
 use tch::{Device, Kind, Tensor};
 
+use super::symmetric::SymmetricSum;
 use crate::micro_batch::MicroBatch;
-use crate::model::{Batch, Clip, Error, Input, NotFinite, ParameterId, Tapped, Weights};
+use crate::model::{Batch, Clip, Error, Input, ParameterId, Tapped, Weights};
 
 /// Number of random directions in embedding space per item.
 pub const PROBES: usize = 2;
 
-/// Sums of second moments by layer, separately for two halves of the items (for cross-fitting).
+/// The most tokens of a pass on a CPU. Larger passes take more memory and leave the processor's
+/// cache; smaller ones spend more time on adding matrices of a layer's size.
+const CPU_PASS_TOKENS: i64 = 1024;
+
+/// Sums of second moments by layer, for all items together or separately for two halves of them.
 #[derive(Debug)]
 pub struct MomentSum {
-    layers: Vec<ParameterId>,
-    sums: Vec<[Sums; 2]>,
+    layers: Vec<LayerSums>,
     tokens: Tokens,
     draws: Draws,
     items: u64,
     micro_batch: MicroBatch,
 }
 
-/// The sums of one half of the items at one layer, float64; `None` without items.
-#[derive(Debug, Default)]
-struct Sums {
-    inputs: Option<Tensor>,
-    outputs: Option<Tensor>,
+/// The sums of one layer.
+#[derive(Debug)]
+pub struct LayerSums {
+    /// The layer.
+    pub layer: ParameterId,
+    /// One sum over all items, or one per half.
+    pub parts: Vec<Moments>,
 }
 
-/// The moments of one half of the items at one layer, float32.
+/// The moments of some items at one layer.
 #[derive(Debug)]
-pub struct LayerMoments {
+pub struct Moments {
     /// C `[inputs, inputs]`.
-    pub inputs: Tensor,
+    pub inputs: SymmetricSum,
     /// M `[outputs, outputs]`.
-    pub outputs: Tensor,
+    pub outputs: SymmetricSum,
 }
 
 impl MomentSum {
-    /// Creates an empty sum for some layers, all of one tower. Random directions are taken from
-    /// `draws`.
-    pub fn new(
-        layers: Vec<ParameterId>,
-        tokens: Tokens,
-        draws: Draws,
-        micro_batch: MicroBatch,
-    ) -> Self {
-        let sums = layers.iter().map(|_| Default::default()).collect();
-        Self { layers, sums, tokens, draws, items: 0, micro_batch }
-    }
-
-    /// Adds a batch. `halves[i]` is the half to which item i belongs: `true` for the second one.
+    /// Creates an empty sum for some layers, all of one tower, with one part for each half of the
+    /// items when it is for cross-fitting. Random directions are taken from `draws`.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] when a moment is not finite, [`Error::Memory`] when a micro-batch does
-    /// not fit the device's memory; otherwise when libtorch returns an error.
+    /// When libtorch returns an error.
+    pub fn new(
+        weights: &Weights,
+        layers: Vec<ParameterId>,
+        tokens: Tokens,
+        cross_fit: bool,
+        draws: Draws,
+        micro_batch: MicroBatch,
+    ) -> Result<Self, Error> {
+        let empty = |layer: ParameterId| {
+            let weight = weights.get(layer);
+            let (outputs, inputs) = weight.size2()?;
+            let part = |_| {
+                Ok(Moments {
+                    inputs: SymmetricSum::zeros(inputs, weight.device())?,
+                    outputs: SymmetricSum::zeros(outputs, weight.device())?,
+                })
+            };
+            let parts = (0..if cross_fit { 2 } else { 1 }).map(part);
+            Ok(LayerSums { layer, parts: parts.collect::<Result<_, Error>>()? })
+        };
+        let layers = layers.into_iter().map(empty).collect::<Result<_, Error>>()?;
+        Ok(Self { layers, tokens, draws, items: 0, micro_batch })
+    }
+
+    /// Adds a batch, which is not a prefix tree. `halves[i]` is the half to which item i belongs:
+    /// `true` for the second one.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when a micro-batch does not fit the device's memory; otherwise when
+    /// libtorch returns an error.
     pub fn add(
         &mut self,
         clip: &Clip,
@@ -75,11 +99,12 @@ impl MomentSum {
         let probes = (0..PROBES)
             .map(|_| directions(&mut self.draws, input.items(), clip.config().embedding))
             .collect::<Result<Vec<_>, _>>()?;
-        let micro_batch = self.micro_batch.for_item_bytes(clip.pass_bytes(
-            input.tower(),
-            input.tokens(clip.config()),
-            true,
-        ));
+        let tokens = input.tokens(clip.config());
+        let mut micro_batch =
+            self.micro_batch.for_item_bytes(clip.pass_bytes(input.tower(), tokens, true));
+        if weights.device() == Device::Cpu {
+            micro_batch = micro_batch.and_limited_to((CPU_PASS_TOKENS / tokens.max(1)).max(1));
+        }
         for (start, count) in micro_batch.passes(input.items()) {
             micro_batch.run(count, || {
                 let probes = probes
@@ -107,129 +132,48 @@ impl MomentSum {
         probes: &[Tensor],
         halves: &[bool],
     ) -> Result<(), Error> {
-        let graph = weights.with_taps(&self.layers)?;
+        let layers: Vec<ParameterId> = self.layers.iter().map(|sums| sums.layer).collect();
+        let graph = weights.with_taps(&layers)?;
         let embedded = clip.embed(&graph, batch.input())?;
         let tapped = graph.tapped();
         let outputs: Vec<&Tensor> = tapped.iter().map(|tap| &tap.output).collect();
-        // Mean of ‖δ_t‖² over the probes, per layer `[items, …, 1]`.
-        let mut sensitivities: Vec<Option<Tensor>> = tapped.iter().map(|_| None).collect();
+        // δ by layer and probe.
+        let mut deltas: Vec<Vec<Tensor>> = tapped.iter().map(|_| Vec::new()).collect();
         for (number, directions) in (1..).zip(probes) {
             let projected =
                 embedded.f_mul(&directions.f_to(embedded.device())?)?.f_sum(Kind::Float)?;
             let gradients =
                 Tensor::f_run_backward(&[&projected], &outputs, number < probes.len(), false)?;
             let _guard = tch::no_grad_guard();
-            let gradients = gradients
-                .iter()
-                .map(|gradient| gradient.f_to_kind(Kind::Float))
-                .collect::<Result<Vec<_>, _>>()?;
-            for (tap, (sensitivity, gradient)) in
-                tapped.iter().zip(sensitivities.iter_mut().zip(&gradients))
-            {
-                if self.tokens == Tokens::Together {
-                    self.add_together(tap, gradient, halves)?;
+            for (deltas, gradient) in deltas.iter_mut().zip(gradients) {
+                deltas.push(gradient.f_to_kind(Kind::Float)?);
+            }
+        }
+        drop((outputs, embedded));
+        let _guard = tch::no_grad_guard();
+        let parts = match self.layers.first() {
+            Some(LayerSums { parts, .. }) if parts.len() > 1 => {
+                let half = |second: bool| {
+                    (0..halves.len()).filter(|&item| halves[item] == second).collect()
+                };
+                vec![half(false), half(true)]
+            }
+            _ => vec![(0..halves.len()).collect::<Vec<_>>()],
+        };
+        let texts = TextTokens::of(batch)?;
+        for (tap, deltas) in tapped.into_iter().zip(deltas) {
+            let Some(sums) = self.layers.iter_mut().find(|sums| sums.layer == tap.layer) else {
+                continue;
+            };
+            let activations = Activations::new(tap, deltas)?;
+            let weighted = activations.weighted_inputs(self.tokens)?;
+            for (items, sums) in parts.iter().zip(&mut sums.parts) {
+                if items.is_empty() {
                     continue;
                 }
-                self.add_outputs(tap.layer, gradient, halves)?;
-                let square = gradient
-                    .f_square()?
-                    .f_sum_dim_intlist([-1].as_slice(), true, Kind::Float)?
-                    .f_div_scalar(PROBES as f64)?;
-                match sensitivity {
-                    None => *sensitivity = Some(square),
-                    Some(sum) => drop(sum.f_add_(&square)?),
-                }
+                activations.add_inputs(&weighted, items, texts.as_ref(), &mut sums.inputs)?;
+                activations.add_outputs(self.tokens, items, &mut sums.outputs)?;
             }
-        }
-        let _guard = tch::no_grad_guard();
-        for (tap, sensitivity) in tapped.iter().zip(sensitivities) {
-            if let Some(sensitivity) = sensitivity {
-                self.add_inputs(tap, &sensitivity, halves)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds GᵀG and G Gᵀ of each item, without forming G: with δ `[tokens, outputs]` and x
-    /// `[tokens, inputs]` of an item, GᵀG = xᵀ (δδᵀ) x and G Gᵀ = δᵀ (x xᵀ) δ.
-    fn add_together(
-        &mut self,
-        tap: &Tapped,
-        gradient: &Tensor,
-        halves: &[bool],
-    ) -> Result<(), Error> {
-        let Some(position) = self.layers.iter().position(|&other| other == tap.layer) else {
-            return Ok(());
-        };
-        let flat = |tensor: &Tensor| -> Result<Tensor, Error> {
-            Ok(tensor.f_reshape([-1, tensor.size().last().copied().unwrap_or(1)])?)
-        };
-        let product = |values: &Tensor, by: &Tensor| -> Result<Tensor, Error> {
-            let gram = by.f_matmul(&by.f_transpose(1, 2)?)?;
-            Ok(flat(values)?
-                .f_transpose(0, 1)?
-                .f_matmul(&flat(&gram.f_matmul(values)?)?)?
-                .f_to_kind(Kind::Double)?
-                .f_div_scalar(PROBES as f64)?)
-        };
-        for (half, sums) in self.sums[position].iter_mut().enumerate() {
-            let Some(items) = items_of(half, halves, gradient)? else { continue };
-            // The last block of a tower has one vector per item.
-            let per_token = |tensor: &Tensor| -> Result<Tensor, Error> {
-                let chosen = tensor.f_index_select(0, &items)?;
-                Ok(if chosen.dim() == 2 { chosen.f_unsqueeze(1)? } else { chosen })
-            };
-            let (delta, x) = (per_token(gradient)?, per_token(&tap.input)?);
-            add(&mut sums.inputs, product(&x, &delta)?)?;
-            add(&mut sums.outputs, product(&delta, &x)?)?;
-        }
-        Ok(())
-    }
-
-    fn add_outputs(
-        &mut self,
-        layer: ParameterId,
-        gradient: &Tensor,
-        halves: &[bool],
-    ) -> Result<(), Error> {
-        let Some(position) = self.layers.iter().position(|&other| other == layer) else {
-            return Ok(());
-        };
-        for (half, sums) in self.sums[position].iter_mut().enumerate() {
-            if let Some(items) = items_of(half, halves, gradient)? {
-                let gradients = rows(gradient, &items)?;
-                let moment = gradients
-                    .f_transpose(0, 1)?
-                    .f_matmul(&gradients)?
-                    .f_to_kind(Kind::Double)?
-                    .f_div_scalar(PROBES as f64)?;
-                add(&mut sums.outputs, moment)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn add_inputs(
-        &mut self,
-        tap: &Tapped,
-        sensitivity: &Tensor,
-        halves: &[bool],
-    ) -> Result<(), Error> {
-        let Some(position) = self.layers.iter().position(|&layer| layer == tap.layer) else {
-            return Ok(());
-        };
-        for (half, sums) in self.sums[position].iter_mut().enumerate() {
-            let Some(items) = items_of(half, halves, &tap.input)? else { continue };
-            // Tokens after a text's pooled token have no effect on the embedding and are left out.
-            let (inputs, squares) = (rows(&tap.input, &items)?, rows(sensitivity, &items)?);
-            let effective = squares.f_squeeze_dim(1)?.f_nonzero()?.f_squeeze_dim(1)?;
-            let weighted = inputs
-                .f_index_select(0, &effective)?
-                .f_mul(&squares.f_index_select(0, &effective)?.f_sqrt()?)?;
-            add(
-                &mut sums.inputs,
-                weighted.f_transpose(0, 1)?.f_matmul(&weighted)?.f_to_kind(Kind::Double)?,
-            )?;
         }
         Ok(())
     }
@@ -239,66 +183,154 @@ impl MomentSum {
         self.items
     }
 
-    /// Returns the sums of both halves by layer; zeros for a half without items.
+    /// Returns the sums by layer.
+    pub fn into_layers(self) -> Vec<LayerSums> {
+        self.layers
+    }
+}
+
+/// The tokens of a micro-batch of texts.
+struct TextTokens {
+    /// Number of tokens of each text up to the pooled one. Tokens after it have no effect on the
+    /// embedding: their gradients are zero.
+    lengths: Vec<i64>,
+    /// Whether all texts begin with the same token. Attention is causal, so its activations are
+    /// then the same in all texts.
+    same_beginning: bool,
+}
+
+impl TextTokens {
+    /// Returns the tokens of a batch of texts; `None` for images.
+    fn of(batch: &Batch) -> Result<Option<Self>, Error> {
+        let Batch::Texts(texts) = batch else { return Ok(None) };
+        let host = |tensor: &Tensor| -> Result<Vec<i64>, Error> {
+            Ok(Vec::<i64>::try_from(tensor.f_to_device(Device::Cpu)?)?)
+        };
+        let first = host(&texts.ids.f_select(1, 0)?)?;
+        Ok(Some(Self {
+            lengths: host(&texts.pooled)?.into_iter().map(|pooled| pooled + 1).collect(),
+            same_beginning: first.windows(2).all(|pair| pair[0] == pair[1]),
+        }))
+    }
+}
+
+/// The inputs and output gradients of one layer in a micro-batch.
+struct Activations {
+    /// x `[items, tokens, inputs]`, float32.
+    inputs: Tensor,
+    /// δ of each probe `[items, tokens, outputs]`, float32.
+    deltas: Vec<Tensor>,
+}
+
+impl Activations {
+    fn new(tap: Tapped, deltas: Vec<Tensor>) -> Result<Self, Error> {
+        // The last block of a tower has one vector per item.
+        let per_token = |tensor: Tensor| -> Result<Tensor, Error> {
+            Ok(if tensor.dim() == 2 { tensor.f_unsqueeze(1)? } else { tensor })
+        };
+        Ok(Self {
+            inputs: per_token(tap.input)?,
+            deltas: deltas.into_iter().map(per_token).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Returns z `[items, tokens, inputs]` for which C = Σ x zᵀ over items and tokens.
     ///
-    /// # Errors
-    /// When libtorch returns an error.
-    pub fn sums(&self, weights: &Weights) -> Result<Vec<(ParameterId, [LayerMoments; 2])>, Error> {
-        let one = |sum: &Option<Tensor>, side: i64, device: Device| -> Result<Tensor, Error> {
-            Ok(match sum {
-                Some(sum) => sum.f_to_kind(Kind::Float)?,
-                None => Tensor::f_zeros([side, side], (Kind::Float, device))?,
-            })
+    /// Tokens apart, z is x times the mean of ‖δ‖² over the probes. Together, GᵀG = xᵀ (δδᵀ) x for
+    /// δ `[tokens, outputs]` and x `[tokens, inputs]` of an item, so z is the mean of δδᵀ times x:
+    /// the gradients G are not formed, and all probes take one product of the layer's size.
+    fn weighted_inputs(&self, tokens: Tokens) -> Result<Tensor, Error> {
+        let mut weights: Option<Tensor> = None;
+        for delta in &self.deltas {
+            let weight = match tokens {
+                Tokens::Apart => {
+                    delta.f_square()?.f_sum_dim_intlist([-1].as_slice(), true, Kind::Float)?
+                }
+                Tokens::Together => delta.f_matmul(&delta.f_transpose(1, 2)?)?,
+            };
+            match &mut weights {
+                None => weights = Some(weight),
+                Some(sum) => drop(sum.f_add_(&weight)?),
+            }
+        }
+        let Some(weights) = weights else { return Ok(self.inputs.f_zeros_like()?) };
+        let weights = weights.f_div_scalar(PROBES as f64)?;
+        Ok(match tokens {
+            Tokens::Apart => self.inputs.f_mul(&weights)?,
+            Tokens::Together => weights.f_matmul(&self.inputs)?,
+        })
+    }
+
+    /// Adds C of some items.
+    fn add_inputs(
+        &self,
+        weighted: &Tensor,
+        items: &[usize],
+        texts: Option<&TextTokens>,
+        sum: &mut SymmetricSum,
+    ) -> Result<(), Error> {
+        let tokens = self.inputs.size()[1];
+        let Some(texts) = texts.filter(|_| tokens > 1) else {
+            let rows = |tensor: &Tensor| rows(tensor, items);
+            return sum.add_product(&rows(&self.inputs)?, &rows(weighted)?);
         };
-        let both = |layer: ParameterId, sums: &Sums| -> Result<LayerMoments, Error> {
-            let (shape, device) = (weights.get(layer).size(), weights.get(layer).device());
-            let (outputs, inputs) =
-                (shape.first().copied().unwrap_or(1), shape.last().copied().unwrap_or(1));
-            Ok(LayerMoments {
-                inputs: one(&sums.inputs, inputs, device)?,
-                outputs: one(&sums.outputs, outputs, device)?,
-            })
+        // The texts' first tokens are one row where they are the same.
+        let skipped = i64::from(texts.same_beginning);
+        let mut chosen: Vec<i64> =
+            items.iter().take(skipped as usize).map(|&item| item as i64 * tokens).collect();
+        for &item in items {
+            let start = item as i64 * tokens;
+            chosen.extend(start + skipped..start + texts.lengths[item].min(tokens));
+        }
+        let chosen = Tensor::f_from_slice(&chosen)?.f_to(self.inputs.device())?;
+        let pick = |tensor: &Tensor| -> Result<Tensor, Error> {
+            Ok(tensor.f_flatten(0, 1)?.f_index_select(0, &chosen)?)
         };
-        let layers = self.layers.iter().zip(&self.sums);
-        layers
-            .map(|(&layer, [first, second])| {
-                Ok((layer, [both(layer, first)?, both(layer, second)?]))
-            })
-            .collect()
+        let right = pick(weighted)?;
+        if texts.same_beginning {
+            let beginnings = rows(&weighted.f_narrow(1, 0, 1)?, items)?;
+            right.f_select(0, 0)?.f_copy_(&beginnings.f_sum_dim_intlist(
+                [0].as_slice(),
+                false,
+                Kind::Float,
+            )?)?;
+        }
+        sum.add_product(&pick(&self.inputs)?, &right)
+    }
+
+    /// Adds M of some items, its mean over the probes. Tokens apart, it is Σ δδᵀ. Together, it is
+    /// G Gᵀ = δᵀ (x xᵀ) δ of each item.
+    fn add_outputs(
+        &self,
+        tokens: Tokens,
+        items: &[usize],
+        sum: &mut SymmetricSum,
+    ) -> Result<(), Error> {
+        let gram = match tokens {
+            Tokens::Apart => None,
+            Tokens::Together => Some(self.inputs.f_matmul(&self.inputs.f_transpose(1, 2)?)?),
+        };
+        for delta in &self.deltas {
+            let weighted = match &gram {
+                None => delta.shallow_clone(),
+                Some(gram) => gram.f_matmul(delta)?,
+            };
+            let weighted = weighted.f_div_scalar(PROBES as f64)?;
+            sum.add_product(&rows(delta, items)?, &rows(&weighted, items)?)?;
+        }
+        Ok(())
     }
 }
 
-/// Returns the indices of the items of one half, on the device of `like`; `None` when there are
-/// none.
-fn items_of(half: usize, halves: &[bool], like: &Tensor) -> Result<Option<Tensor>, Error> {
-    let items: Vec<i64> = (0..)
-        .zip(halves)
-        .filter(|&(_, &second)| second == (half == 1))
-        .map(|(item, _)| item)
-        .collect();
-    Ok(if items.is_empty() {
-        None
-    } else {
-        Some(Tensor::f_from_slice(&items)?.f_to(like.device())?)
-    })
-}
-
-/// Returns the vectors of some items: `[items · tokens, width]`.
-fn rows(values: &Tensor, items: &Tensor) -> Result<Tensor, Error> {
-    Ok(values
-        .f_index_select(0, items)?
-        .f_reshape([-1, values.size().last().copied().unwrap_or(1)])?)
-}
-
-fn add(sum: &mut Option<Tensor>, moment: Tensor) -> Result<(), Error> {
-    if !moment.f_sum(Kind::Double)?.f_double_value(&[])?.is_finite() {
-        return Err(NotFinite::new("second moments").into());
+/// Returns the vectors of some items, in ascending order, of `[items, tokens, width]`: one row per
+/// item and token.
+fn rows(values: &Tensor, items: &[usize]) -> Result<Tensor, Error> {
+    if items.len() as i64 == values.size()[0] {
+        return Ok(values.f_flatten(0, 1)?);
     }
-    match sum {
-        None => *sum = Some(moment),
-        Some(sum) => drop(sum.f_add_(&moment)?),
-    }
-    Ok(())
+    let items: Vec<i64> = items.iter().map(|&item| item as i64).collect();
+    let items = Tensor::f_from_slice(&items)?.f_to(values.device())?;
+    Ok(values.f_index_select(0, &items)?.f_flatten(0, 1)?)
 }
 
 /// Draws unit vectors `[n, d]`, uniformly distributed.

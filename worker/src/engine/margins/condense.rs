@@ -36,9 +36,11 @@ impl Perform for Condense {
                     up: gradients.rows.up.f_mul(&weights)?,
                     down: gradients.rows.down.shallow_clone(),
                 };
-                let (reduced, whole, missed) = metric.reduce(&sum, TOLERANCE, i64::from(most))?;
-                (total, lost, rank) = (total + whole, lost + missed, rank.max(reduced.count()));
-                let direction = metric.direction(&reduced)?;
+                let reduced = metric.reduce(&sum, TOLERANCE, i64::from(most))?;
+                total += reduced.total;
+                lost += reduced.lost;
+                rank = rank.max(reduced.rows.count());
+                let direction = metric.direction(&reduced.rows)?;
                 let up = direction.up.f_transpose(0, 1)?.f_to_kind(Kind::Float)?.f_contiguous()?;
                 let down = direction.down.f_to_kind(Kind::Float)?.f_contiguous()?;
                 let weight = model.parameters.get(model.layer(layer)?);

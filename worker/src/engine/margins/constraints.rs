@@ -13,7 +13,7 @@ use crate::engine::loaded_model::LoadedModel;
 use crate::engine::moments::Matrices;
 use crate::engine::{data, image_embeddings, thumbnails};
 use crate::model::{Input, ParameterId};
-use crate::slug::margin::{self, Rows};
+use crate::slug::margin::{self, Reduced, Rows};
 use crate::zero_shot;
 
 /// Number of competitors whose mean text an image of the vision tower is moved towards. A mean over
@@ -102,8 +102,9 @@ impl Perform for Constraints {
                 context.check_cancelled()?;
                 let metric = metric(&inverses, name)?;
                 let mut reduced: Vec<Rows> = Vec::with_capacity(images.len());
-                for gradient in images {
-                    let (rows, total, lost) = metric.reduce(gradient, TOLERANCE, MAX_ROWS)?;
+                for Reduced { rows, total, lost } in
+                    metric.reduce_all(images, TOLERANCE, MAX_ROWS)?
+                {
                     rank = rank.max(rows.count() as u32);
                     residual = residual.max((lost / total.max(f64::MIN_POSITIVE)).sqrt());
                     reduced.push(rows);

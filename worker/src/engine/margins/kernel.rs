@@ -33,7 +33,7 @@ impl Perform for Kernel {
     ) -> Result<KernelOutput, Error> {
         let inverses = stages.time("moments", || Matrices::of(context, &self.inverses))?;
         let _guard = tch::no_grad_guard();
-        let metric = metric(&inverses, &self.layer)?;
+        let metric = metric(&inverses, &self.layer)?.for_many_products()?;
         let (mut concepts, mut side) = (Vec::with_capacity(self.concepts.len()), 0);
         for artifact in &self.concepts {
             context.check_cancelled()?;
