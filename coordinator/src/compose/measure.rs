@@ -88,28 +88,38 @@ pub fn within(stop: Stop, others: u32, ranks: &[ImageRanks]) -> Option<f64> {
 /// Numbers of retained classes beside which a removed name is shown.
 const CANDIDATES: [u32; 4] = [1, 4, 9, 19];
 
-/// Returns what can still be told of removed concepts; `None` when nothing was measured. `images`
-/// are the ranks of each concept's forget images, before and after; `retained` is the number of
-/// retained classes.
-pub fn recognition<'i>(
-    images: &[(&'i [ImageRanks], &'i [ImageRanks])],
+/// The ranks of one concept's forget images, before and after.
+#[derive(Debug, Clone, Copy)]
+pub struct ConceptRanks<'a> {
+    /// In the unedited model.
+    pub before: &'a [ImageRanks],
+    /// In the composed model.
+    pub after: &'a [ImageRanks],
+}
+
+/// Returns what can still be told of removed concepts; `None` when nothing was measured. `retained`
+/// is the number of retained classes.
+pub fn recognition(
+    concepts: &[ConceptRanks<'_>],
     retained: u32,
     searches: Vec<NameSearches>,
 ) -> Option<Recognition> {
     // A mean over the images of a concept, then over concepts.
-    let mean = |others: u32, of: fn(&(&'i [ImageRanks], &'i [ImageRanks])) -> &'i [ImageRanks]| {
-        let share = |ranks: &[ImageRanks]| {
+    let mean = |others: u32, all: &[&[ImageRanks]]| {
+        let share = |ranks: &&[ImageRanks]| {
             let wins: f64 = ranks.iter().map(|rank| wins(rank.retained, retained, others)).sum();
             wins / ranks.len().max(1) as f64
         };
-        images.iter().map(of).map(share).sum::<f64>() / images.len().max(1) as f64
+        all.iter().map(share).sum::<f64>() / all.len().max(1) as f64
     };
-    let measured = images.iter().all(|(before, after)| !before.is_empty() && !after.is_empty());
-    let candidates = if measured && !images.is_empty() {
+    let before: Vec<&[ImageRanks]> = concepts.iter().map(|concept| concept.before).collect();
+    let after: Vec<&[ImageRanks]> = concepts.iter().map(|concept| concept.after).collect();
+    let measured = before.iter().chain(&after).all(|ranks| !ranks.is_empty());
+    let candidates = if measured && !concepts.is_empty() {
         let of = |others: u32| Candidates {
             others,
-            before: mean(others, |concept| concept.0),
-            after: mean(others, |concept| concept.1),
+            before: mean(others, &before),
+            after: mean(others, &after),
         };
         CANDIDATES.into_iter().filter(|&others| others <= retained).map(of).collect()
     } else {
@@ -322,11 +332,13 @@ mod tests {
             ranks.iter().map(|&rank| ImageRanks { all: rank, retained: rank }).collect()
         };
         let (before, after) = (ranks(&[0, 0]), ranks(&[0, 10]));
-        let found = recognition(&[(&before, &after)], 10, Vec::new()).unwrap();
+        let concept = ConceptRanks { before: &before, after: &after };
+        let found = recognition(&[concept], 10, Vec::new()).unwrap();
         assert_eq!(found.candidates.len(), 3, "there are no nineteen others");
         assert!(found.candidates.iter().all(|c| c.before == 1.0 && c.after == 0.5));
         assert_eq!(recognition(&[], 10, Vec::new()), None);
-        assert_eq!(recognition(&[(&before, &[])], 10, Vec::new()), None);
+        let unmeasured = ConceptRanks { after: &[], ..concept };
+        assert_eq!(recognition(&[unmeasured], 10, Vec::new()), None);
     }
 
     #[test]

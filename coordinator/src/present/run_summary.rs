@@ -291,7 +291,7 @@ fn recognition(record: &Composition, row: &mut impl FnMut(&str, String)) {
     for search in &recognition.searches {
         let (before, after) = (search.before, search.after);
         row(
-            &format!("search by name, {}", search.set),
+            &format!("name search, {}", search.set),
             format!(
                 "R@1 {}, R@5 {}, R@20 {}",
                 change(before.r1, after.r1),

@@ -10,7 +10,7 @@ use lethe_shared::task::EvaluateOutput;
 
 use super::context::Run;
 use crate::compose::apply::{self, Change};
-use crate::compose::measure::{self, Fates, Judgement};
+use crate::compose::measure::{self, ConceptRanks, Fates, Judgement};
 use crate::exec::dispatch::Dispatcher;
 use crate::exec::jobs;
 use crate::failure::Failure;
@@ -147,10 +147,13 @@ fn judge(
             .zip(after.as_ref())
             .map(|(before, after)| measure::utility(before, after, &fates, names))
     };
-    let few: Vec<(&[ImageRanks], &[ImageRanks])> = edited
+    let ranks: Vec<ConceptRanks<'_>> = edited
         .iter()
         .filter(|planned| planned.concept.strength > 0.0)
-        .map(|planned| (unedited.ranks_of(planned), forget.ranks_of(planned)))
+        .map(|planned| ConceptRanks {
+            before: unedited.ranks_of(planned),
+            after: forget.ranks_of(planned),
+        })
         .collect();
     let retained_count = (0..names.len() as u32).filter(|&class| retains(class)).count() as u32;
     let searches = |set: &'static str| {
@@ -160,7 +163,7 @@ fn judge(
         concepts: edited.iter().map(of).collect(),
         within_before: edited.iter().filter_map(within_before).collect(),
         recognition: measure::recognition(
-            &few,
+            &ranks,
             retained_count,
             [jobs::VALIDATION, jobs::TEST].into_iter().filter_map(searches).collect(),
         ),

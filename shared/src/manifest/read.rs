@@ -464,7 +464,10 @@ batch_size = 64
                 ("batch_size = 64", "search_tolerance = nan"),
                 "m.toml:17: method.search_tolerance is NaN",
             ),
-            (("batch_size = 64", "stop = \"fa2\""), "m.toml:17: unknown variant `fa2`"),
+            (
+                ("batch_size = 64", "stop = \"fa2\""),
+                "m.toml:17: `fa2`, expected fa1, fa5, or rank S",
+            ),
             (("batch_size = 64", "batch_size = \"x\""), "m.toml:17: invalid type"),
             (("batch_size = 64", "[policy]\nrequired = 1.5"), "m.toml:18: policy.required is 1.5"),
             (
