@@ -345,7 +345,7 @@ fn unlabelled_images_are_what_vision_edits_look_at_too() {
     job.replace(
         "job.toml",
         "[execution]",
-        "[composition]\ntowers = \"vision\"\nrounds = 0\n\n[execution]",
+        "[composition]\nmethod = \"preconditioned\"\ntowers = \"vision\"\nrounds = 0\n\n[execution]",
     );
     let plan = || last_line(&job.command("plan", &[]).output().unwrap());
     let planned = plan();

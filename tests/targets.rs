@@ -469,6 +469,33 @@ fn of_two_towers_each_target_gets_its_own() {
     ends(0, &["verify", said["release"].as_str().unwrap(), "--recompute"]);
 }
 
+#[test]
+fn both_towers_share_each_removal_and_each_target_gets_the_part_of_its_tower() {
+    let targets = target("sd15", "stable-diffusion") + &target("llava", "llava");
+    let job = job("towers = \"both\"\nrank = 4\nrounds = 2", &targets);
+    pipeline(&job.path("sd15"), TEXT_BLOCKS);
+    vision_language(&job.path("llava"));
+    let planned = job.command("plan", &[]).output().unwrap();
+    assert!(
+        stderr(&planned).contains("each removal is shared between the towers"),
+        "{}",
+        stderr(&planned)
+    );
+    let output = job.output("store");
+    assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
+    let said = last_line(&output);
+    let kept = record(&said);
+    assert_eq!(kept.method, "margins");
+    for concept in &kept.concepts {
+        let of = |tower: &str| concept.layers.iter().any(|layer| layer.starts_with(tower));
+        assert!(of("text_model.") && of("vision_model."), "{:?}", concept.layers);
+    }
+    for target in &kept.targets {
+        assert!(target.without.is_empty() && !target.changed.is_empty(), "{}", target.name);
+    }
+    ends(0, &["verify", said["release"].as_str().unwrap(), "--recompute"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_in_the_store_s_bucket_is_copied_there() {
     let server = S3Server::start();

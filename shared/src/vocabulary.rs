@@ -38,7 +38,7 @@ pub enum Towers {
     Text,
     /// The vision tower only: text embeddings do not change.
     Vision,
-    /// Either tower, whichever suits a concept better.
+    /// Both: each removal is shared between them, or goes to either, as the method has it.
     Both,
 }
 

@@ -86,7 +86,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
             + plan.concepts.len()
             + slices
             + corrections(&plan)?,
-        dose_jobs: match composition.method {
+        dose_jobs: match composition.method() {
             CompositionMethod::Margins => margin_rounds(&plan, slices)?,
             method if method.corrects() => composition.rounds as usize * slices,
             _ => 0,
@@ -121,7 +121,7 @@ fn target(target: &Target) -> PlannedTarget {
 /// ones: moments, surveys, the effect matrix.
 fn corrections(plan: &Plan) -> Result<usize, Failure> {
     let composition = &plan.manifest.composition;
-    if !composition.method.corrects() {
+    if !composition.method().corrects() {
         return Ok(0);
     }
     let mut moments = 0;
@@ -214,7 +214,7 @@ fn table(planned: &Planned, plan: &Plan) -> String {
             "work",
             format!(
                 "{gradients} gradient batches; {}",
-                match plan.manifest.composition.method {
+                match plan.manifest.composition.method() {
                     CompositionMethod::Margins => format!(
                         "at most {} constraints a concept, no search",
                         plan.manifest.composition.images

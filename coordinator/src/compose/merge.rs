@@ -12,7 +12,7 @@ use lethe_shared::record::Merge;
 
 /// Returns the merge rule of a manifest's method.
 pub fn rule(composition: &CompositionSection) -> Merge {
-    match composition.method {
+    match composition.method() {
         CompositionMethod::Preconditioned
         | CompositionMethod::Margins
         | CompositionMethod::NullSpace

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::checkpoint::tower::TowerMap;
 use lethe_shared::checkpoint::{self, Checkpoint};
-use lethe_shared::manifest::Manifest;
+use lethe_shared::manifest::{CompositionMethod, Manifest};
 use lethe_shared::printable::printable;
 use lethe_shared::vocabulary::{Tower, Towers};
 
@@ -64,7 +64,7 @@ pub fn among(
         return Ok(named.map(only));
     }
     let composition = &manifest.composition;
-    let corrects = composition.method.corrects();
+    let corrects = composition.method().corrects();
     let may_change = |tower: Tower| match composition.towers {
         _ if !corrects => true,
         Towers::Both => true,
@@ -112,11 +112,17 @@ pub fn among(
         layers.extend(acting.into_iter().map(str::to_owned));
     }
     if by_tower.len() > 1 {
-        warnings.push(
-            "targets have different towers inside, and a concept is removed by an edit in one of them: it stays in every target with the \
-             other one. The record names such concepts (targets[].without); a manifest for each tower removes all from all"
-                .to_owned(),
-        );
+        let sentence = match composition.method() {
+            CompositionMethod::Margins => {
+                "targets have different towers inside, and each removal is shared between the towers: a target gets the part of its own \
+                 tower, which alone removes less. A manifest for each tower removes all from all"
+            }
+            _ => {
+                "targets have different towers inside, and a concept is removed by an edit in one of them: it stays in every target with \
+                 the other one. The record names such concepts (targets[].without); a manifest for each tower removes all from all"
+            }
+        };
+        warnings.push(sentence.to_owned());
     }
     if let Some(named) = named {
         if !layers.contains(&named) && problems.is_empty() {
@@ -130,7 +136,7 @@ pub fn among(
 
 /// Returns the layers of a tower that the manifest's method can edit.
 fn editable<'a>(manifest: &Manifest, tower: &'a TowerMap) -> BTreeSet<&'a str> {
-    if manifest.composition.method.corrects() {
+    if manifest.composition.method().corrects() {
         mlp_ends(tower)
     } else {
         target::candidates(tower, manifest.method.normalisation_gains)
@@ -143,7 +149,7 @@ fn named_layer(manifest: &Manifest, base: &Checkpoint) -> Result<Option<String>,
     let Some(layer) = &composition.layer else { return Ok(None) };
     let mut layers = BTreeSet::new();
     for tower in [Tower::Text, Tower::Vision] {
-        if composition.method.corrects() && !composition.towers.include(tower) {
+        if composition.method().corrects() && !composition.towers.include(tower) {
             continue;
         }
         let own = TowerMap::of(base.tensors(), tower)

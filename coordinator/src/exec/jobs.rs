@@ -36,7 +36,7 @@ fn specs(shards: &[ShardRef]) -> Vec<FileSpec> {
 /// ranks both.)
 fn ranked(plan: &Plan) -> Towers {
     let composition = &plan.manifest.composition;
-    if composition.method.corrects() { composition.towers } else { Towers::Both }
+    if composition.method().corrects() { composition.towers } else { Towers::Both }
 }
 
 /// Returns one job per retain shard.
@@ -72,13 +72,13 @@ pub struct MomentJobs {
 /// Returns whether layers get an efficiency, for which second moments are cross-fit. `margins`
 /// chooses layers by trial compositions instead.
 fn cross_fits(plan: &Plan) -> bool {
-    plan.manifest.composition.method != CompositionMethod::Margins
+    plan.manifest.composition.method() != CompositionMethod::Margins
 }
 
 /// Returns the moment jobs of each tower that may change. `texts` are the artifacts of the slices
 /// of unlabelled texts.
 pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
-    let tokens = match plan.manifest.composition.method {
+    let tokens = match plan.manifest.composition.method() {
         CompositionMethod::Margins => Tokens::Together,
         _ => Tokens::Apart,
     };
@@ -118,7 +118,7 @@ pub fn moments_reduces(
     unlabelled: &[MomentsOutput],
 ) -> Vec<TypedJob<MomentsReduce>> {
     let composition = &plan.manifest.composition;
-    let correction = match composition.method {
+    let correction = match composition.method() {
         CompositionMethod::NullSpace => Correction::NullSpace(composition.null_energy),
         _ => Correction::Ridge { inputs: composition.ridge, outputs: composition.output_ridge },
     };

@@ -196,7 +196,7 @@ pub(super) async fn manifest(address: &Address, cache: &Path) -> Result<Inspecti
     };
     inspection.row(
         "composition",
-        format!("{}, towers = {:?}", manifest.composition.method.name(), towers),
+        format!("{}, towers = {:?}", manifest.composition.method().name(), towers),
     );
     for target in &manifest.release.target {
         inspection

@@ -223,7 +223,7 @@ pub(super) async fn read_images(
 ) -> Result<Shards, Failure> {
     let field = "data.retain_images";
     let composition = &manifest.composition;
-    let looked_at = composition.method.corrects() && composition.towers.include(Tower::Vision);
+    let looked_at = composition.method().corrects() && composition.towers.include(Tower::Vision);
     if !manifest.data.retain_images.is_empty() && !looked_at {
         let place = format!("{}: {field}", manifest.file.display());
         let problem = "protects nothing here: only composition.method `preconditioned`, `margins` and `null-space` with edits of the vision tower look at \
@@ -243,8 +243,8 @@ pub(super) async fn read_protected(
     let place = format!("{}: data.protect", manifest.file.display());
     let wrong = |problem: String| Failure::input(Error::new(place.clone(), problem));
     let composition = &manifest.composition;
-    if !composition.method.corrects() {
-        let method = composition.method.name();
+    if !composition.method().corrects() {
+        let method = composition.method().name();
         return Err(wrong(format!(
             "composition.method `{method}` protects nothing; `preconditioned`, `margins` and `null-space` do"
         )));

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::manifest::{Classes, Concept, Error, Manifest};
+use lethe_shared::manifest::{Classes, CompositionMethod, Concept, Error, Manifest};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::DataFile;
 use lethe_shared::reference::{ClassTexts, ShardRef};
-use lethe_shared::vocabulary::MethodSettings;
+use lethe_shared::vocabulary::{MethodSettings, Tower, Towers};
 use lethe_store as store;
 
 use super::concepts::{
@@ -97,6 +97,7 @@ impl Plan {
         let mut warnings = of_model;
         warnings.extend(of_data);
         warnings.extend(targets.iter().flat_map(|target| target.warnings.iter().cloned()));
+        warnings.extend(method_warning(&manifest));
         let layers = among.map(|among| {
             warnings.extend(among.warnings);
             among.layers
@@ -144,6 +145,22 @@ impl Plan {
         plan.run = format!("{}-{}", plan.manifest.name, plan.identity.short());
         Ok(plan)
     }
+}
+
+/// Returns a warning where another method keeps far more of the retained classes.
+fn method_warning(manifest: &Manifest) -> Option<String> {
+    let composition = &manifest.composition;
+    let method = composition.method();
+    let better = matches!(method, CompositionMethod::Preconditioned | CompositionMethod::NullSpace)
+        && composition.towers.include(Tower::Vision);
+    better.then(|| {
+        format!(
+            "composition.method `{}` puts each edit into the layer that its scores rank first, and they rank layers of the vision tower \
+             too high: retained classes lose far more than with `margins`, the default for composition.towers = \"{}\"",
+            method.name(),
+            if composition.towers == Towers::Both { "both" } else { "vision" }
+        )
+    })
 }
 
 /// The data of a plan.

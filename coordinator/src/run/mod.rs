@@ -83,7 +83,7 @@ pub async fn run(
     dispatcher: &Dispatcher,
 ) -> Result<(Report, Composition), Failure> {
     let mut run = Run::new(plan, dispatcher, options.quiet).await?;
-    let (mut edits, base) = match plan.manifest.composition.method {
+    let (mut edits, base) = match plan.manifest.composition.method() {
         CompositionMethod::Margins => margins::edits(&mut run).await?,
         method if method.corrects() => preconditioned::edits(&mut run).await?,
         _ => slug_search::edits(&mut run).await?,

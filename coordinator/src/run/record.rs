@@ -51,7 +51,7 @@ pub(super) fn make_record(
         base: Base { address: plan.model.address.to_string(), digest: plan.model.weights },
         // Replaced when the weights are written.
         digest: plan.model.weights,
-        method: plan.manifest.composition.method.name().to_owned(),
+        method: plan.manifest.composition.method().name().to_owned(),
         merge: merge::rule(&plan.manifest.composition),
         search: plan.settings.clone(),
         moments: edits.moments.clone(),

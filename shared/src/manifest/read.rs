@@ -175,7 +175,7 @@ impl Manifest {
                 format!("is {}, expected 1 to 64", composition.layers),
             );
         }
-        if composition.method == CompositionMethod::Margins && composition.layers != 1 {
+        if composition.method() == CompositionMethod::Margins && composition.layers != 1 {
             return wrong(
                 "composition.layers",
                 "has no effect on the method `margins`; composition.spread selects its layers, or set composition.method = \"preconditioned\""
@@ -185,7 +185,7 @@ impl Manifest {
         if let Some(problem) = self.stop_problem(method.stop) {
             return wrong("method.stop", problem);
         }
-        if composition.method != CompositionMethod::Margins {
+        if composition.method() != CompositionMethod::Margins {
             let given = [
                 ("composition.spread", composition.spread.is_some()),
                 ("composition.margin", composition.margin.is_some()),
@@ -196,17 +196,17 @@ impl Manifest {
                     field,
                     format!(
                         "has no effect on the method `{}`; it is a setting of `margins`",
-                        composition.method.name()
+                        composition.method().name()
                     ),
                 );
             }
         }
-        if composition.rank.is_some() && !composition.method.corrects() {
+        if composition.rank.is_some() && !composition.method().corrects() {
             return wrong(
                 "composition.rank",
                 format!(
                     "has no effect on the method `{}`; it is a setting of `preconditioned`, `null-space` and `margins`",
-                    composition.method.name()
+                    composition.method().name()
                 ),
             );
         }
@@ -350,7 +350,7 @@ impl Manifest {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{PassThrough, TargetKind};
+    use super::super::{CompositionSection, PassThrough, TargetKind};
     use super::*;
 
     const GOOD: &str = r#"
@@ -390,6 +390,15 @@ batch_size = 64
     fn toml_and_json_say_the_same() {
         let from_toml = read("m.toml", GOOD).unwrap();
         assert_eq!((from_toml.method.batch_size, from_toml.method.search_evaluations), (64, 10));
+        // The default method follows from the towers.
+        let method = |towers: &str| {
+            let towers = serde_json::json!({ "towers": towers });
+            serde_json::from_value::<CompositionSection>(towers).unwrap().method().name()
+        };
+        assert_eq!(
+            [method("text"), method("vision"), method("both")],
+            ["preconditioned", "margins", "margins"]
+        );
         assert_eq!(from_toml.release.uri, "store");
         let json = serde_json::to_string(&from_toml).unwrap();
         let from_json = read("m.json", &json).unwrap();

@@ -164,13 +164,12 @@ impl From<&MethodSection> for MethodSettings {
 }
 
 /// How edits are composed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CompositionMethod {
     /// Steps along D = (M + ρ_M I)⁻¹ g (C + ρI)⁻¹, with a coefficient per edit that is solved for
     /// all edits together. C and M are second moments over retained data, of a layer's inputs and
     /// of the gradients at its outputs.
-    #[default]
     Preconditioned,
     /// One constraint per forget image: its own class must rank below others by a margin. All
     /// constraints are solved together at the least cost to retained data, without a search per
@@ -238,9 +237,11 @@ impl Spread {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompositionSection {
-    /// The method. A field that names no method applies to `preconditioned`, `null-space` and
+    /// The method: by default `preconditioned` where edits may change the text tower only, and
+    /// `margins` otherwise. A field that names no method applies to `preconditioned`, `null-space` and
     /// `margins`.
-    pub method: CompositionMethod,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<CompositionMethod>,
     /// Towers that edits may change; only their layers are scored. (SLUG's full search, of `sum`,
     /// `mean`, `ties` and `dare`, always uses both.)
     pub towers: Towers,
@@ -304,7 +305,7 @@ pub struct CompositionSection {
 impl Default for CompositionSection {
     fn default() -> Self {
         Self {
-            method: CompositionMethod::default(),
+            method: None,
             towers: Towers::default(),
             layer: None,
             layers: 1,
@@ -326,10 +327,19 @@ impl Default for CompositionSection {
 }
 
 impl CompositionSection {
+    /// Returns the method. By default it follows from the towers, because each method keeps more of
+    /// the retained classes in one of them (`docs/research/margins.md`).
+    pub fn method(&self) -> CompositionMethod {
+        self.method.unwrap_or(match self.towers {
+            Towers::Text => CompositionMethod::Preconditioned,
+            Towers::Vision | Towers::Both => CompositionMethod::Margins,
+        })
+    }
+
     /// Returns the largest rank of a concept's direction at a layer of this tower; `None` keeps
     /// directions whole.
     pub fn rank(&self, tower: Tower) -> Option<u32> {
-        self.rank.or(match (tower, self.method) {
+        self.rank.or(match (tower, self.method()) {
             (Tower::Text, _) => Some(2),
             (Tower::Vision, CompositionMethod::Margins) => Some(32),
             // One gradient of all images has a high rank, and cutting it costs accuracy.
@@ -469,7 +479,7 @@ impl Default for ReleaseSection {
 impl Manifest {
     /// Returns the problem with a criterion under this manifest's method, if there is one.
     pub fn stop_problem(&self, stop: Stop) -> Option<String> {
-        let method = self.composition.method;
+        let method = self.composition.method();
         let needs_margins = matches!(stop, Stop::Rank(_)) && method != CompositionMethod::Margins;
         needs_margins.then(|| {
             format!(

@@ -82,7 +82,7 @@ fn generate_csv(draw: &mut Draw<'_>) -> Vec<u8> {
                 ("strength" | "tolerance", _) => (*draw
                     .pick(&["0.5", "0,5", "50%", "1e3", "", "+1", "nan", " 0.25 "]))
                 .to_owned(),
-                ("stop", _) => (*draw.pick(&["fa1", "fa5", ""])).to_owned(),
+                ("stop", _) => (*draw.pick(&["fa1", "fa5", "rank 0.5", "rank 1", ""])).to_owned(),
                 _ => "a|b".to_owned(),
             };
             if draw.one_in(4) || value.contains([',', ';', '\t', '\n', '"']) && !draw.one_in(8) {
