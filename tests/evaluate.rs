@@ -82,6 +82,10 @@ fn a_composed_release_is_measured_judged_and_promoted() {
         numbers(&record(&run))
     );
     assert_eq!(evaluated["jobs_done"], 0, "the run has done them all: {evaluated}");
+    assert_eq!(
+        evaluated["recognition"],
+        serde_json::to_value(record(&run).recognition.unwrap()).unwrap()
+    );
     assert!(evaluated["jobs_found"].as_u64().unwrap() > 0);
     // The record of a run's release contains its measurements.
     let own = ends(&job, &["evaluate", address(&run)], 0);
@@ -89,6 +93,21 @@ fn a_composed_release_is_measured_judged_and_promoted() {
         (own["concepts"].clone(), own["utility"].clone(), &own["evaluation"]),
         (numbers(&record(&run)).0, numbers(&record(&run)).1, &Value::Null)
     );
+
+    // Rounded weights are measured and nothing about them is stored.
+    let inside = files(Path::new(address(&run)));
+    for rounding in ["float16", "bfloat16", "int8"] {
+        // A gate may be missed by the rounded weights.
+        let output = lethe(&job, &["evaluate", address(&run), "--rounded", rounding, "--json"]);
+        assert!([0, 4].contains(&output.status.code().unwrap()), "{}", stderr(&output));
+        let rounded = last_line(&output);
+        assert_eq!((&rounded["rounded"], &rounded["evaluation"]), (&rounding.into(), &Value::Null));
+        assert_eq!(rounded["digest"], own["digest"]);
+        let ta1 = |said: &Value| said["utility"]["test"]["after"]["ta1"].as_f64().unwrap();
+        assert!((ta1(&rounded) - ta1(&own)).abs() < 0.05, "{rounding}: {rounded}");
+        assert!(rounding == "float16" || rounded["recognition"] != own["recognition"]);
+    }
+    assert_eq!(files(Path::new(address(&run))), inside);
 
     // A concept that is no longer removed: the model knows it again, and no gate can decide before
     // the release is measured.

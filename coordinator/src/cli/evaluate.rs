@@ -24,6 +24,8 @@ use super::common::{cache, here, print};
 use super::find;
 use super::workers::Workers;
 use crate::compose::gate_rules;
+use crate::compose::rounding::{self, Rounding};
+use crate::exec::dispatch::Dispatcher;
 use crate::failure::Failure;
 use crate::intake::plan::Plan;
 use crate::present::run_summary;
@@ -50,6 +52,10 @@ pub(super) struct Evaluate {
     /// Gates to check in addition to the record's: a file with a `[gates]` section.
     #[arg(long, value_name = "FILE")]
     gates: Option<PathBuf>,
+    /// Measure the release's weights rounded to a type, as they are before they are served, instead
+    /// of the weights themselves. The measurements are printed and not stored.
+    #[arg(long, value_name = "TYPE")]
+    rounded: Option<Rounding>,
     #[command(flatten)]
     workers: Workers,
     /// Print one JSON object on stdout as the last line.
@@ -67,6 +73,9 @@ struct Evaluated<'a> {
     /// Folder with the measurements, card and report; absent if the release's own record has them.
     evaluation: Option<String>,
     digest: Digest,
+    /// The type that the weights were rounded to; `digest` is of the weights before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounded: Option<&'static str>,
     concepts: BTreeMap<&'a str, Option<Measured>>,
     /// Concepts that have an edit and are not removed, with the reasons.
     not_removed: Vec<JudgedConcept>,
@@ -84,7 +93,7 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
     let more = options.gates.as_deref().map(Gates::read).transpose()?;
     let (release, store) = open(options).await?;
     let there = evaluation::measured(&store, &release).await?;
-    let (record, jobs_found, jobs_done) = if there.is_measured() {
+    let (record, jobs_found, jobs_done) = if there.is_measured() && options.rounded.is_none() {
         (there, 0, 0)
     } else {
         judge(options, &release, store.clone(), cancel).await?
@@ -92,7 +101,7 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
     let asked = || record.gates.iter().chain(&more);
     let (missed, warnings) =
         (gate_rules::all_missed(asked(), &record), gate_rules::warnings(asked(), &record));
-    let apart = !release.record.is_measured();
+    let apart = !release.record.is_measured() && options.rounded.is_none();
     let folder =
         apart.then(|| format!("{}/{}", store.name(), evaluation::folder(&release.reference())));
     for gate in &missed {
@@ -107,6 +116,7 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
             release: release.address(),
             evaluation: folder,
             digest: record.digest,
+            rounded: options.rounded.map(Rounding::name),
             concepts: record
                 .concepts
                 .iter()
@@ -128,6 +138,7 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
             &release.address(),
             &jobs,
             folder.as_deref(),
+            options.rounded.map(Rounding::name),
             &warnings,
         ))?;
     }
@@ -170,7 +181,13 @@ async fn judge(
             .await?;
     let released = tokio::task::spawn_blocking(move || Checkpoint::open(&folder));
     let released = released.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
-    let change = evaluate::change(&plan.checkpoint, &released, &release.record)?;
+    let mut change = evaluate::change(&plan.checkpoint, &released, &release.record)?;
+    if let Some(rounding) = options.rounded {
+        let rounded = tokio::task::spawn_blocking(move || rounding::rounded(&released, rounding));
+        let rounded =
+            rounded.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
+        change.extend(rounded);
+    }
     retry(&RetryPolicy::service(options.workers.give_up()), "probe the store", &cancel, || {
         store.probe()
     })
@@ -180,9 +197,11 @@ async fn judge(
     let judged = options.workers.with(plan, store.clone(), &cache, cancel, async |dispatcher| {
         let judgement = run::judge_change(plan, dispatcher, &change, &basis.edited()).await?;
         let (found, done) = (judgement.jobs_found, judgement.jobs_done);
-        let evaluation = Evaluation::new(release, judgement)
-            .write(&dispatcher.store, &dispatcher.fence, release)
-            .await?;
+        let mut evaluation = Evaluation::new(release, judgement);
+        if options.rounded.is_none() {
+            let Dispatcher { store, fence, .. } = dispatcher;
+            evaluation = evaluation.write(store, fence, release).await?;
+        }
         Ok((evaluation.onto(release.record.clone()), found, done))
     });
     judged.instrument(span).await

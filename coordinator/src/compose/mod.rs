@@ -11,6 +11,7 @@
 //! | [`near_duplicates`] | concepts with nearly the same edits |
 //! | [`protected`] | protected texts, and how far their outputs move |
 //! | [`measure`] | forgetting and utility |
+//! | [`rounding`] | a checkpoint rounded to another type |
 //! | [`gate_rules`] | whether a record meets its gates |
 
 pub mod apply;
@@ -23,3 +24,4 @@ pub mod merge;
 pub mod near_duplicates;
 pub mod protected;
 pub mod recipe;
+pub mod rounding;

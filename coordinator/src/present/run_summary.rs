@@ -201,12 +201,14 @@ pub fn table(report: &Report, record: &Composition) -> String {
 }
 
 /// Returns the table of `lethe evaluate`. `jobs` describes the executed and reused jobs, `folder`
-/// is the folder of the measurements if they are not in the record.
+/// is the folder of the measurements if they are not in the record, `rounded` the type that the
+/// weights were rounded to if they were.
 pub fn evaluation_table(
     record: &Composition,
     release: &str,
     jobs: &str,
     folder: Option<&str>,
+    rounded: Option<&str>,
     warnings: &[String],
 ) -> String {
     let mut text = String::new();
@@ -230,11 +232,16 @@ pub fn evaluation_table(
     recognition(record, &mut row);
     row("jobs", jobs.to_owned());
     row("digest", record.digest.to_string());
+    if let Some(rounded) = rounded {
+        row("rounded to", format!("{rounded}; these measurements are stored nowhere"));
+    }
     for warning in warnings {
         row("warning", warning.clone());
     }
     row("release", release.to_owned());
-    row("report", format!("{}/report.html", folder.unwrap_or(release)));
+    if rounded.is_none() {
+        row("report", format!("{}/report.html", folder.unwrap_or(release)));
+    }
     text.trim_end().to_owned()
 }
 

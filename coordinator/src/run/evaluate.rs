@@ -79,6 +79,8 @@ impl Basis {
             let mut planned =
                 found.cloned().ok_or_else(|| wrong(&format!("{run} has no such concept")))?;
             let class = main.classes.find(&concept.class);
+            // A release composed again may have other strengths than its run.
+            planned.concept.strength = concept.strength;
             planned.concept.class_index = class.ok_or_else(|| {
                 wrong(&format!("its class is not in the class list of {}", record.run))
             })?;
