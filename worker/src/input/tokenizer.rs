@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use lethe_shared::printable::printable;
+use tokenizers::ModelWrapper;
 
 use super::error::Error;
 
@@ -46,6 +47,14 @@ impl Tokenizer {
         }
         let mut inner = without_panic(|| tokenizers::Tokenizer::from_file(&path))
             .map_err(|error| wrong(format!("is not a tokenizer: {error}")))?;
+        // With dropout, a text has other tokens each time.
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && let Some(dropout) = model.dropout.filter(|&dropout| dropout != 0.0)
+        {
+            return Err(wrong(format!(
+                "model.dropout is {dropout}, which makes tokens random; set it to null, as it is for every use but training"
+            )));
+        }
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
         Ok(Self { inner, file, context, vocabulary })
@@ -136,6 +145,23 @@ mod tests {
         let texts = ["A cat", "a", "a CAT", "dog", "cat", "bird"].map(String::from);
         let groups = tokenizer(16).equal_texts(texts.into_iter()).unwrap();
         assert_eq!(groups, [vec![0, 2], vec![3, 5]]);
+    }
+
+    #[test]
+    fn random_tokens_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |dropout: &str| {
+            let model = format!(
+                r#""model":{{"type":"BPE","dropout":{dropout},"vocab":{{"c":0,"a":1,"ca":2}},"merges":[["c","a"]]}}}}"#
+            );
+            let text = format!(r#"{{"version":"1.0","added_tokens":[],{model}"#);
+            std::fs::write(folder.path().join("tokenizer.json"), text).unwrap();
+            Tokenizer::from_model_dir(folder.path(), 16, 6)
+        };
+        assert_eq!(read("null").unwrap().encode("ca").unwrap(), [2]);
+        assert_eq!(read("0.0").unwrap().encode("ca").unwrap(), [2]);
+        let problem = read("0.1").unwrap_err().problem;
+        assert!(problem.contains("model.dropout is 0.1, which makes tokens random"), "{problem}");
     }
 
     /// Cut in its decoder, the library panics.
