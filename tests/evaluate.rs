@@ -105,7 +105,7 @@ fn a_composed_release_is_measured_judged_and_promoted() {
         assert_eq!(rounded["digest"], own["digest"]);
         let ta1 = |said: &Value| said["utility"]["test"]["after"]["ta1"].as_f64().unwrap();
         assert!((ta1(&rounded) - ta1(&own)).abs() < 0.05, "{rounding}: {rounded}");
-        assert!(rounding == "float16" || rounded["recognition"] != own["recognition"]);
+        assert!(rounded["jobs_done"].as_u64().unwrap() > 0, "other weights are measured again");
     }
     assert_eq!(files(Path::new(address(&run))), inside);
 

@@ -1,7 +1,7 @@
 //! Applies edits to a target's tensors: each target tensor's own values plus the edits' change of
 //! the base, in float64, rounded once to the target's stored type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::checkpoint::tower::{Place, TowerMap};
@@ -60,10 +60,15 @@ impl Target {
             .collect();
         layers.sort_unstable();
         layers.dedup();
-        let without =
-            edits.iter().filter(|edit| edit.factor() != 0.0 && !self.acts(&edit.layer, &own));
-        let mut without: Vec<String> = without.map(|edit| edit.concept.clone()).collect();
-        without.sort_unstable();
+        // A concept may have edits of several layers.
+        let concepts = |acts: bool| -> BTreeSet<&String> {
+            edits
+                .iter()
+                .filter(|edit| edit.factor() != 0.0 && self.acts(&edit.layer, &own) == acts)
+                .map(|edit| &edit.concept)
+                .collect()
+        };
+        let without = concepts(false).difference(&concepts(true)).map(|&id| id.clone()).collect();
         let source = Source { base, own: &own, layers: &layers, edits, rule, directions };
         let mut sets = Vec::new();
         for encoder in &self.encoders {
