@@ -18,29 +18,41 @@ want=cpu
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-have=$(cat "$STAMP" 2>/dev/null || true)
-# A CUDA installation contains the CPU one.
-if [ "$have" = "$want" ] || { [ "$have" = cuda ] && [ "$want" = cpu ]; }; then
-  say "libtorch $VERSION is in $HOME_DIR ($have)"
-  exit 0
-fi
-
 # The build links against links: a folder without libtorch_cuda.so, so that one binary serves machines with a GPU and without.
-link_torch() { # $1: a folder with include/ and lib/
-  local torch
+link_torch() { # $1: a folder with include/ and lib/; $2: --relative where it moves with this checkout
+  local torch link=(ln -s ${2:+"$2"})
   torch=$(cd "$1" && pwd)
   rm -rf "${HOME_DIR:?}/lib" "$HOME_DIR/include"
   mkdir -p "$HOME_DIR/lib"
-  ln -s "$torch/include" "$HOME_DIR/include"
+  "${link[@]}" "$torch/include" "$HOME_DIR/include"
   local library
   for library in "$torch"/lib/*.so*; do
     case "$(basename "$library")" in libtorch_cuda*|libc10_cuda*|libtorch_python*) continue ;; esac
-    ln -s "$library" "$HOME_DIR/lib/$(basename "$library")"
+    "${link[@]}" "$library" "$HOME_DIR/lib/$(basename "$library")"
   done
   # The full installation, for `--device cuda`.
-  rm -f "$HOME_DIR/full" && ln -s "$torch" "$HOME_DIR/full"
+  rm -f "$HOME_DIR/full" && "${link[@]}" "$torch" "$HOME_DIR/full"
   printf '%s\n' "$VERSION" > "$HOME_DIR/build-version"
 }
+
+link_fetched() {
+  link_torch "$HOME_DIR/site/torch" --relative
+  local library
+  for library in "$HOME_DIR"/site/nvidia/cu13/lib/*.so*; do
+    [ -e "$HOME_DIR/lib/$(basename "$library")" ] || ln -s --relative "$library" "$HOME_DIR/lib/"
+  done
+}
+
+have=$(cat "$STAMP" 2>/dev/null || true)
+# A CUDA installation contains the CPU one.
+if [ "$have" = "$want" ] || { [ "$have" = cuda ] && [ "$want" = cpu ]; }; then
+  # Links of an earlier version of this script do not survive a move of the checkout.
+  if [ ! -e "$HOME_DIR/lib/libtorch_cpu.so" ] && [ -e "$HOME_DIR/site/torch/lib/libtorch_cpu.so" ]; then link_fetched; fi
+  if [ -e "$HOME_DIR/lib/libtorch_cpu.so" ]; then
+    say "libtorch $VERSION is in $HOME_DIR ($have)"
+    exit 0
+  fi
+fi
 
 if [[ "$want" == own:* ]]; then
   [ -f "$LETHE_LIBTORCH/lib/libtorch_cpu.so" ] || die "LETHE_LIBTORCH=$LETHE_LIBTORCH has no lib/libtorch_cpu.so"
@@ -74,9 +86,6 @@ else
   rm -f "$HOME_DIR"/site.new/torch/lib/libtorch_cuda*.so "$HOME_DIR"/site.new/torch/lib/libtorch_nvshmem.so
 fi
 rm -rf "$HOME_DIR/site" && mv "$HOME_DIR/site.new" "$HOME_DIR/site"
-link_torch "$HOME_DIR/site/torch"
-for library in "$HOME_DIR"/site/nvidia/cu13/lib/*.so*; do
-  [ -e "$HOME_DIR/lib/$(basename "$library")" ] || ln -s "$(cd "$(dirname "$library")" && pwd)/$(basename "$library")" "$HOME_DIR/lib/"
-done
+link_fetched
 printf '%s' "$want" > "$STAMP"
 say "libtorch $VERSION is in $HOME_DIR ($want)"
