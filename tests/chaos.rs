@@ -238,10 +238,23 @@ impl Scene {
         self.nats.bring_back();
     }
 
+    /// Starts another coordinator when this one ended because a late one has taken the run over:
+    /// a server lost the lease with its disk, and a coordinator that had been suspended took it.
+    fn replace_superseded(&mut self) {
+        let is_superseded =
+            self.coordinator.ended().is_some_and(|status| status.code() == Some(INFRASTRUCTURE))
+                && self.coordinator.said().contains("another coordinator has taken over");
+        if is_superseded {
+            let superseded = self.next_coordinator();
+            self.late.push(superseded);
+        }
+    }
+
     /// Waits until the store has `target` outcomes, and resumes suspended processes meanwhile.
     fn wait(&mut self, store: &Path, target: usize, deadline: Instant) {
         while outcomes(store) < target {
             self.wake();
+            self.replace_superseded();
             assert!(
                 Instant::now() < deadline,
                 "the run makes no progress: {}",
@@ -260,6 +273,7 @@ impl Scene {
     fn finish(&mut self, deadline: Instant) {
         let status = loop {
             self.wake();
+            self.replace_superseded();
             if let Some(status) = self.coordinator.ended() {
                 break status;
             }

@@ -71,10 +71,23 @@ impl AzureServer {
              Authorization: SharedKey {ACCOUNT}:{signature}\r\n\r\n",
             headers.replace('\n', "\r\n").replace(":Mon", ": Mon").replace(":2023", ": 2023")
         );
-        let mut connection = TcpStream::connect(("127.0.0.1", self.port)).expect("Azurite answers");
-        connection.write_all(request.as_bytes()).expect("Azurite listens");
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).expect("Azurite answers");
+        let ask = || -> std::io::Result<String> {
+            let mut connection = TcpStream::connect(("127.0.0.1", self.port))?;
+            connection.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        // It accepts connections shortly before it serves them, and resets those.
+        let mut answer = ask();
+        for _ in 0..20 {
+            if answer.is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(250));
+            answer = ask();
+        }
+        let answer = answer.expect("Azurite answers");
         assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     }
 
