@@ -441,18 +441,20 @@ fn what_cannot_act_is_said_before_anything_is_computed() {
     refuses(&pickled, "safe_serialization=True");
 }
 
-#[test]
-fn of_two_towers_each_target_gets_its_own() {
+/// Returns the small job with a target of each tower, and what its plan says on stderr.
+fn with_both_towers(composition: &str) -> (SmallJob, String) {
     let targets = target("sd15", "stable-diffusion") + &target("llava", "llava");
-    let job = job("method = \"sum\"", &targets);
+    let job = job(composition, &targets);
     pipeline(&job.path("sd15"), TEXT_BLOCKS);
     vision_language(&job.path("llava"));
-    let planned = job.command("plan", &[]).output().unwrap();
-    assert!(
-        stderr(&planned).contains("it stays in every target with the other one"),
-        "{}",
-        stderr(&planned)
-    );
+    let warnings = stderr(&job.command("plan", &[]).output().unwrap());
+    (job, warnings)
+}
+
+#[test]
+fn of_two_towers_each_target_gets_its_own() {
+    let (job, warnings) = with_both_towers("method = \"sum\"");
+    assert!(warnings.contains("it stays in every target with the other one"), "{warnings}");
     let said = job.run("store");
     let kept = record(&said);
     for target in &kept.targets {
@@ -471,16 +473,8 @@ fn of_two_towers_each_target_gets_its_own() {
 
 #[test]
 fn both_towers_share_each_removal_and_each_target_gets_the_part_of_its_tower() {
-    let targets = target("sd15", "stable-diffusion") + &target("llava", "llava");
-    let job = job("towers = \"both\"\nrank = 4\nrounds = 2", &targets);
-    pipeline(&job.path("sd15"), TEXT_BLOCKS);
-    vision_language(&job.path("llava"));
-    let planned = job.command("plan", &[]).output().unwrap();
-    assert!(
-        stderr(&planned).contains("each removal is shared between the towers"),
-        "{}",
-        stderr(&planned)
-    );
+    let (job, warnings) = with_both_towers("towers = \"both\"\nrank = 4\nrounds = 2");
+    assert!(warnings.contains("each removal is shared between the towers"), "{warnings}");
     let output = job.output("store");
     assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
     let said = last_line(&output);

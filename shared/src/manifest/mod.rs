@@ -7,7 +7,8 @@
 //! | file | what |
 //! |---|---|
 //! | `sections.rs` | [`Manifest`] and its sections, with defaults |
-//! | `read.rs` | [reading](Manifest::read) and checking |
+//! | `read.rs` | [reading](Manifest::read) |
+//! | `check.rs` | the checks of values |
 //! | `lines.rs` | the lines of fields, for messages |
 //! | [`table`] | the reader of concept tables |
 //! | [`concepts`] | the checks of concepts |
@@ -15,6 +16,7 @@
 //! | `gates.rs` | [`Gates`], in the manifest and in gate files |
 //! | `targets.rs` | [`ReleaseTarget`]: other models that receive the edits |
 
+mod check;
 pub mod classes;
 pub mod concepts;
 mod error;
