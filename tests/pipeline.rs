@@ -60,42 +60,62 @@ fn corrected_edits_make_a_release_that_is_complete_and_honest() {
     assert!(edits.len() < CONCEPTS.len() * 8_000, "{} bytes", edits.len());
 }
 
-/// With a single step to try, some layers have no answer.
+/// With a single step to try, some layers have no answer. With one layer for the run, the next ones
+/// are beyond it.
 #[test]
 fn a_concept_is_tried_on_its_next_layer() {
-    let run = |layers: u32| {
+    let run = |layers: u32, names: &str| {
         let job = SmallJob::with_concepts(8).lenient();
         job.replace("job.toml", "search_evaluations = 6", "search_evaluations = 1");
-        let composition = format!("layers = {layers}\nridge = 10.0\nrounds = 0");
+        let composition = format!("layers = {layers}\nridge = 10.0\nrounds = 2");
         let execution = format!("[composition]\n{composition}\n\n[execution]");
         job.replace("job.toml", "[execution]", &execution);
-        record(&job.run("store"))
+        job.write("names.txt", b"rock\n");
+        job.replace("job.toml", "classes =", &format!("{names}classes ="));
+        let record = record(&job.run("store"));
+        (job, record)
     };
-    let several = run(4);
     let tried = |concept: &ConceptRecord| {
         let mut layers: Vec<String> =
             concept.search.iter().map(|trial| trial.layer.clone()).collect();
         layers.dedup();
         layers
     };
-    let again: Vec<&ConceptRecord> =
-        several.concepts.iter().filter(|concept| tried(concept).len() > 1).collect();
-    assert!(!again.is_empty(), "{} missing", several.missing.len());
-    for concept in again {
-        let layers = tried(concept);
-        assert_eq!(layers.last(), Some(&concept.layer));
-        let efficiency = |name: &String| {
-            let ranked = concept.ranking.iter().find(|ranked| ranked.layer == *name);
-            ranked.and_then(|ranked| ranked.efficiency).unwrap()
-        };
-        assert!(layers.is_sorted_by(|a, b| efficiency(a) > efficiency(b)), "{layers:?}");
+    for layers in [4, 1] {
+        let (job, record) = run(layers, "");
+        let again: Vec<&ConceptRecord> =
+            record.concepts.iter().filter(|concept| tried(concept).len() > 1).collect();
+        assert!(!again.is_empty(), "{} missing", record.missing.len());
+        for concept in &again {
+            let layers = tried(concept);
+            assert_eq!(layers.last(), Some(&concept.layer));
+            let efficiency = |name: &String| {
+                let ranked = concept.ranking.iter().find(|ranked| ranked.layer == *name);
+                ranked.and_then(|ranked| ranked.efficiency).unwrap()
+            };
+            assert!(layers.is_sorted_by(|a, b| efficiency(a) > efficiency(b)), "{layers:?}");
+        }
+        if layers == 1 {
+            // Its edit can be taken out again like any other.
+            let id = &again[0].id;
+            let store = job.path("store");
+            let release = last(&job)["release"].as_str().unwrap().to_owned();
+            let output = Command::new(binary("lethe"))
+                .args(["compose", &release, "--remove", id, "--json", "--store"])
+                .arg(store)
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+            let less = self::record(&last_line(&output));
+            assert_eq!(less.concepts.len() + 1, record.concepts.len());
+        }
     }
-    // With one layer there is no next one, and the reason says how to have it tried.
-    let one = run(1);
-    assert!(one.concepts.len() < several.concepts.len());
-    let missing = one.missing.first().unwrap();
-    let says = "composition.layers = 2 tries its next layer too";
+    // Directions are orthogonal to protected texts at the run's layers only.
+    let (_, record) = run(1, "protect = \"names.txt\"\n");
+    let says = "with data.protect only the run's layers are tried, composition.layers adds some";
+    let missing = record.missing.first().unwrap();
     assert!(missing.reason.ends_with(says), "{missing:?}");
+    assert!(record.concepts.iter().all(|concept| tried(concept).len() == 1));
 }
 
 /// Layer scores do not depend on which towers may change: nothing is computed for a tower that is

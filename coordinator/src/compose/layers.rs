@@ -4,19 +4,24 @@
 //! retained data, which did not shape the direction (see `docs/composition.md`). It needs no
 //! evaluation. The run takes the layers with the highest mean efficiency over all concepts; each
 //! concept then gets the one of them with its highest efficiency, and the next one where no step on
-//! that one forgets it.
+//! that one forgets it. Where none of the run's layers has an answer, further layers are tried.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::measurement::RankedLayer;
 
+/// Most layers beyond those of the run that are tried for a concept.
+const MAX_FURTHER: usize = 3;
+
 /// The layers of a run, and those of each concept, in the order of `rankings`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
-    /// Layers that edits may change, by name.
+    /// The run's layers, by name.
     pub layers: Vec<String>,
-    /// Each concept's layers, best first; none when no layer has an efficiency for it.
+    /// Each concept's layers among them, best first; none when no layer has an efficiency for it.
     pub of: Vec<Vec<String>>,
+    /// Each concept's best layers beyond them, best first.
+    pub further: Vec<Vec<String>>,
 }
 
 /// Assigns concepts to at most `most` layers, from `among` if it is given. Ties go to the first
@@ -38,24 +43,28 @@ pub fn assign(
     best.sort_by(|a, b| b.1.total_cmp(&a.1));
     best.truncate(most);
     let taken = |layer: &&RankedLayer| best.iter().any(|(name, _)| *name == layer.layer);
-    let of: Vec<Vec<String>> = rankings
-        .iter()
-        .map(|ranking| {
-            let mut candidates: Vec<&RankedLayer> =
-                ranking.iter().filter(taken).filter(|layer| layer.efficiency.is_some()).collect();
-            candidates.sort_by(|a, b| {
-                b.efficiency
-                    .unwrap_or(0.0)
-                    .total_cmp(&a.efficiency.unwrap_or(0.0))
-                    .then_with(|| a.layer.cmp(&b.layer))
-            });
-            candidates.into_iter().map(|layer| layer.layer.clone()).collect()
-        })
-        .collect();
+    let (mut of, mut further) = (Vec::new(), Vec::new());
+    for ranking in rankings {
+        let mut candidates: Vec<(f64, &RankedLayer)> = ranking
+            .iter()
+            .filter(may)
+            .filter_map(|layer| Some((layer.efficiency?, layer)))
+            .collect();
+        candidates.sort_by(|(a, one), (b, other)| {
+            b.total_cmp(a).then_with(|| one.layer.cmp(&other.layer))
+        });
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            candidates.into_iter().map(|(_, layer)| layer).partition(taken);
+        let names = |layers: Vec<&RankedLayer>| -> Vec<String> {
+            layers.into_iter().map(|layer| layer.layer.clone()).collect()
+        };
+        of.push(names(inside));
+        further.push(names(outside.into_iter().take(MAX_FURTHER).collect()));
+    }
     let mut layers: Vec<String> = of.iter().flatten().cloned().collect();
     layers.sort_unstable();
     layers.dedup();
-    Assignment { layers, of }
+    Assignment { layers, of, further }
 }
 
 #[cfg(test)]
@@ -85,6 +94,7 @@ mod tests {
         // Layer b has the highest mean, then d.
         assert_eq!(assigned.of, [["d", "b"], ["b", "d"]]);
         assert_eq!(assigned.layers, ["b", "d"]);
+        assert_eq!(assigned.further, [["a"], ["a"]]);
         assert_eq!(assign(&[&first, &second], 1, None).of, [["b"], ["b"]]);
     }
 
@@ -97,12 +107,13 @@ mod tests {
         };
         let assigned = assign(&[&first, &second], 1, Some(&among(&["a", "d"])));
         assert_eq!(assigned.of, [["d"], ["d"]]);
+        assert_eq!(assigned.further, [["a"], ["a"]]);
         assert!(assign(&[&first, &second], 1, Some(&among(&["x"]))).of.concat().is_empty());
     }
 
     #[test]
     fn without_moments_there_is_no_layer() {
         let only = ranking(&[("a", None)]);
-        assert_eq!(assign(&[&only], 3, None), Assignment { layers: vec![], of: vec![vec![]] });
+        assert_eq!(assign(&[&only], 3, None), Assignment { layers: vec![], of: vec![vec![]], further: vec![vec![]] });
     }
 }

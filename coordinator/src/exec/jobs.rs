@@ -184,8 +184,8 @@ fn settings(plan: &Plan, planned: &PlannedConcept) -> MethodSettings {
     MethodSettings { stop: planned.stop, ..plan.settings.clone() }
 }
 
-/// Returns the direction job of one concept on its layer, with the layer's tower. `layers` are all
-/// layers of the run.
+/// Returns the direction job of one concept on its layer, with the layer's tower. `layers` are those
+/// that gradients are kept of.
 pub fn direction(
     plan: &Plan,
     planned: &PlannedConcept,
@@ -208,9 +208,10 @@ pub fn direction(
     job(plan, Some(&planned.concept.id), task, planned.forget.iter().chain(&plan.validation))
 }
 
-/// Returns the job that computes the effect of each edit on each concept.
-pub fn effects(plan: &Plan, concepts: Vec<EffectsPart>) -> TypedJob<Effects> {
-    job(plan, None, Effects { concepts }, [])
+/// Returns the job that computes the effect of each edit on each concept. `layers` are the run's
+/// layers.
+pub fn effects(plan: &Plan, layers: &[String], concepts: Vec<EffectsPart>) -> TypedJob<Effects> {
+    job(plan, None, Effects { layers: layers.to_vec(), concepts }, [])
 }
 
 /// Returns one search job per concept.

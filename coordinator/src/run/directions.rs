@@ -1,9 +1,13 @@
 //! Each concept's direction on its layer, and its step alone; on its next layer where no step
 //! forgets the concept.
+//!
+//! Where the concept has no answer on any of the run's layers, its best layers beyond them are
+//! tried. Concepts have gradients at the run's layers, so the effect of an edit on another layer is
+//! known for its own concept only. The rounds that follow measure all of them together.
 
 use std::collections::BTreeMap;
 
-use lethe_shared::measurement::{RankedLayer, Trial};
+use lethe_shared::measurement::Trial;
 use lethe_shared::record::Missing;
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::task::{DirectionOutput, SurveyOutput};
@@ -23,8 +27,8 @@ struct Attempt<'a, 'l> {
     position: usize,
     planned: &'a PlannedConcept,
     survey: SurveyOutput,
-    /// Its layers, best first.
-    layers: &'l [String],
+    /// The layers to try, in order.
+    layers: Vec<&'l str>,
     /// The trials on earlier layers.
     search: Vec<Trial>,
 }
@@ -58,20 +62,24 @@ impl<'a> Attempt<'a, '_> {
     fn missing(&self, plan: &Plan) -> Missing {
         let tried = match self.layers.len() {
             1 => "no step on its layer forgot".to_owned(),
-            several => format!("no step on any of its {several} layers forgot"),
+            several => format!("no step on any of the {several} layers tried forgot"),
         };
         let evaluations = plan.settings.search_evaluations;
-        let reason = not_forgotten::reason(&tried, &self.search, self.planned.stop, evaluations);
-        let may = |name: &String| plan.layers.as_ref().is_none_or(|layers| layers.contains(name));
-        let is_candidate = |layer: &&RankedLayer| layer.efficiency.is_some() && may(&layer.layer);
-        let candidates = self.survey.ranking.iter().filter(is_candidate).count();
-        let next = if candidates > self.layers.len() {
-            format!("; composition.layers = {} tries its next layer too", self.layers.len() + 1)
-        } else {
-            String::new()
-        };
-        Missing { id: self.planned.concept.id.clone(), reason: format!("{reason}{next}") }
+        let mut reason =
+            not_forgotten::reason(&tried, &self.search, self.planned.stop, evaluations);
+        if !may_go_further(plan) {
+            reason.push_str(
+                "; with data.protect only the run's layers are tried, composition.layers adds some",
+            );
+        }
+        Missing { id: self.planned.concept.id.clone(), reason }
     }
+}
+
+/// Returns whether layers beyond those of the run may be tried. Directions are orthogonal to
+/// protected texts at the run's layers only.
+fn may_go_further(plan: &Plan) -> bool {
+    plan.protected.is_none()
 }
 
 /// Finds the directions of all concepts. Concepts without one are added to `missing`.
@@ -84,9 +92,12 @@ pub(super) async fn directions<'a>(
 ) -> Result<Vec<Found<'a>>, Failure> {
     let plan = run.plan;
     let mut waiting = Vec::new();
-    for (position, ((planned, survey), layers)) in
-        surveyed.into_iter().zip(&assignment.of).enumerate()
+    let layers_of = assignment.of.iter().zip(&assignment.further);
+    for (position, ((planned, survey), (of, further))) in
+        surveyed.into_iter().zip(layers_of).enumerate()
     {
+        let further = further.iter().filter(|_| may_go_further(plan));
+        let layers: Vec<&str> = of.iter().chain(further).map(String::as_str).collect();
         if layers.is_empty() {
             let reason =
                 "no layer of the towers that may change has second moments; see composition.towers"
@@ -99,9 +110,13 @@ pub(super) async fn directions<'a>(
     let (mut found, mut next) = (BTreeMap::new(), 0);
     while !waiting.is_empty() {
         let task = |attempt: &Attempt<'_, '_>| {
-            let layer = &attempt.layers[next];
-            let (at, among) = ((layer.as_str(), attempt.tower(layer)), &assignment.layers);
-            jobs::direction(plan, attempt.planned, at, among, inverses, run.classes)
+            let layer = attempt.layers[next];
+            let mut kept = assignment.layers.clone();
+            if !kept.iter().any(|known| known == layer) {
+                kept.push(layer.to_owned());
+            }
+            let at = (layer, attempt.tower(layer));
+            jobs::direction(plan, attempt.planned, at, &kept, inverses, run.classes)
         };
         let tasks = waiting.iter().map(task).collect();
         let ended = run.of_concepts("concepts", tasks).await?;

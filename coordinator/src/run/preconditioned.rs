@@ -47,16 +47,24 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let text_layers = assignment.layers.iter().filter(of_texts).cloned().collect();
     let protected = protect(run, text_layers, &mut inverses).await?;
     let found = directions(run, surveyed, &assignment, &inverses, &mut missing).await?;
-    let recipe = if found.is_empty() { unsolved(&found)? } else { solve(run, &found).await? };
+    let recipe = if found.is_empty() {
+        unsolved(&found)?
+    } else {
+        solve(run, &found, &assignment.layers).await?
+    };
     Ok((Edits { found, missing, recipe, moments: inverses, protected }, base))
 }
 
 /// Solves all coefficients together, and adjusts the target of each concept by its measurement in
 /// the composed model. Returns the recipe with the fewest concepts still recognised, and among those
 /// with the least cost.
-async fn solve(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure> {
+async fn solve(
+    run: &mut Run<'_>,
+    found: &[Found<'_>],
+    layers: &[String],
+) -> Result<Recipe, Failure> {
     let plan = run.plan;
-    let mut recipe = recipe(run, found).await?;
+    let mut recipe = recipe(run, found, layers).await?;
     for group in near_duplicates::near_duplicates(&recipe) {
         let names = group.join(", ");
         tracing::warn!(
@@ -111,7 +119,11 @@ async fn solve(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure
 }
 
 /// Returns the recipe whose targets are the first-order effects of each edit alone.
-async fn recipe(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failure> {
+async fn recipe(
+    run: &mut Run<'_>,
+    found: &[Found<'_>],
+    layers: &[String],
+) -> Result<Recipe, Failure> {
     let part = |found: &Found<'_>| {
         let without = || {
             Failure::Infrastructure(format!(
@@ -127,7 +139,7 @@ async fn recipe(run: &mut Run<'_>, found: &[Found<'_>]) -> Result<Recipe, Failur
         })
     };
     let parts = found.iter().map(part).collect::<Result<Vec<_>, Failure>>()?;
-    let result = run.one("doses", jobs::effects(run.plan, parts)).await?;
+    let result = run.one("doses", jobs::effects(run.plan, layers, parts)).await?;
     let file = run.dispatcher.artifact(&run.plan.run, &result.effect).await?;
     let damaged = |problem: String| {
         Failure::Infrastructure(format!("artifact {}: {problem}", result.effect.digest))

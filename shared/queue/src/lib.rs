@@ -32,7 +32,7 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let model = ModelSpec { weights: Digest::of(b"weights"), settings: Digest::of(b"settings"), precision: Precision::Float32 };
 //! let locations = Locations { model: Address::parse("/models/clip")?, files: BTreeMap::new() };
-//! let job = TypedJob::new("my-run", None, model, Effects { concepts: Vec::new() }, locations);
+//! let job = TypedJob::new("my-run", None, model, Effects { layers: Vec::new(), concepts: Vec::new() }, locations);
 //!
 //! let queue = MemoryQueue::new(Limits::default());
 //! queue.publish(job.job()).await?;

@@ -27,7 +27,7 @@ pub struct Direction {
     pub classes: ArtifactRef,
     /// The layer that the edit changes.
     pub layer: String,
-    /// All layers that edits of the run change, in order.
+    /// The layers that gradients are kept of: the run's layers, and `layer` if it is none of them.
     pub layers: Vec<String>,
     /// Largest rank of the direction; `None` keeps it whole.
     pub rank: Option<u32>,

@@ -109,6 +109,7 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
         Protect { texts: artifact(seed), layers: layers.clone(), inverses: vec![artifact(3)] }
             .into(),
         Effects {
+            layers: layers.clone(),
             concepts: vec![EffectsPart {
                 layer: "layer.0".into(),
                 gradients: artifact(1),

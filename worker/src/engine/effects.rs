@@ -25,6 +25,8 @@ struct ConceptDirection {
 
 /// Computes the effect matrix: float64, `[concepts, concepts]`.
 ///
+/// Entries stay 0 where a concept has no gradient at the layer of an edit.
+///
 /// Each pair is computed separately, because the effect of one concept on another must not depend
 /// on which other concepts there are, to the last bit. Then removing a concept later gives the same
 /// release as never having had it. A single product over all concepts might sum in a different
@@ -64,7 +66,10 @@ fn effects(
         context.check_cancelled()?;
         let file = stages.time("store", || context.get(&concept.gradients))?;
         stages.time("products", || {
-            for (layer, directions) in &by_layer {
+            for (&layer, directions) in &by_layer {
+                if layer != concept.layer && !task.layers.iter().any(|known| known == layer) {
+                    continue;
+                }
                 let (up, down) = factors(context, &file, layer)?;
                 let up = up.f_transpose(0, 1)?.f_contiguous()?;
                 // ⟨A B, U V⟩ is the sum over (AᵀU) ∘ (B Vᵀ), which avoids matrices of the layer's
