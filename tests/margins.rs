@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lethe_shared::digest::Digest;
-use lethe_shared::record::Composition;
+use lethe_shared::record::{Composition, Utility};
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::vocabulary::Tower;
 use lethe_tests::nats::{NatsServer, Version};
@@ -175,9 +175,18 @@ fn both_towers_share_the_removal_of_a_concept() {
         assert_eq!(concept.composed.unwrap().fa5, 0.0, "{} is still recognised", concept.id);
     }
     assert_eq!(said["summary"]["towers"]["both"], CONCEPTS.len());
+    // Each tower's change removes less by itself than both together, and takes less from the rest.
+    let towers: Vec<Tower> = found.towers.iter().map(|alone| alone.tower).collect();
+    assert_eq!(towers, [Tower::Text, Tower::Vision]);
+    let kept = |utility: &Utility| utility.validation.as_ref().unwrap().after.ta1;
+    for alone in &found.towers {
+        assert!(alone.fa5 > 0.0 && alone.fa1 <= alone.fa5, "{alone:?}");
+        assert!(kept(&alone.utility) >= kept(&found.utility) - 0.02, "{alone:?}");
+        assert!(alone.recognition.is_some());
+    }
     for page in ["README.md", "report.html"] {
         let text = std::fs::read_to_string(folder(&said).join(page)).unwrap();
-        assert!(text.contains("edits of 6 layers"), "{page}");
+        assert!(text.contains("edits of 6 layers") && text.contains("Each tower alone"), "{page}");
     }
     let address = said["release"].as_str().unwrap();
     assert_eq!(model(&succeed(&["compose", address])), model(&said));
@@ -190,6 +199,43 @@ fn both_towers_share_the_removal_of_a_concept() {
     };
     assert!(change(&costly, "vision") < change(&found, "vision"));
     assert!(change(&costly, "text") > change(&found, "text"));
+}
+
+/// A layer changes by no more than the bound, the record says by how much edits were scaled, and
+/// what shows again is not called removed.
+#[test]
+fn a_bound_on_the_change_scales_all_edits() {
+    for method in ["margins", "preconditioned"] {
+        let job = SmallJob::new().lenient();
+        let bounded = |change: &str| {
+            let settings = format!("[composition]\nmethod = \"{method}\"\n{change}\n[execution]");
+            job.replace("job.toml", "[execution]", &settings);
+            let said = job.run("store");
+            job.replace("job.toml", &settings, "[execution]");
+            said
+        };
+        let free = record(&bounded(""));
+        assert!(free.change_bound.is_none());
+        let largest = free.largest_change().unwrap().1;
+        let said = bounded(&format!("change = {}", largest / 4.0));
+        let record = record(&said);
+        let bound = record.change_bound.unwrap();
+        assert!((bound.found / largest - 1.0).abs() < 1e-9, "{bound:?} {largest}");
+        assert!((record.largest_change().unwrap().1 / bound.most - 1.0).abs() < 1e-3);
+        for (concept, free) in record.concepts.iter().zip(&free.concepts) {
+            let scaled = concept.coefficient / free.coefficient;
+            assert!((scaled / bound.scale - 1.0).abs() < 1e-6, "{}: {scaled}", concept.id);
+        }
+        let shown = record.of_status(ConceptStatus::Showing).len();
+        assert!(shown > 0, "a quarter of the change forgets everything too");
+        let page = std::fs::read_to_string(folder(&said).join("report.html")).unwrap();
+        assert!(page.contains("all edits were scaled by 0.25"));
+        let address = said["release"].as_str().unwrap();
+        assert_eq!(model(&succeed(&["compose", address])), model(&said));
+        // A bound that nothing reaches changes nothing.
+        let wide = bounded(&format!("change = {}", largest * 2.0));
+        assert_eq!(self::record(&wide).layers, free.layers);
+    }
 }
 
 #[test]
@@ -292,6 +338,7 @@ fn a_concept_that_the_model_never_saw_gets_an_empty_edit() {
 #[test]
 fn settings_that_margins_do_not_have_are_refused() {
     for (composition, says) in [
+        ("change = 0.0", "composition.change is 0, expected 0.001"),
         ("vision_cost = 2.0", "composition.vision_cost has an effect with composition.towers"),
         ("towers = \"both\"\nvision_cost = 0.0", "composition.vision_cost is 0, expected 0.001"),
         ("layers = 3", "composition.layers has no effect on the method `margins`"),

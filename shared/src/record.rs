@@ -5,6 +5,7 @@ mod judge;
 mod measured;
 mod recognition;
 pub mod targets;
+mod tower_alone;
 mod utility;
 pub mod verdict;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::measured::Measured;
 pub use self::recognition::{Candidates, NameSearches, Recall, Recognition};
 use self::targets::TargetRecord;
+pub use self::tower_alone::TowerAlone;
 pub use self::utility::{Group, Retained, Utility, UtilityOn, WorstClass};
 use self::verdict::{Criterion, Verdict};
 use crate::digest::Digest;
@@ -71,12 +73,18 @@ pub struct Composition {
     /// What can still be told of removed concepts: of the base model and of the composed one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recognition: Option<Recognition>,
+    /// What the change of each tower does by itself, when edits change both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub towers: Vec<TowerAlone>,
     /// Texts that must not change, in their file's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub protected: Vec<ProtectedText>,
     /// ‖Δ‖/‖θ‖ of every layer that is changed, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, f64>,
+    /// How a bound on the change scaled the edits, when there was one and they exceeded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change_bound: Option<ChangeBound>,
     /// Whether concepts that the base model did not know get a receipt as well.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub receipts_for_unknown: bool,
@@ -116,9 +124,37 @@ impl Composition {
         }
     }
 
+    /// Returns the layer that changes most relative to its size, with ‖Δ‖/‖θ‖.
+    pub fn largest_change(&self) -> Option<(&str, f64)> {
+        let largest = self.layers.iter().max_by(|a, b| a.1.total_cmp(b.1));
+        largest.map(|(layer, &change)| (layer.as_str(), change))
+    }
+
     /// Returns whether the whole model was evaluated, by its run or later by `lethe evaluate`.
     pub fn is_measured(&self) -> bool {
         self.parent.is_none() || self.utility.retained_classes.is_some()
+    }
+}
+
+/// Edits that were scaled so that no layer changes by more than a bound (`composition.change`).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeBound {
+    /// Largest ‖Δ‖/‖θ‖ of a layer that the manifest allows.
+    pub most: f64,
+    /// Largest ‖Δ‖/‖θ‖ of a layer before.
+    pub found: f64,
+    /// Factor of the targets of all concepts, and so of the change: `most` / `found`.
+    pub scale: f64,
+}
+
+impl fmt::Display for ChangeBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "all edits were scaled by {:.3}, because a layer changed by {:.1} times its weights and composition.change allows {}",
+            self.scale, self.found, self.most
+        )
     }
 }
 

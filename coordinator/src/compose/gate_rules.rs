@@ -301,6 +301,8 @@ pub(crate) mod tests {
                 .map(|(name, moved)| ProtectedText { name: name.into(), moved })
                 .to_vec(),
             layers: BTreeMap::from([("k".into(), 0.25), ("l".into(), 0.5)]),
+            change_bound: None,
+            towers: Vec::new(),
             receipts_for_unknown: false,
             gates: None,
             origin: None,

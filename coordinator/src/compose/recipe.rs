@@ -129,6 +129,23 @@ impl Recipe {
         self
     }
 
+    /// Returns the recipe with all targets times `factor`. Steps are homogeneous in the targets, so
+    /// they and the change are scaled by this factor too. A recipe whose coefficients are not solved
+    /// has no targets, and stays as it is.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        let scale = |targets: Vec<f64>| -> Vec<f64> {
+            targets.into_iter().map(|target| factor * target).collect()
+        };
+        let Some(effect_matrix) = &self.effect_matrix else { return self };
+        if let Some(images) = effect_matrix.images() {
+            let targets = scale(images.target.clone());
+            return self.with_image_targets(&targets);
+        }
+        let targets = self.parts.iter().map(|part| part.target.unwrap_or(0.0)).collect();
+        self.with_targets(&scale(targets))
+    }
+
     /// Returns the recipe with one part at another strength.
     #[must_use]
     pub fn with_strength(mut self, concept: &str, strength: f64) -> Self {
@@ -339,6 +356,16 @@ mod tests {
             let silent = (0..N).fold(recipe, |recipe, number| recipe.with_strength(&format!("c{number:02}"), 0.0));
             prop_assert_eq!(composed(&silent), Change::new());
             prop_assert_eq!(composed(&silent.keeping(|_| false)), Change::new());
+        }
+
+        #[test]
+        fn scaled_targets_scale_the_steps(recipe in recipes(), factor in 0.1f64..1.0) {
+            let solved = recipe.effect_matrix().is_some();
+            let by = if solved { factor } else { 1.0 };
+            let scaled = recipe.clone().scaled(factor).steps();
+            for (before, after) in recipe.steps().into_iter().zip(scaled) {
+                prop_assert!((after - by * before).abs() <= 1e-6 * before.abs().max(1e-9), "{before} {after}");
+            }
         }
 
         #[test]

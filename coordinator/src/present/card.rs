@@ -87,6 +87,7 @@ pub fn render(record: &Composition, files: &[String]) -> String {
     tested(&mut page, record);
     cost(&mut page, record);
     recognition(&mut page, record);
+    towers_alone(&mut page, record);
     protected(&mut page, record);
     not_shown(&mut page, record);
     page
@@ -339,6 +340,25 @@ fn recognition(page: &mut String, record: &Composition) {
             change(|recall| recall.r5),
             change(|recall| recall.r20)
         );
+    }
+}
+
+/// Writes what the change of each tower does by itself.
+fn towers_alone(page: &mut String, record: &Composition) {
+    if record.towers.is_empty() {
+        return;
+    }
+    *page += "\n## Each tower alone\n\n\
+              A model that takes over one tower gets the change of that tower only.\n\n\
+              | changed | forget images: FA@1 | FA@5 | TA@1, before → after |\n|---|---|---|---|\n";
+    for alone in &record.towers {
+        let on = alone.utility.test.as_ref().or(alone.utility.validation.as_ref());
+        let kept = on.into_iter().flat_map(UtilityOn::groups).map(|(name, group)| {
+            format!("{name} {} → {}", percent(group.before.ta1), percent(group.after.ta1))
+        });
+        let kept = kept.collect::<Vec<_>>().join(", ");
+        let (fa1, fa5) = (percent(alone.fa1), percent(alone.fa5));
+        let _ = writeln!(page, "| {} tower | {fa1} | {fa5} | {kept} |", alone.tower.name());
     }
 }
 

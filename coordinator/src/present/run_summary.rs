@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lethe_shared::digest::Digest;
 use lethe_shared::record::verdict::{ConceptStatus, JudgedConcept};
-use lethe_shared::record::{Composition, Measured, Missing, Retained, Utility};
+use lethe_shared::record::{Composition, Measured, Missing, Retained, Utility, UtilityOn};
 use serde::{Deserialize, Serialize};
 
 use crate::compose::measure::Spread;
@@ -138,6 +138,11 @@ pub fn table(report: &Report, record: &Composition) -> String {
     }
     utility(&summary.utility, &mut row);
     recognition(record, &mut row);
+    towers_alone(record, &mut row);
+    if let Some((layer, change)) = record.largest_change() {
+        let scaled = record.change_bound.map_or_else(String::new, |bound| format!("; {bound}"));
+        row("largest change", format!("{change:.1} times the weights of {layer}{scaled}"));
+    }
     if let Some(said) = protected::said(&record.protected) {
         row("protected", said);
     }
@@ -284,6 +289,22 @@ fn utility(utility: &Utility, row: &mut impl FnMut(&str, String)) {
     if let Some(on) = utility.test.as_ref().or(utility.validation.as_ref()) {
         let names: Vec<&str> = on.worst.iter().map(|worst| worst.class.as_str()).collect();
         row("lost most", if names.is_empty() { "none".into() } else { names.join(", ") });
+    }
+}
+
+/// Adds a row for each tower whose change was measured by itself.
+fn towers_alone(record: &Composition, row: &mut impl FnMut(&str, String)) {
+    for alone in &record.towers {
+        let forgotten =
+            format!("FA@1 {}, FA@5 {}", percent(alone.fa1), percent(alone.fa5));
+        let on = alone.utility.test.as_ref().or(alone.utility.validation.as_ref());
+        let groups = on.into_iter().flat_map(UtilityOn::groups);
+        let kept = groups.map(|(name, group)| {
+            format!("{name} {} → {}", percent(group.before.ta1), percent(group.after.ta1))
+        });
+        let kept: Vec<String> = kept.collect();
+        let kept = if kept.is_empty() { String::new() } else { format!("; TA@1 {}", kept.join(", ")) };
+        row(&format!("{} tower alone", alone.tower.name()), format!("{forgotten}{kept}"));
     }
 }
 

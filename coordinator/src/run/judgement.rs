@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::measurement::{Answers, Hits, ImageRanks, NameSearch};
-use lethe_shared::record::Utility;
+use lethe_shared::record::{Measured, TowerAlone, Utility};
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::task::EvaluateOutput;
+use lethe_shared::vocabulary::{Tower, Towers};
 
 use super::context::Run;
+use super::edits::Found;
 use crate::compose::apply::{self, Change};
 use crate::compose::measure::{self, ConceptRanks, Fates, Judgement};
 use crate::exec::dispatch::Dispatcher;
@@ -44,7 +46,9 @@ pub async fn judge_change(
         dispatcher.store.put_artifact(apply::encode(&plan.checkpoint, change)?.into()).await?;
     let mut run = Run::new(plan, dispatcher, false).await?;
     let before = run.all("base", jobs::base_evaluation(plan, run.classes, run.removed)).await?;
-    run.judge(edited, &held_out(before), encoded).await
+    let judgement = run.judge(edited, &held_out(before), encoded).await?;
+    run.tell();
+    Ok(judgement)
 }
 
 impl Run<'_> {
@@ -60,7 +64,6 @@ impl Run<'_> {
         let count = composed.len();
         let mut outputs =
             self.all("evaluate", composed.into_iter().chain(base_jobs).collect()).await?;
-        self.tell();
         let unedited = outputs.split_off(count.min(outputs.len()));
         let (mut composed, unedited) = (Items::of(outputs), Items::of(unedited));
         for planned in edited {
@@ -72,6 +75,61 @@ impl Run<'_> {
             jobs_done: self.done,
             ..judge(self.plan, edited, (base, &held_out), (&unedited, &composed))
         })
+    }
+}
+
+impl Run<'_> {
+    /// Evaluates the model under the change of each tower by itself, when the manifest asks for
+    /// edits of both and both change.
+    pub(super) async fn judge_towers(
+        &mut self,
+        found: &[Found<'_>],
+        base: &HeldOut,
+        change: &Change,
+    ) -> Result<Vec<TowerAlone>, Failure> {
+        let layers = |tower: Tower| -> BTreeSet<&str> {
+            let ranked = found.iter().flat_map(|found| &found.ranking);
+            ranked.filter(|layer| layer.tower == tower).map(|layer| layer.layer.as_str()).collect()
+        };
+        let mut parts: Vec<(Tower, Change)> = Vec::new();
+        if self.plan.manifest.composition.towers == Towers::Both {
+            for tower in [Tower::Text, Tower::Vision] {
+                let layers = layers(tower);
+                let own = change.iter().filter(|(layer, _)| layers.contains(layer.as_str()));
+                let own: Change = own.map(|(layer, bytes)| (layer.clone(), bytes.clone())).collect();
+                if !own.is_empty() {
+                    parts.push((tower, own));
+                }
+            }
+        }
+        if parts.len() < 2 {
+            return Ok(Vec::new());
+        }
+        let edited: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
+        let acts = |planned: &&&PlannedConcept| planned.concept.strength > 0.0;
+        let mut towers = Vec::with_capacity(parts.len());
+        for (tower, part) in parts {
+            let file = apply::encode(&self.plan.checkpoint, &part)?.into();
+            let encoded = self.dispatcher.store.put_artifact(file).await?;
+            let judgement = self.judge(&edited, base, encoded).await?;
+            let measured: Vec<&Measured> = edited
+                .iter()
+                .filter(acts)
+                .filter_map(|planned| judgement.concepts.get(&planned.concept.id))
+                .collect();
+            let mean = |share: fn(&Measured) -> f64| {
+                let sum: f64 = measured.iter().map(|measured| share(measured)).sum();
+                sum / measured.len().max(1) as f64
+            };
+            towers.push(TowerAlone {
+                tower,
+                fa1: mean(|measured| measured.fa1),
+                fa5: mean(|measured| measured.fa5),
+                recognition: judgement.recognition,
+                utility: judgement.utility,
+            });
+        }
+        Ok(towers)
     }
 }
 

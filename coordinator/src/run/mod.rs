@@ -31,7 +31,7 @@ use std::time::Instant;
 
 use lethe_shared::edit::Edit;
 use lethe_shared::manifest::{CompositionMethod, Gates, Names};
-use lethe_shared::record::Composition;
+use lethe_shared::record::{ChangeBound, Composition, TowerAlone};
 use lethe_store::Store;
 
 use self::context::Run;
@@ -39,7 +39,7 @@ use self::edits::{Edits, Found, Stored};
 use self::judgement::HeldOut;
 pub use self::judgement::judge_change;
 use crate::attest::key::SigningKey;
-use crate::compose::apply::{Change, Directions};
+use crate::compose::apply::{self, Change, Directions};
 use crate::compose::measure::Judgement;
 use crate::compose::{gate_rules, merge, protected};
 use crate::downstream::{self, Staged};
@@ -91,15 +91,29 @@ pub async fn run(
     edits.missing.sort_by(|a, b| a.id.cmp(&b.id));
 
     let directions = Stored::of(plan, dispatcher);
-    let applied = edits.recipe.edits();
-    let (change, encoded) = run.compose(&applied, &directions).await?;
+    let mut applied = edits.recipe.edits();
+    let (mut change, mut encoded) = run.compose(&applied, &directions).await?;
+    let bound = bounded(plan, &change)?;
+    if let Some(bound) = &bound {
+        edits.recipe = edits.recipe.scaled(bound.scale);
+        applied = edits.recipe.edits();
+        (change, encoded) = run.compose(&applied, &directions).await?;
+    }
     let edited: Vec<&PlannedConcept> = edits.found.iter().map(|found| found.planned).collect();
+    let towers = run.judge_towers(&edits.found, &base, &change).await?;
     let judgement = run.judge(&edited, &base, encoded).await?;
+    run.tell();
 
     let began = Instant::now();
-    let composed =
-        Composed { edits: &edits, applied: &applied, directions: &directions, change: &change };
-    let (address, record, published) = release(&run, &composed, &base, judgement).await?;
+    let composed = Composed {
+        edits: &edits,
+        applied: &applied,
+        directions: &directions,
+        change: &change,
+        bound,
+        towers,
+    };
+    let (address, record, published) = release(&run, composed, &base, judgement).await?;
     if let Some(key) = &options.signer {
         let released = publish::open(&dispatcher.store, &published).await?;
         signing::sign(&released, key, &dispatcher.fence).await?;
@@ -116,18 +130,32 @@ struct Composed<'a> {
     applied: &'a [Edit],
     directions: &'a Stored<'a>,
     change: &'a Change,
+    /// How the edits were scaled, if they were.
+    bound: Option<ChangeBound>,
+    /// What the change of each tower does by itself.
+    towers: Vec<TowerAlone>,
+}
+
+/// Returns how the edits of a change have to be scaled so that no layer changes by more than
+/// `composition.change`; `None` if they need not be.
+fn bounded(plan: &Plan, change: &Change) -> Result<Option<ChangeBound>, Failure> {
+    let Some(most) = plan.manifest.composition.change else { return Ok(None) };
+    let sizes = apply::sizes(&plan.checkpoint, change)?;
+    let found = sizes.into_values().fold(0.0, f64::max);
+    Ok((found > most).then(|| ChangeBound { most, found, scale: most / found }))
 }
 
 /// Writes the release of a composed change. Returns its address, its record, and its number.
 async fn release(
     run: &Run<'_>,
-    composed: &Composed<'_>,
+    composed: Composed<'_>,
     base: &HeldOut,
     judgement: Judgement,
 ) -> Result<(String, Composition, Published), Failure> {
     let (plan, dispatcher) = (run.plan, run.dispatcher);
-    let Composed { edits, applied, directions, change } = *composed;
+    let Composed { edits, applied, directions, change, bound, towers } = composed;
     let mut record = record::make_record(plan, change, edits, base, judgement)?;
+    (record.change_bound, record.towers) = (bound, towers);
     if let Some(origin) = &mut record.origin {
         origin.arithmetic = run.arithmetic.iter().cloned().collect();
     }

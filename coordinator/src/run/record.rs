@@ -62,6 +62,8 @@ pub(super) fn make_record(
         recognition: judgement.recognition,
         protected: Vec::new(),
         layers: apply::sizes(&plan.checkpoint, change)?,
+        change_bound: None,
+        towers: Vec::new(),
         receipts_for_unknown: plan.manifest.policy.receipts_for_unknown,
         gates: Some(plan.manifest.gates.clone()).filter(|gates| !gates.is_empty()),
         origin: Some(plan.origin()),

@@ -123,14 +123,20 @@ fn what_applies(composition: &CompositionSection) -> Result<(), Wrong> {
             );
         }
     }
-    if composition.rank.is_some() && !composition.method().corrects() {
-        return wrong(
-            "composition.rank",
-            format!(
-                "has no effect on the method `{}`; it is a setting of `preconditioned`, `null-space` and `margins`",
-                composition.method().name()
-            ),
-        );
+    if !composition.method().corrects() {
+        let given = [
+            ("composition.rank", composition.rank.is_some()),
+            ("composition.change", composition.change.is_some()),
+        ];
+        if let Some((field, _)) = given.into_iter().find(|(_, given)| *given) {
+            return wrong(
+                field,
+                format!(
+                    "has no effect on the method `{}`; it is a setting of `preconditioned`, `null-space` and `margins`",
+                    composition.method().name()
+                ),
+            );
+        }
     }
     Ok(())
 }
@@ -158,6 +164,15 @@ fn composition(composition: &CompositionSection) -> Result<(), Wrong> {
         return wrong(
             "composition.margin",
             format!("is {}, expected 0 to 1", composition.margin.unwrap_or_default()),
+        );
+    }
+    if composition.change.is_some_and(|change| !(1e-3..=1e6).contains(&change)) {
+        return wrong(
+            "composition.change",
+            format!(
+                "is {}, expected 0.001 to 1000000, the largest change of a layer relative to its weights",
+                composition.change.unwrap_or_default()
+            ),
         );
     }
     for (field, value) in [

@@ -293,6 +293,11 @@ pub struct CompositionSection {
     /// Weight of unlabelled data relative to the retain set in the second moments. A larger value
     /// protects unlabelled data more and the retain set less.
     pub unlabelled_weight: f64,
+    /// `preconditioned`, `null-space` and `margins`: largest change of a layer, ‖Δ‖/‖θ‖, with the layer's original weights θ.
+    /// Edits that change a layer more are all scaled by one factor; concepts that are not forgotten then are
+    /// reported. By default there is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change: Option<f64>,
     /// All methods: share of a concept's forget images that the verdict allows to be recognised by the
     /// measure `method.stop`. `preconditioned` and `null-space` use it in their rounds too.
     pub tolerance: f64,
@@ -320,6 +325,7 @@ impl Default for CompositionSection {
             density: 0.2,
             drop: 0.9,
             unlabelled_weight: 0.5,
+            change: None,
             tolerance: 0.0,
             rounds: 12,
         }

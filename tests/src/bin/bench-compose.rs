@@ -254,6 +254,8 @@ async fn write(work: &Path) -> Result<()> {
         recognition: None,
         protected: Vec::new(),
         layers: BTreeMap::new(),
+        change_bound: None,
+        towers: Vec::new(),
         receipts_for_unknown: false,
         gates: None,
         origin: None,

@@ -144,7 +144,9 @@ impl<'a> Layers<'a> {
 fn edited(record: &Composition) -> Vec<(&str, usize, f64)> {
     let mut edits: BTreeMap<&str, usize> = BTreeMap::new();
     for concept in &record.concepts {
-        *edits.entry(&concept.layer).or_default() += 1;
+        for layer in concept.layers() {
+            *edits.entry(layer).or_default() += 1;
+        }
     }
     let size = |layer: &str| record.layers.get(layer).copied().unwrap_or(0.0);
     let mut edited: Vec<_> =

@@ -13,6 +13,7 @@
 //! | `notes.rs` | warnings for readers who rely on the release |
 //! | `summary.rs` | headline, retained classes, concepts without an edit, times, glossary |
 //! | `recognition.rs` | what can still be told of removed concepts |
+//! | `towers.rs` | what the change of each tower does by itself |
 //! | `concepts.rs` | the table of concepts |
 //! | `agreement.rs` | predictions beside measurements |
 //! | `matrix.rs` | the effect matrix, near-duplicates side by side |
@@ -31,6 +32,7 @@ mod recognition;
 mod source;
 mod summary;
 mod text;
+mod towers;
 
 use maud::{DOCTYPE, PreEscaped, html};
 
@@ -55,6 +57,7 @@ pub fn render(source: &Source<'_>) -> String {
             (commands::section(record))
             (summary::retained(record))
             (recognition::section(record))
+            (towers::section(record))
             (concepts::section(source))
             (data::layers(record))
             (matrix::section(source))

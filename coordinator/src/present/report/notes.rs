@@ -56,6 +56,9 @@ pub(super) fn of(record: &Composition) -> Vec<Markup> {
             .iter()
             .map(|warning| html! { "Warning: " (warning) "." }),
     );
+    if let Some(bound) = &record.change_bound {
+        notes.push(html! { "The change is bounded: " (bound) "." });
+    }
     if !record.missing.is_empty() {
         let names = named(record.missing.iter().map(|missing| missing.id.as_str()));
         let number =

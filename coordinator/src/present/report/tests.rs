@@ -132,6 +132,8 @@ fn record(concepts: usize) -> Composition {
             }),
         },
         layers: BTreeMap::from([("layer.0".into(), 0.25)]),
+        change_bound: None,
+        towers: Vec::new(),
         receipts_for_unknown: false,
         gates: None,
         files: BTreeMap::new(),

@@ -537,6 +537,8 @@ impl Amended {
             near_duplicates: near_duplicates::near_duplicates(&recipe),
             utility: Utility::default(),
             recognition: None,
+            towers: Vec::new(),
+            change_bound: None,
             layers: apply::sizes(checkpoint, &change)?,
             files: BTreeMap::new(),
             concepts,

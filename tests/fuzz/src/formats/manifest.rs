@@ -64,7 +64,7 @@ const MANIFESTS: [&str; 3] = [
       "execution":{"workers":2,"device":"cuda:1","arithmetic":"same"},
       "release":{"uri":"store","target":[{"name":"sd","kind":"stable-diffusion","uri":"sd","pass_through":"reference","tolerance":0.25}],"names":"hashed","salt":"salt.txt","license":"mit","base_model":"a/b"}}"#,
     r#"{"version":1,"name":"m","model":{"uri":"/m"},"data":{"retain":["/r.tar"],"classes":"/c.txt"},"concepts":{"table":"/c.csv","groups":{"café":2}},
-      "composition":{"method":"margins","towers":"both","spread":"all","margin":0.125,"vision_cost":16,"rank":4},"policy":{"required":0.5}}"#,
+      "composition":{"method":"margins","towers":"both","spread":"all","margin":0.125,"vision_cost":16,"rank":4,"change":50},"policy":{"required":0.5}}"#,
 ];
 const KEYS: &[&str] = &[
     "version",
