@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins fuzz deny lint emoji-sources emoji-data emoji-model
+.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt fuzz deny lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -72,9 +72,19 @@ bench-queue: setup setup-test ## Send 5,000 jobs that do nothing through a real 
 	@cargo build --release --locked --workspace
 	@target/release/bench-queue $(or $(JOBS),5000) $(or $(WORKERS),4)
 
-bench-margins: setup ## What composition by margins keeps, beside the default, on draws of the demo's concepts (DRAWS=)
+bench-margins: setup ## What composition by margins keeps, beside the default, on draws of the demo's concepts (DRAWS=, MODEL=)
 	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
-	@python3 tests/bench/margins.py target/release/lethe $(DRAWS)
+	@python3 tests/bench/margins.py target/release/lethe $(or $(MODEL),tests/model) $(DRAWS)
+
+bench-width: emoji-data ## How many concepts a model has room for, by the width of its MLPs
+	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker --bin emoji-train
+	@deploy/emoji-widths.sh tests/model target/emoji/width
+	@python3 tests/bench/width.py target/release/lethe tests/model target/emoji/width/1536 target/emoji/width/3072
+
+bench-soft-prompt: setup ## Can a soft prompt bring removed concepts back? MODELS=: CLIP folders, the base model and releases
+	@tests/ecosystem/peers.sh
+	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.tools/ecosystem/site \
+	  python3 tests/evidence/soft_prompt.py jobs/emoji jobs/emoji/concepts-100.csv $(MODELS)
 
 bench-curate: setup ## Curate 500 concepts from 200,000 synthetic pairs, against tar (PAIRS=, CONCEPTS=, SHARDS=)
 	@cargo build --release --locked --workspace

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::record::{Amendment, Composition};
-use lethe_tests::{CONCEPTS, SmallJob, binary, demo, last_line, releases, stderr};
+use lethe_tests::{CONCEPTS, SmallJob, base_model, binary, demo, last_line, releases, stderr};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -156,7 +156,7 @@ fn the_demo_s_release_is_composed_again_without_a_device() {
     // Strength 0 for all concepts gives the base.
     let zeros: Vec<String> = ids.iter().map(|id| format!("--strength={id}=0")).collect();
     let none = compose(address(&run), &zeros.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(model(&none), digest(&demo().join("model"), "model.safetensors").unwrap());
+    assert_eq!(model(&none), digest(&base_model(), "model.safetensors").unwrap());
 
     // A preview prints predictions and writes nothing.
     let count = releases(&store);
@@ -304,7 +304,7 @@ fn what_cannot_be_composed_is_refused() {
 
     // Another model at the base's address, and its files.
     let other = job.path("other");
-    copy(&demo().join("model"), &other);
+    copy(&base_model(), &other);
     std::fs::write(other.join("config.json"), "{}").unwrap();
     refused(
         release,

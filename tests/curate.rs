@@ -10,7 +10,7 @@ use std::time::Instant;
 use lethe_tests::ports::LONGEST_WAIT;
 use lethe_tests::proxy::BadLine;
 use lethe_tests::s3::S3Server;
-use lethe_tests::{Member, binary, demo, last_line, shard_of, stderr};
+use lethe_tests::{Member, base_model, binary, demo, last_line, shard_of, stderr};
 use serde_json::Value;
 
 fn curate(table: &Path, pairs: &[&str], into: &Path, more: &[&str]) -> Command {
@@ -209,8 +209,7 @@ fn what_is_curated_from_the_demo_is_what_plan_takes() {
     };
     refused(&plan(), &["manifest.toml:6: model.uri is empty"]);
     let manifest = std::fs::read_to_string(out.join("manifest.toml")).unwrap();
-    let filled =
-        manifest.replace("uri = \"\"", &format!("uri = \"{}\"", demo().join("model").display()));
+    let filled = manifest.replace("uri = \"\"", &format!("uri = \"{}\"", base_model().display()));
     std::fs::write(out.join("manifest.toml"), &filled).unwrap();
     let planned = plan();
     assert_eq!(planned.status.code(), Some(0), "{}", stderr(&planned));
@@ -440,7 +439,7 @@ fn curate_and_plan_have_one_rule_for_mentions() {
     let labels = ["cafe\u{301}", "tram", "mouse face"].map(str::to_owned);
     captioned(&at("out/validation-00001.tar"), &labels, &images());
     let manifest = std::fs::read_to_string(at("out/manifest.toml")).unwrap();
-    let uri = format!("uri = \"{}\"", demo().join("model").display());
+    let uri = format!("uri = \"{}\"", base_model().display());
     let manifest = manifest.replace("uri = \"\"", &uri);
     std::fs::write(at("out/manifest.toml"), manifest + "\n[method]\nbatch_size = 16\n").unwrap();
     let mut plan = Command::new(binary("lethe"));

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::process::{Command, Output};
 
 use image::{ImageFormat, RgbImage};
-use lethe_tests::{Member, SmallJob, binary, demo, last_line, shard_of, stderr};
+use lethe_tests::{Member, SmallJob, base_model, binary, last_line, shard_of, stderr};
 
 /// Runs the job, which must fail with this exit code and these messages.
 fn fails(job: &SmallJob, code: i32, says: &[&str]) -> Output {
@@ -47,14 +47,10 @@ fn plan(job: &SmallJob) -> Output {
 /// Copies the demo model into the job's folder, where tests damage it.
 fn own_model(job: &SmallJob) {
     std::fs::create_dir(job.path("model")).unwrap();
-    for entry in std::fs::read_dir(demo().join("model")).unwrap().map(Result::unwrap) {
+    for entry in std::fs::read_dir(base_model()).unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), job.path("model").join(entry.file_name())).unwrap();
     }
-    job.replace(
-        "job.toml",
-        &format!("uri = \"{}\"", demo().join("model").display()),
-        "uri = \"model\"",
-    );
+    job.replace("job.toml", &format!("uri = \"{}\"", base_model().display()), "uri = \"model\"");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use lethe_tests::targets::{halved, llava, mapped, stable_diffusion, text_tower, write};
-use lethe_tests::{SmallJob, binary, demo, last_line, shard_of, stderr};
+use lethe_tests::{SmallJob, base_model, binary, demo, last_line, shard_of, stderr};
 use serde_json::{Value, json};
 
 /// Lines of a terminal.
@@ -51,7 +51,7 @@ fn image() -> Vec<u8> {
 
 #[test]
 fn a_model_is_described_as_it_is_read() {
-    let model = demo().join("model");
+    let model = base_model();
     let text = inspect(0, &[shown(&model)]);
     says(
         &text,
@@ -137,14 +137,14 @@ fn a_shard_is_summarized_and_its_problems_are_named() {
 #[test]
 fn targets_are_recognised_and_compared() {
     let job = SmallJob::new();
-    let clip = demo().join("model/model.safetensors");
+    let clip = base_model().join("model.safetensors");
     let pipeline = job.path("pipeline");
     let tower = text_tower(&clip, 4);
     stable_diffusion(&pipeline, &tower, 4);
     write(&pipeline.join("text_encoder/model.fp16.safetensors"), &halved(&tower));
     write(&pipeline.join("checkpoint-500/text_encoder/model.safetensors"), &tower);
     std::fs::write(pipeline.join("unet/model.engine"), b"x").unwrap();
-    let model = demo().join("model");
+    let model = base_model();
     for base in [&[][..], &["--base", shown(&model)]] {
         let text = inspect(0, &[&[shown(&pipeline)], base].concat());
         says(
@@ -180,7 +180,7 @@ fn tables_lists_and_manifests_are_read() {
     let job = SmallJob::new();
     let text = inspect(0, &[shown(&job.path("job.toml"))]);
     says(&text, &["a manifest", "concepts  ", "`lethe plan`"]);
-    let text = inspect(2, &[shown(&demo().join("model/config.json"))]);
+    let text = inspect(2, &[shown(&base_model().join("config.json"))]);
     says(&text, &["no manifest", "with its folder"]);
     job.replace("job.toml", "[model]", "[modle]");
     says(&inspect(2, &[shown(&job.path("job.toml"))]), &["modle", "refused  "]);
@@ -226,7 +226,7 @@ fn other_files_are_named_with_what_to_do() {
         &inspect(2, &[shown(&job.path("e.csv")), "--classes", shown(&classes)]),
         &["cow", "refused"],
     );
-    let weights = demo().join("model/model.safetensors");
+    let weights = base_model().join("model.safetensors");
     says(
         &inspect(0, &[shown(&weights)]),
         &["a weight file", "transformers", "a model is a folder"],

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use lethe_shared::digest::Digest;
-use lethe_shared::record::{Composition, Utility};
 use lethe_shared::record::verdict::ConceptStatus;
+use lethe_shared::record::{Composition, Utility};
 use lethe_shared::vocabulary::Tower;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::processes::{Process, worker};
-use lethe_tests::{CONCEPTS, SmallJob, binary, demo, last_line, stderr};
+use lethe_tests::{CONCEPTS, SmallJob, base_model, binary, last_line, stderr};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -294,7 +294,7 @@ fn a_release_by_margins_is_composed_again_byte_for_byte() {
     // Strength 0 for all concepts gives the base.
     let zeros: Vec<String> = CONCEPTS.iter().map(|id| format!("--strength={id}=0")).collect();
     let none = compose(address, &zeros.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(model(&none), digest(&demo().join("model/model.safetensors")));
+    assert_eq!(model(&none), digest(&base_model().join("model.safetensors")));
 }
 
 #[test]

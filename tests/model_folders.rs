@@ -9,24 +9,20 @@ use lethe_shared::record::Composition;
 use lethe_tests::targets::{
     Tensors, files, halved, mapped, read, stable_diffusion, text_tower, write,
 };
-use lethe_tests::{SmallJob, binary, demo, last_line, stderr};
+use lethe_tests::{SmallJob, base_model, binary, last_line, stderr};
 use serde_json::{Value, json};
 
 /// Number of blocks of the demo's text tower.
 const TEXT_BLOCKS: usize = 4;
 
-fn demo_model() -> PathBuf {
-    demo().join("model")
-}
-
 /// Returns the small job with its own copy of the model.
 fn job() -> SmallJob {
     let job = SmallJob::new().lenient();
     std::fs::create_dir(job.path("model")).unwrap();
-    for entry in std::fs::read_dir(demo_model()).unwrap().map(Result::unwrap) {
+    for entry in std::fs::read_dir(base_model()).unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), job.path("model").join(entry.file_name())).unwrap();
     }
-    job.replace("job.toml", &format!("uri = \"{}\"", demo_model().display()), "uri = \"model\"");
+    job.replace("job.toml", &format!("uri = \"{}\"", base_model().display()), "uri = \"model\"");
     job
 }
 
@@ -163,7 +159,7 @@ fn copies_of_the_tower_are_edited_wherever_they_lie() {
     let target = "\n[[release.target]]\nname = \"sd\"\nkind = \"stable-diffusion\"\nuri = \"sd\"\n";
     job.write("job.toml", format!("{manifest}{target}").as_bytes());
     job.replace("job.toml", "[execution]", "[composition]\ntowers = \"text\"\n\n[execution]");
-    let clip = demo_model().join("model.safetensors");
+    let clip = base_model().join("model.safetensors");
     let tower = text_tower(&clip, TEXT_BLOCKS);
     let sd = job.path("sd");
     stable_diffusion(&sd, &tower, TEXT_BLOCKS);

@@ -12,7 +12,9 @@ use lethe_shared::digest::Digest;
 use lethe_shared::record::{Composition, ConceptRecord, Merge};
 use lethe_shared::vocabulary::{Precision, Tower};
 use lethe_tests::ports::{LONGEST_WAIT, free_port};
-use lethe_tests::{CONCEPTS, SmallJob, binary, cut, demo, last_line, outcomes, shard_of, stderr};
+use lethe_tests::{
+    CONCEPTS, SmallJob, base_model, binary, cut, demo, last_line, outcomes, shard_of, stderr,
+};
 use serde_json::Value;
 
 fn release(report: &Value) -> PathBuf {
@@ -219,7 +221,7 @@ fn released(job: SmallJob) -> (SmallJob, Composition) {
         (report["status"].as_str(), report["summary"]["concepts"].as_u64()),
         (Some("complete"), Some(3))
     );
-    let base = Checkpoint::open(&demo().join("model")).unwrap();
+    let base = Checkpoint::open(&base_model()).unwrap();
     let released = Checkpoint::open(&folder).unwrap();
     assert_eq!(record.base.digest, base.digest().unwrap());
     assert_eq!(record.digest, released.digest().unwrap());
@@ -284,7 +286,7 @@ fn released(job: SmallJob) -> (SmallJob, Composition) {
     }
     assert_eq!(
         std::fs::read(folder.join("config.json")).unwrap(),
-        std::fs::read(demo().join("model/config.json")).unwrap()
+        std::fs::read(base_model().join("config.json")).unwrap()
     );
 
     // A repeated run computes nothing and returns the same release.

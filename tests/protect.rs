@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::record::Composition;
-use lethe_tests::{SmallJob, binary, demo, last_line, stderr};
+use lethe_tests::{SmallJob, base_model, binary, demo, last_line, stderr};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -52,7 +52,7 @@ fn moved(weights: &Path, inputs: &[u8], layer: &str) -> Vec<f64> {
             .map(|word| f64::from(f32::from_le_bytes(word.try_into().unwrap())))
             .collect::<Vec<f64>>()
     };
-    let (before, after) = (of(&demo().join("model")), of(weights));
+    let (before, after) = (of(&base_model()), of(weights));
     let file = SafeTensors::deserialize(inputs).unwrap();
     let [inputs, outputs, texts, vectors] = ["inputs", "outputs", "texts", "vectors"]
         .map(|what| floats(&file, &format!("{layer}.{what}")));

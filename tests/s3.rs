@@ -9,7 +9,7 @@ use lethe_shared::digest::Digest;
 use lethe_store::conformance;
 use lethe_tests::proxy::BadLine;
 use lethe_tests::s3::S3Server;
-use lethe_tests::{SmallJob, binary, demo, last_line, shard_of, stderr};
+use lethe_tests::{SmallJob, base_model, binary, last_line, shard_of, stderr};
 use object_store::ObjectStoreExt;
 
 #[tokio::test]
@@ -38,7 +38,7 @@ async fn a_run_from_buckets_gives_the_same_checkpoint() {
     ] {
         data.put_file(&format!("jobs/small/{name}"), &job.path(name)).await.unwrap();
     }
-    for entry in std::fs::read_dir(demo().join("model")).unwrap().map(Result::unwrap) {
+    for entry in std::fs::read_dir(base_model()).unwrap().map(Result::unwrap) {
         data.put_file(
             &format!("models/demo/{}", entry.file_name().to_str().unwrap()),
             &entry.path(),
@@ -48,7 +48,7 @@ async fn a_run_from_buckets_gives_the_same_checkpoint() {
     }
     job.replace(
         "job.toml",
-        &format!("uri = \"{}\"", demo().join("model").display()),
+        &format!("uri = \"{}\"", base_model().display()),
         "uri = \"s3://data/models/demo\"",
     );
     for name in ["retain-*.tar", "validation.tar", "test.tar", "classes.txt", "concepts.csv"] {

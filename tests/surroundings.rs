@@ -13,7 +13,7 @@ use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::ports::{LONGEST_WAIT, wait_until};
 use lethe_tests::processes::{Process, worker};
 use lethe_tests::s3::S3Server;
-use lethe_tests::{SmallJob, binary, demo, last_line, stderr};
+use lethe_tests::{SmallJob, base_model, binary, last_line, stderr};
 use serde_json::Value;
 
 /// Longest time for a command to give up, far below its default of ten minutes.
@@ -235,14 +235,10 @@ fn a_truncated_base_fails_the_run_and_not_the_service() {
     let (nats, job) = (NatsServer::start(Version::Oldest), SmallJob::new());
     let model = job.path("model");
     std::fs::create_dir(&model).unwrap();
-    for entry in std::fs::read_dir(demo().join("model")).unwrap().map(Result::unwrap) {
+    for entry in std::fs::read_dir(base_model()).unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
     }
-    job.replace(
-        "job.toml",
-        &demo().join("model").display().to_string(),
-        &model.display().to_string(),
-    );
+    job.replace("job.toml", &base_model().display().to_string(), &model.display().to_string());
     let store = job.path("served");
     let mut serve = Process::start(
         serve(&nats.url(), store.to_str().unwrap(), &job.path("cache")),
@@ -304,7 +300,7 @@ fn a_truncated_base_fails_the_run_and_not_the_service() {
 /// no layer uses and every release contains.
 fn model_with_padding(folder: &Path, bytes: u64) {
     std::fs::create_dir(folder).unwrap();
-    for entry in std::fs::read_dir(demo().join("model")).unwrap().map(Result::unwrap) {
+    for entry in std::fs::read_dir(base_model()).unwrap().map(Result::unwrap) {
         std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
     }
     let path = folder.join("model.safetensors");
@@ -334,7 +330,7 @@ fn probes_are_answered_while_runs_write_gigabytes() {
     model_with_padding(&job.path("model"), PADDING);
     job.replace(
         "job.toml",
-        &demo().join("model").display().to_string(),
+        &base_model().display().to_string(),
         &job.path("model").display().to_string(),
     );
     let store = job.path("served");

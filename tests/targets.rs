@@ -23,7 +23,7 @@ use lethe_tests::s3::S3Server;
 use lethe_tests::targets::{
     Tensors, files, halved, llava, mapped, pipeline_xl, read, renamed, stable_diffusion, text_tower,
 };
-use lethe_tests::{SmallJob, binary, demo, last_line, stderr};
+use lethe_tests::{SmallJob, base_model, binary, last_line, stderr};
 use object_store::ObjectStore;
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ const TEXT_BLOCKS: usize = 4;
 const VISION_BLOCKS: usize = 5;
 
 fn model() -> PathBuf {
-    demo().join("model/model.safetensors")
+    base_model().join("model.safetensors")
 }
 
 fn target(name: &str, kind: &str) -> String {
@@ -549,7 +549,7 @@ async fn a_process_that_dies_leaves_no_half_target() {
     let job = SmallJob::summed();
     pipeline(&job.path("sd15"), TEXT_BLOCKS);
     let kept = record(&job.run("first"));
-    let base = Checkpoint::open(&demo().join("model")).unwrap();
+    let base = Checkpoint::open(&base_model()).unwrap();
     let request =
         serde_json::from_value(json!({"name": "sd15", "kind": "stable-diffusion", "uri": "sd15"}))
             .unwrap();

@@ -9,7 +9,7 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::edit;
 use lethe_shared::record::Composition;
 use lethe_shared::record::verdict::ConceptStatus;
-use lethe_tests::{CONCEPTS, SmallJob, binary, demo, last_line, releases, stderr};
+use lethe_tests::{CONCEPTS, SmallJob, base_model, binary, last_line, releases, stderr};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -82,8 +82,8 @@ fn copy(from: &Path, to: &Path) {
 
 /// Converts the demo's model to float16, in the job's folder.
 fn half_precision(job: &SmallJob) {
-    copy(&demo().join("model"), &job.path("model"));
-    let checkpoint = Checkpoint::open(&demo().join("model")).unwrap();
+    copy(&base_model(), &job.path("model"));
+    let checkpoint = Checkpoint::open(&base_model()).unwrap();
     let stored: Vec<(&String, &Vec<usize>, Dtype, Vec<u8>)> = checkpoint
         .tensors()
         .iter()
@@ -111,11 +111,7 @@ fn half_precision(job: &SmallJob) {
         safetensors::serialize(views, None).unwrap(),
     )
     .unwrap();
-    job.replace(
-        "job.toml",
-        &format!("uri = \"{}\"", demo().join("model").display()),
-        "uri = \"model\"",
-    );
+    job.replace("job.toml", &format!("uri = \"{}\"", base_model().display()), "uri = \"model\"");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares composition by margins with the default, on draws of the demo's removable concepts.
 
-usage: margins.py LETHE [DRAWS]
+usage: margins.py LETHE MODEL [DRAWS]
 
 Each draw of 100 and 200 concepts, and all 300, is removed by both methods. Printed per run: FA@1/FA@5 on the forget images, and the
 share of TA@1/TA@5 that is kept, over validation and test set together, on covered, never seen and removed classes.
@@ -30,7 +30,7 @@ def kept(record: dict, group: str) -> str:
     return "/".join(f"{100 * hits('after', k) / hits('before', k):.1f}" for k in ["ta1", "ta5"])
 
 
-def run(lethe: str, store: str, rows: list[dict], name: str, method: str) -> None:
+def run(lethe: str, store: str, model: str, rows: list[dict], name: str, method: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table, manifest = pathlib.Path(folder) / "concepts.csv", pathlib.Path(folder) / "job.toml"
         with table.open("w", newline="") as file:
@@ -38,7 +38,8 @@ def run(lethe: str, store: str, rows: list[dict], name: str, method: str) -> Non
             writer.writeheader()
             writer.writerows({**row, "forget": str(JOB / row["forget"])} for row in rows)
         text = (JOB / "remove-100.toml").read_text()
-        for file in ["model", "retain-*.tar", "retain-texts.txt", "validation.tar", "test.tar", "classes.txt"]:
+        text = text.replace('"model"', json.dumps(str(pathlib.Path(model).resolve())))
+        for file in ["retain-*.tar", "retain-texts.txt", "validation.tar", "test.tar", "classes.txt"]:
             text = text.replace(f'"{file}"', f'"{JOB / file}"')
         text = text.replace("concepts-100.csv", str(table)).replace("emoji-100", "draw")
         manifest.write_text(f"{text}\n[composition]\n{METHODS[method]}\n\n[policy]\nrequired = []\n\n[gates]\nutility_kept = 0.0\n")
@@ -56,7 +57,7 @@ def run(lethe: str, store: str, rows: list[dict], name: str, method: str) -> Non
 
 
 def main() -> None:
-    lethe, draws = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    lethe, model, draws = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 3
     with (JOB / "concepts-300.csv").open() as file:
         rows = list(csv.DictReader(file))
     chooser = random.Random(SEED)
@@ -66,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as store:
         for name, places in chosen:
             for method in METHODS:
-                run(lethe, store, [rows[place] for place in places], name, method)
+                run(lethe, store, model, [rows[place] for place in places], name, method)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ use crate::ports::{LONGEST_WAIT, wait_until};
 use crate::processes::{Process, signal, worker};
 use crate::proxy::AccessControl;
 use crate::s3::S3Server;
-use crate::{CONCEPTS, SmallJob, binary, demo};
+use crate::{CONCEPTS, SmallJob, base_model, binary};
 
 /// Folder of the shards of a local site: below each process's own working folder.
 pub const DATA: &str = "/proc/self/cwd/data";
@@ -137,7 +137,7 @@ impl Site {
         for name in shards() {
             bucket.put_file(&name, &site.job.path(&name)).await.expect("the bucket takes a shard");
         }
-        for entry in std::fs::read_dir(demo().join("model")).expect("the demo's model") {
+        for entry in std::fs::read_dir(base_model()).expect("the demo's model") {
             let entry = entry.expect("a file of the model");
             let key = format!("model/{}", entry.file_name().to_str().expect("UTF-8"));
             bucket
@@ -147,7 +147,7 @@ impl Site {
         }
         site.job.replace(
             "job.toml",
-            &format!("uri = \"{}\"", demo().join("model").display()),
+            &format!("uri = \"{}\"", base_model().display()),
             &format!("uri = \"{BUCKET}/model\""),
         );
         site.name_shards(BUCKET);

@@ -114,6 +114,9 @@ mod tests {
     #[test]
     fn without_moments_there_is_no_layer() {
         let only = ranking(&[("a", None)]);
-        assert_eq!(assign(&[&only], 3, None), Assignment { layers: vec![], of: vec![vec![]], further: vec![vec![]] });
+        assert_eq!(
+            assign(&[&only], 3, None),
+            Assignment { layers: vec![], of: vec![vec![]], further: vec![vec![]] }
+        );
     }
 }

@@ -295,15 +295,15 @@ fn utility(utility: &Utility, row: &mut impl FnMut(&str, String)) {
 /// Adds a row for each tower whose change was measured by itself.
 fn towers_alone(record: &Composition, row: &mut impl FnMut(&str, String)) {
     for alone in &record.towers {
-        let forgotten =
-            format!("FA@1 {}, FA@5 {}", percent(alone.fa1), percent(alone.fa5));
+        let forgotten = format!("FA@1 {}, FA@5 {}", percent(alone.fa1), percent(alone.fa5));
         let on = alone.utility.test.as_ref().or(alone.utility.validation.as_ref());
         let groups = on.into_iter().flat_map(UtilityOn::groups);
         let kept = groups.map(|(name, group)| {
             format!("{name} {} → {}", percent(group.before.ta1), percent(group.after.ta1))
         });
         let kept: Vec<String> = kept.collect();
-        let kept = if kept.is_empty() { String::new() } else { format!("; TA@1 {}", kept.join(", ")) };
+        let kept =
+            if kept.is_empty() { String::new() } else { format!("; TA@1 {}", kept.join(", ")) };
         row(&format!("{} tower alone", alone.tower.name()), format!("{forgotten}{kept}"));
     }
 }

@@ -14,7 +14,7 @@ use lethe_shared::task::{DirectionOutput, SurveyOutput};
 use lethe_shared::vocabulary::Tower;
 
 use super::context::{Run, concept_results};
-use super::edits::{Found, FoundEdit};
+use super::edits::{ConceptEdit, EditedConcept};
 use super::not_forgotten;
 use crate::compose::layers::Assignment;
 use crate::exec::jobs;
@@ -41,16 +41,16 @@ impl<'a> Attempt<'a, '_> {
     }
 
     /// Takes the result of a search. Returns the edit, or the attempt when no step forgot.
-    fn end(mut self, result: DirectionOutput) -> Result<Found<'a>, Self> {
+    fn end(mut self, result: DirectionOutput) -> Result<EditedConcept<'a>, Self> {
         self.search.extend(result.search);
         let Some(chosen) = result.chosen else { return Err(self) };
-        Ok(Found {
+        Ok(EditedConcept {
             planned: self.planned,
             pairs: self.survey.pairs,
             before: result.before,
             ranking: self.survey.ranking,
             search: self.search,
-            edit: FoundEdit::of(&chosen, Some((result.rank, result.residual))),
+            edit: ConceptEdit::of(&chosen, Some((result.rank, result.residual))),
             alone: Some(chosen),
             gradients: Some(result.gradients),
             said: Some(result.said),
@@ -89,7 +89,7 @@ pub(super) async fn directions<'a>(
     assignment: &Assignment,
     inverses: &[ArtifactRef],
     missing: &mut Vec<Missing>,
-) -> Result<Vec<Found<'a>>, Failure> {
+) -> Result<Vec<EditedConcept<'a>>, Failure> {
     let plan = run.plan;
     let mut waiting = Vec::new();
     let layers_of = assignment.of.iter().zip(&assignment.further);

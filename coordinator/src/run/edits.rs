@@ -18,13 +18,13 @@ use crate::failure::Failure;
 use crate::intake::plan::{Plan, PlannedConcept};
 
 /// A concept that has an edit.
-pub(super) struct Found<'a> {
+pub(super) struct EditedConcept<'a> {
     pub(super) planned: &'a PlannedConcept,
     pub(super) pairs: u64,
     pub(super) before: Accuracy,
     pub(super) ranking: Vec<RankedLayer>,
     pub(super) search: Vec<Trial>,
-    pub(super) edit: FoundEdit,
+    pub(super) edit: ConceptEdit,
     /// The answer of the step search, when the edit was searched for by itself.
     pub(super) alone: Option<Chosen>,
     /// Factors of its gradients at every layer of the run, if directions are preconditioned.
@@ -35,7 +35,7 @@ pub(super) struct Found<'a> {
 }
 
 /// The edit of a concept.
-pub(super) struct FoundEdit {
+pub(super) struct ConceptEdit {
     pub(super) tower: Tower,
     /// The layer that changes most.
     pub(super) layer: String,
@@ -51,7 +51,7 @@ pub(super) struct FoundEdit {
     pub(super) residual: Option<f64>,
 }
 
-impl FoundEdit {
+impl ConceptEdit {
     /// Returns the edit that a search has found. `cut` is the rank of its direction and the error
     /// by it, if the direction was cut to a rank.
     pub(super) fn of(chosen: &Chosen, cut: Option<(u32, f64)>) -> Self {
@@ -69,7 +69,7 @@ impl FoundEdit {
     }
 }
 
-impl Found<'_> {
+impl EditedConcept<'_> {
     pub(super) fn part(&self, target: Option<f64>) -> Part {
         Part {
             concept: self.planned.concept.id.clone(),
@@ -84,7 +84,7 @@ impl Found<'_> {
 
 /// Edits, and the concepts without an edit.
 pub(super) struct Edits<'a> {
-    pub(super) found: Vec<Found<'a>>,
+    pub(super) found: Vec<EditedConcept<'a>>,
     pub(super) missing: Vec<Missing>,
     /// The recipe of their composition; its parts are in the order of `found`.
     pub(super) recipe: Recipe,
@@ -95,7 +95,7 @@ pub(super) struct Edits<'a> {
 }
 
 /// Returns a recipe that sums the edits without solving coefficients.
-pub(super) fn unsolved(found: &[Found<'_>]) -> Result<Recipe, Failure> {
+pub(super) fn unsolved(found: &[EditedConcept<'_>]) -> Result<Recipe, Failure> {
     Recipe::sum(found.iter().map(|found| found.part(None)).collect())
         .map_err(Failure::Infrastructure)
 }

@@ -10,7 +10,7 @@ use lethe_shared::task::EvaluateOutput;
 use lethe_shared::vocabulary::{Tower, Towers};
 
 use super::context::Run;
-use super::edits::Found;
+use super::edits::EditedConcept;
 use crate::compose::apply::{self, Change};
 use crate::compose::measure::{self, ConceptRanks, Fates, Judgement};
 use crate::exec::dispatch::Dispatcher;
@@ -83,7 +83,7 @@ impl Run<'_> {
     /// edits of both and both change.
     pub(super) async fn judge_towers(
         &mut self,
-        found: &[Found<'_>],
+        found: &[EditedConcept<'_>],
         base: &HeldOut,
         change: &Change,
     ) -> Result<Vec<TowerAlone>, Failure> {
@@ -96,7 +96,8 @@ impl Run<'_> {
             for tower in [Tower::Text, Tower::Vision] {
                 let layers = layers(tower);
                 let own = change.iter().filter(|(layer, _)| layers.contains(layer.as_str()));
-                let own: Change = own.map(|(layer, bytes)| (layer.clone(), bytes.clone())).collect();
+                let own: Change =
+                    own.map(|(layer, bytes)| (layer.clone(), bytes.clone())).collect();
                 if !own.is_empty() {
                     parts.push((tower, own));
                 }

@@ -24,7 +24,7 @@ use lethe_shared::vocabulary::{Tower, Towers};
 use safetensors::SafeTensors;
 
 use super::context::{Run, concept_results};
-use super::edits::{Edits, Found, FoundEdit, Stored, unsolved};
+use super::edits::{ConceptEdit, EditedConcept, Edits, Stored, unsolved};
 use super::judgement::{HeldOut, held_out};
 use super::statistics::{Surveyed, protect, survey};
 use crate::compose::effect_matrix::ImageRows;
@@ -50,7 +50,7 @@ struct Constrained<'a> {
 }
 
 /// The problem of one run: its constraints, and what their edits may change.
-struct Problem<'a> {
+struct MarginProblem<'a> {
     concepts: Vec<Constrained<'a>>,
     candidates: Vec<Candidate>,
     inverses: Vec<ArtifactRef>,
@@ -98,7 +98,7 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     });
     let (base_margins, kernels) = (Vec::new(), Vec::new());
     let mut problem =
-        Problem { concepts, candidates, inverses, margin, base: base_margins, kernels };
+        MarginProblem { concepts, candidates, inverses, margin, base: base_margins, kernels };
     problem.base = problem.margins(run, None).await?;
     problem.kernels = problem.kernels(run).await?;
     let mut layers = Vec::new();
@@ -171,7 +171,7 @@ async fn constrain<'a>(
     Ok(constrained)
 }
 
-impl<'a> Problem<'a> {
+impl<'a> MarginProblem<'a> {
     fn planned(&self) -> Vec<&'a PlannedConcept> {
         self.concepts.iter().map(|concept| concept.planned).collect()
     }
@@ -332,7 +332,7 @@ impl<'a> Problem<'a> {
         &self,
         run: &mut Run<'a>,
         solution: &Solution,
-    ) -> Result<(Vec<Found<'a>>, Recipe), Failure> {
+    ) -> Result<(Vec<EditedConcept<'a>>, Recipe), Failure> {
         let Solution { layers, solved, scale } = solution;
         let weighted = self.weighted(&solved.coefficients);
         let names: Vec<String> = layers.iter().map(|layer| layer.layer.clone()).collect();
@@ -357,7 +357,7 @@ impl<'a> Problem<'a> {
             target: solved.targets.clone(),
             penalty: solved.penalty,
         };
-        let found: Vec<Found<'a>> =
+        let found: Vec<EditedConcept<'a>> =
             self.concepts.iter().zip(&condensed).map(|(c, d)| self.found(c, d, layers)).collect();
         let parts = found.iter().map(|found| found.part(None)).collect();
         let recipe = Recipe::of_images(parts, rows).map_err(Failure::Infrastructure)?;
@@ -370,13 +370,13 @@ impl<'a> Problem<'a> {
         concept: &Constrained<'a>,
         condensed: &CondenseOutput,
         layers: &[Candidate],
-    ) -> Found<'a> {
+    ) -> EditedConcept<'a> {
         let (main, relative_step) = condensed
             .sizes
             .iter()
             .enumerate()
             .fold((0, 0.0), |best, (i, &size)| if size > best.1 { (i, size) } else { best });
-        let edit = FoundEdit {
+        let edit = ConceptEdit {
             tower: layers[main].tower,
             layer: layers[main].layer.clone(),
             layers: layers.iter().map(|layer| layer.layer.clone()).collect(),
@@ -386,7 +386,7 @@ impl<'a> Problem<'a> {
             rank: Some(condensed.rank),
             residual: Some(condensed.residual),
         };
-        Found {
+        EditedConcept {
             planned: concept.planned,
             pairs: concept.survey.pairs,
             before: concept.output.before,
@@ -407,7 +407,7 @@ impl<'a> Problem<'a> {
         &self,
         run: &mut Run<'_>,
         mut recipe: Recipe,
-        found: &[Found<'_>],
+        found: &[EditedConcept<'_>],
         scale: f64,
     ) -> Result<Recipe, Failure> {
         let stored = Stored::of(run.plan, run.dispatcher);

@@ -35,7 +35,7 @@ use lethe_shared::record::{ChangeBound, Composition, TowerAlone};
 use lethe_store::Store;
 
 use self::context::Run;
-use self::edits::{Edits, Found, Stored};
+use self::edits::{EditedConcept, Edits, Stored};
 use self::judgement::HeldOut;
 pub use self::judgement::judge_change;
 use crate::attest::key::SigningKey;
@@ -256,7 +256,7 @@ async fn staged<'a>(
 async fn fetch_thumbnails(
     plan: &Plan,
     dispatcher: &Dispatcher,
-    found: &[Found<'_>],
+    found: &[EditedConcept<'_>],
 ) -> Result<Thumbnails, Failure> {
     let mut thumbnails = Thumbnails::new();
     for found in found {

@@ -18,7 +18,7 @@ use safetensors::SafeTensors;
 
 use super::context::Run;
 use super::directions::directions;
-use super::edits::{Edits, Found, Stored, unsolved};
+use super::edits::{EditedConcept, Edits, Stored, unsolved};
 use super::judgement::{HeldOut, counted};
 use super::statistics::{Surveyed, protect, survey};
 use crate::compose::effect_matrix::{Criterion, Recognition, adjust};
@@ -60,7 +60,7 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
 /// with the least cost.
 async fn solve(
     run: &mut Run<'_>,
-    found: &[Found<'_>],
+    found: &[EditedConcept<'_>],
     layers: &[String],
 ) -> Result<Recipe, Failure> {
     let plan = run.plan;
@@ -78,7 +78,7 @@ async fn solve(
     let stored = Stored::of(plan, run.dispatcher);
     let mut wanted: Vec<f64> = recipe.parts().iter().filter_map(|part| part.target).collect();
     let others = plan.classes.names().len().saturating_sub(1) as u32;
-    let criterion = |found: &Found<'_>| Criterion {
+    let criterion = |found: &EditedConcept<'_>| Criterion {
         tolerance: found.planned.tolerance,
         top: u64::from(found.planned.stop.rank(others)),
     };
@@ -121,10 +121,10 @@ async fn solve(
 /// Returns the recipe whose targets are the first-order effects of each edit alone.
 async fn recipe(
     run: &mut Run<'_>,
-    found: &[Found<'_>],
+    found: &[EditedConcept<'_>],
     layers: &[String],
 ) -> Result<Recipe, Failure> {
-    let part = |found: &Found<'_>| {
+    let part = |found: &EditedConcept<'_>| {
         let without = || {
             Failure::Infrastructure(format!(
                 "concept {} has no gradients to solve coefficients with",
@@ -156,7 +156,7 @@ async fn recipe(
 /// Measures each concept in the model composed of these edits.
 async fn measure_recognition(
     run: &mut Run<'_>,
-    found: &[Found<'_>],
+    found: &[EditedConcept<'_>],
     edits: &[Edit],
     stored: &Stored<'_>,
 ) -> Result<Vec<Recognition>, Failure> {
@@ -170,7 +170,7 @@ async fn measure_recognition(
         hits.extend(output.items);
         best.extend(output.best);
     }
-    let recognition = |found: &Found<'_>| {
+    let recognition = |found: &EditedConcept<'_>| {
         let item = jobs::forget_item(&found.planned.concept.id);
         let hits = counted(&hits, found.planned)?;
         let own = |class: u32| class == found.planned.concept.class_index;

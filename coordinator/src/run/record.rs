@@ -9,7 +9,7 @@ use lethe_shared::record::{
 };
 
 use super::context::Run;
-use super::edits::{Edits, Found};
+use super::edits::{EditedConcept, Edits};
 use super::judgement::HeldOut;
 use crate::compose::apply::{self, Change};
 use crate::compose::measure::{self, Judgement, Spread};
@@ -33,7 +33,7 @@ pub(super) fn make_record(
     );
     // Predictions contain names of classes.
     let plain = plan.manifest.release.names == Names::Plain;
-    let record = |(found, solved): (&Found<'_>, Solved)| {
+    let record = |(found, solved): (&EditedConcept<'_>, Solved)| {
         let id = &found.planned.concept.id;
         let (composed, said) = (judgement.concepts.remove(id), judgement.said.remove(id));
         let within = judgement.within_before.remove(id);
@@ -95,7 +95,7 @@ struct Solved {
 }
 
 fn concept_record(
-    found: &Found<'_>,
+    found: &EditedConcept<'_>,
     solved: Solved,
     base: &HeldOut,
     (within, composed): (Option<f64>, Option<Measured>),

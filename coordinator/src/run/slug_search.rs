@@ -5,7 +5,7 @@ use lethe_shared::record::Missing;
 use lethe_shared::task::SearchOutput;
 
 use super::context::{Run, concept_results};
-use super::edits::{Edits, Found, FoundEdit, unsolved};
+use super::edits::{ConceptEdit, EditedConcept, Edits, unsolved};
 use super::judgement::{HeldOut, held_out};
 use super::not_forgotten;
 use crate::exec::batch::Batch;
@@ -33,13 +33,13 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
                 id: planned.concept.id.clone(),
                 reason: reason(plan, planned, &result),
             }),
-            Some(chosen) => found.push(Found {
+            Some(chosen) => found.push(EditedConcept {
                 planned,
                 pairs: result.pairs,
                 before: result.before,
                 ranking: result.ranking,
                 search: result.search,
-                edit: FoundEdit::of(&chosen, None),
+                edit: ConceptEdit::of(&chosen, None),
                 alone: Some(chosen),
                 gradients: None,
                 said: Some(result.said),

@@ -40,7 +40,7 @@ struct Options {
     /// Write float16.
     #[arg(long)]
     half: bool,
-    /// Passes over the training drawings.
+    /// Passes over the training drawings; 0 writes the model of `--from`, widened, as it is.
     #[arg(long, default_value_t = 160)]
     epochs: usize,
     /// Pairs per step.

@@ -188,6 +188,10 @@ pub(crate) fn train(options: &Options) -> Result<()> {
         test.classes.len(),
         parameters as f64 / 1e6
     );
+    if options.epochs == 0 {
+        let widened: Vec<Tensor> = variables.iter().map(Tensor::detach).collect();
+        return write(&options.out, &config_json, architecture, &widened, options.half);
+    }
     let mut optimiser = nn::AdamW { beta1: 0.9, beta2: 0.98, wd: 0.0, eps: 1e-8, amsgrad: false }
         .build(&store, options.learning_rate)?;
     optimiser.set_weight_decay_group(1, options.weight_decay);

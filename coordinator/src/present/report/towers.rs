@@ -7,13 +7,17 @@ use super::text::percent;
 
 /// Returns the section; nothing when towers were not measured apart.
 pub(super) fn section(record: &Composition) -> Markup {
-    let set = |name: &'static str, of: fn(&Composition) -> Option<&UtilityOn>| Some((name, of(record)?));
+    let set =
+        |name: &'static str, of: fn(&Composition) -> Option<&UtilityOn>| Some((name, of(record)?));
     let whole = set("test", |record| record.utility.test.as_ref())
         .or_else(|| set("validation", |record| record.utility.validation.as_ref()));
-    let groups: Vec<&str> = whole.iter().flat_map(|(_, on)| on.groups().map(|(name, _)| name)).collect();
+    let groups: Vec<&str> =
+        whole.iter().flat_map(|(_, on)| on.groups().map(|(name, _)| name)).collect();
     let kept = |on: Option<&UtilityOn>, name: &str| {
         let group = on.into_iter().flat_map(UtilityOn::groups).find(|(other, _)| *other == name);
-        let change = |group: &Group| format!("{:.1} → {}", 100.0 * group.before.ta1, percent(group.after.ta1));
+        let change = |group: &Group| {
+            format!("{:.1} → {}", 100.0 * group.before.ta1, percent(group.after.ta1))
+        };
         html! { td.n { @if let Some((_, group)) = group { (change(group)) } } }
     };
     html! {
