@@ -8,7 +8,7 @@ use lethe_shared::record::Composition;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::ports::wait_until;
 use lethe_tests::processes::{Process, worker};
-use lethe_tests::{SmallJob, binary, last_line, stderr};
+use lethe_tests::{SmallJob, base_model, binary, last_line, stderr};
 use serde_json::Value;
 
 fn command(job: &SmallJob, arguments: &[&str]) -> Command {
@@ -67,6 +67,58 @@ fn numbers(record: &Composition) -> (Value, Value) {
         .iter()
         .map(|concept| (concept.id.clone(), serde_json::to_value(concept.composed).unwrap()));
     (Value::Object(concepts.collect()), serde_json::to_value(&record.utility).unwrap())
+}
+
+/// The model of a release, measured like any other, has the numbers of its record; the base model
+/// has forgotten nothing, and random weights everything.
+#[test]
+fn any_model_is_measured_on_a_manifests_data() {
+    let job = SmallJob::new();
+    let run = job.run("store");
+    let measured = |model: &str| {
+        ends(&job, &["evaluate", "--model", model, "job.toml", "--store", "store"], 0)
+    };
+    let (concepts, utility) = numbers(&record(&run));
+    let own = measured(address(&run));
+    assert_eq!(own["utility"], utility);
+    assert_eq!(own["recognition"], serde_json::to_value(record(&run).recognition.unwrap()).unwrap());
+    for (id, expected) in concepts.as_object().unwrap() {
+        assert_eq!(own["concepts"][id]["after"], *expected, "{id}");
+    }
+    assert_eq!((&own["digest"], &own["known"]), (&run["digest"], &own["forgotten"]));
+
+    let base = measured(base_model().to_str().unwrap());
+    assert_eq!((base["forgotten"].as_u64(), &base["digest"]), (Some(0), &base["base_digest"]));
+    let test = &base["utility"]["test"];
+    assert_eq!(test["before"], test["after"]);
+    assert_eq!(base["jobs_done"], 0, "the run has measured the base model: {base}");
+
+    // A model of the same shapes that knows nothing.
+    let noise = job.path("noise");
+    std::fs::create_dir(&noise).unwrap();
+    for entry in std::fs::read_dir(base_model()).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), noise.join(entry.file_name())).unwrap();
+    }
+    let weights = noise.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut state = 1u32;
+    for value in bytes[header..].chunks_exact_mut(4) {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let random = (state >> 8) as f32 / (1u32 << 24) as f32 - 0.5;
+        value.copy_from_slice(&(0.2 * random).to_le_bytes());
+    }
+    std::fs::write(&weights, bytes).unwrap();
+    let random = measured(noise.to_str().unwrap());
+    let ta1 = |of: &str| random["utility"]["test"][of]["ta1"].as_f64().unwrap();
+    assert!(ta1("before") > 0.5 && ta1("after") < 0.15, "{random}");
+    assert!(random["forgotten"].as_u64() > Some(0), "{random}");
+
+    let output = lethe(&job, &["evaluate", "--model", "noise", "job.toml", "--store", "store"]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("that the base model recognises"), "{table}");
+    refused(&job, &["evaluate", "--model", "nowhere", "job.toml"], "nowhere");
+    refused(&job, &["evaluate", "--model", "noise", "nothing.toml"], "nothing.toml");
 }
 
 #[test]

@@ -38,8 +38,15 @@ use crate::run::evaluate::{self, Basis};
 #[derive(Debug, Args)]
 pub(super) struct Evaluate {
     /// The release: its folder, STORE/releases/NAME/DIGEST, or NAME, NAME:NUMBER or NAME@CHANNEL in
-    /// --store.
-    release: String,
+    /// --store. With --model, the manifest whose data and concepts the model is measured on.
+    #[arg(value_name = "RELEASE")]
+    pub(super) release: String,
+    /// Measure this CLIP model beside the base model of a manifest, instead of a release: a folder,
+    /// here or s3://, gs:// or az://. Any CLIP that reads the manifest's data can be measured, so
+    /// that models made by other tools stand beside releases. The measurements are printed and not
+    /// stored.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["manifest", "gates", "rounded"])]
+    model: Option<String>,
     /// The manifest of the run that found its edits, if the store has none or the data has moved
     /// since. If concepts were added from other runs, also the manifests of those.
     #[arg(long, value_name = "MANIFEST")]
@@ -48,7 +55,7 @@ pub(super) struct Evaluate {
     /// release. If the release is given by name, it is looked up here; without this option in
     /// LETHE_STORE, or else in ./store.
     #[arg(long, value_name = "ADDRESS")]
-    store: Option<String>,
+    pub(super) store: Option<String>,
     /// Gates to check in addition to the record's: a file with a `[gates]` section.
     #[arg(long, value_name = "FILE")]
     gates: Option<PathBuf>,
@@ -57,13 +64,13 @@ pub(super) struct Evaluate {
     #[arg(long, value_name = "TYPE")]
     rounded: Option<Rounding>,
     #[command(flatten)]
-    workers: Workers,
+    pub(super) workers: Workers,
     /// Print one JSON object on stdout as the last line.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Folder for files downloaded from remote addresses.
     #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
-    cache: Option<PathBuf>,
+    pub(super) cache: Option<PathBuf>,
 }
 
 /// The last line of `lethe evaluate --json`.
@@ -90,6 +97,9 @@ struct Evaluated<'a> {
 }
 
 pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Result<u8, Failure> {
+    if let Some(model) = &options.model {
+        return super::evaluate_model::main(options, model, cancel).await;
+    }
     let more = options.gates.as_deref().map(Gates::read).transpose()?;
     let (release, store) = open(options).await?;
     let there = evaluation::measured(&store, &release).await?;

@@ -6,6 +6,7 @@ mod curate;
 mod dead_letters;
 mod doctor;
 mod evaluate;
+mod evaluate_model;
 mod find;
 mod inspect;
 mod manual;

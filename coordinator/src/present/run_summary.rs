@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use lethe_shared::digest::Digest;
 use lethe_shared::record::verdict::{ConceptStatus, JudgedConcept};
-use lethe_shared::record::{Composition, Measured, Missing, Retained, Utility, UtilityOn};
+use lethe_shared::record::{
+    Composition, Measured, Missing, Recognition, Retained, Utility, UtilityOn,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::compose::measure::Spread;
+use crate::compose::measure::{Judgement, Spread};
 use crate::compose::protected;
 use crate::progress::{human, human_bytes, title};
 
@@ -137,7 +139,7 @@ pub fn table(report: &Report, record: &Composition) -> String {
         row("cost of one removal", spread);
     }
     utility(&summary.utility, &mut row);
-    recognition(record, &mut row);
+    recognition(record.recognition.as_ref(), &mut row);
     towers_alone(record, &mut row);
     if let Some((layer, change)) = record.largest_change() {
         let scaled = record.change_bound.map_or_else(String::new, |bound| format!("; {bound}"));
@@ -234,7 +236,7 @@ pub fn evaluation_table(
     row("forgotten, composed", numbers);
     not_removed(&record.not_removed(), &mut row);
     utility(&record.utility, &mut row);
-    recognition(record, &mut row);
+    recognition(record.recognition.as_ref(), &mut row);
     row("jobs", jobs.to_owned());
     row("digest", record.digest.to_string());
     if let Some(rounded) = rounded {
@@ -247,6 +249,28 @@ pub fn evaluation_table(
     if rounded.is_none() {
         row("report", format!("{}/report.html", folder.unwrap_or(release)));
     }
+    text.trim_end().to_owned()
+}
+
+/// Returns the table of `lethe evaluate --model`. `known` is the number of concepts that the base
+/// model recognises, `forgotten` how many of them the model does not.
+pub fn model_table(
+    model: &str,
+    digest: Digest,
+    (known, forgotten): (usize, usize),
+    judgement: &Judgement,
+) -> String {
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:<26}{value}");
+    };
+    row("forgotten", format!("{forgotten} of {known} that the base model recognises"));
+    utility(&judgement.utility, &mut row);
+    recognition(judgement.recognition.as_ref(), &mut row);
+    let Judgement { jobs_done, jobs_found, .. } = judgement;
+    row("jobs", format!("{jobs_done} executed, {jobs_found} reused"));
+    row("digest", digest.to_string());
+    row("model", format!("{model}; these measurements are stored nowhere"));
     text.trim_end().to_owned()
 }
 
@@ -309,8 +333,8 @@ fn towers_alone(record: &Composition, row: &mut impl FnMut(&str, String)) {
 }
 
 /// Adds rows about what can still be told of removed concepts.
-fn recognition(record: &Composition, row: &mut impl FnMut(&str, String)) {
-    let Some(recognition) = &record.recognition else { return };
+fn recognition(recognition: Option<&Recognition>, row: &mut impl FnMut(&str, String)) {
+    let Some(recognition) = recognition else { return };
     let change = |before: f64, after: f64| format!("{} → {}", percent(before), percent(after));
     for candidates in &recognition.candidates {
         let name = format!("name against {} kept", candidates.others);

@@ -51,6 +51,51 @@ pub async fn judge_change(
     Ok(judgement)
 }
 
+/// The measurements of a model that is not a release, beside those of a plan's base model.
+#[derive(Debug)]
+pub struct ModelJudgement {
+    /// Accuracy of the base model on each concept, by id.
+    pub before: BTreeMap<String, Measured>,
+    /// The measurements of the model.
+    pub after: Judgement,
+}
+
+/// Evaluates the model of `other`, a plan of the same data and concepts, beside the model of
+/// `plan`. The classes of all concepts count as removed.
+///
+/// # Errors
+/// As [`run`](super::run).
+///
+/// # Cancel safety
+/// As [`Dispatcher::run`].
+pub async fn judge_model(
+    plan: &Plan,
+    other: &Plan,
+    dispatcher: &Dispatcher,
+) -> Result<ModelJudgement, Failure> {
+    let concepts: Vec<&PlannedConcept> = plan.concepts.iter().collect();
+    let mut run = Run::new(plan, dispatcher, false).await?;
+    let (classes, removed) = (run.classes, run.removed);
+    let mut measured = Vec::new();
+    for (name, of) in [("base", plan), ("evaluate", other)] {
+        let mut jobs = jobs::base_evaluation(of, classes, removed);
+        jobs.extend(jobs::forget_evaluation(of, &concepts, None, classes, Some(removed)));
+        let mut items = Items::of(run.all(name, jobs).await?);
+        run.tell();
+        for planned in &concepts {
+            counted(&items.hits, planned)?;
+        }
+        measured.push((items.held_out(), items));
+    }
+    let judged = |(before, after): (usize, usize)| {
+        let ((base, unedited), (held_out, forget)) = (&measured[before], &measured[after]);
+        judge(plan, &concepts, (base, held_out), (unedited, forget))
+    };
+    let before = judged((0, 0)).concepts;
+    let after = Judgement { jobs_found: run.found, jobs_done: run.done, ..judged((0, 1)) };
+    Ok(ModelJudgement { before, after })
+}
+
 impl Run<'_> {
     /// Evaluates the model under a change, given the hits of the unchanged model.
     pub(super) async fn judge(

@@ -37,7 +37,7 @@ use lethe_store::Store;
 use self::context::Run;
 use self::edits::{EditedConcept, Edits, Stored};
 use self::judgement::HeldOut;
-pub use self::judgement::judge_change;
+pub use self::judgement::{ModelJudgement, judge_change, judge_model};
 use crate::attest::key::SigningKey;
 use crate::compose::apply::{self, Change, Directions};
 use crate::compose::measure::Judgement;

@@ -1,6 +1,6 @@
 //! Headline, retained classes, concepts without an edit, times, glossary.
 
-use lethe_shared::record::verdict::ConceptStatus;
+use lethe_shared::record::verdict::{ConceptStatus, Criterion};
 use lethe_shared::record::{Composition, Retained, UtilityOn};
 use maud::{Markup, html};
 
@@ -270,10 +270,34 @@ pub(super) fn times(run: Option<&Report>) -> Markup {
     }
 }
 
+/// Returns a sentence on when concepts count as forgotten.
+fn forgotten_when(record: &Composition) -> String {
+    let mut criteria: Vec<Criterion> = Vec::new();
+    for criterion in record.concepts.iter().map(|concept| record.criterion(concept)) {
+        if !criteria.contains(&criterion) {
+            criteria.push(criterion);
+        }
+    }
+    match criteria.as_slice() {
+        [] => String::new(),
+        [one] if one.tolerance == 0.0 => {
+            format!("A concept counts as forgotten when {} is 0.", one.stop.measure())
+        }
+        [one] => format!(
+            "A concept counts as forgotten when {} is at most {}.",
+            one.stop.measure(),
+            percent(one.tolerance)
+        ),
+        several => format!(
+            "Each concept counts as forgotten by its own criterion, of {} different ones.",
+            several.len()
+        ),
+    }
+}
+
 /// Returns the glossary of the page's terms.
 pub(super) fn glossary(record: &Composition) -> Markup {
     let search = &record.search;
-    let stop = search.stop.measure();
     let terms = [
         (
             "FA@1, FA@5",
@@ -305,8 +329,8 @@ pub(super) fn glossary(record: &Composition) -> Markup {
         footer { h2 { "Terms" } "\n"
             dl.words { "\n" @for (term, meaning) in terms { dt { (term) } dd { (meaning) } "\n" } } "\n"
             p.soft {
-                "Gradients over batches of " (search.batch_size) ", " (search.search_evaluations) " evaluations per search; a concept counts as forgotten when "
-                (stop) " is 0. " code { "composition.json" } " in the release is the full record."
+                "Gradients over batches of " (search.batch_size) ", " (search.search_evaluations) " evaluations per search. "
+                (forgotten_when(record)) " " code { "composition.json" } " in the release is the full record."
             } "\n"
         } "\n"
     }
