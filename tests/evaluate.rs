@@ -81,7 +81,10 @@ fn any_model_is_measured_on_a_manifests_data() {
     let (concepts, utility) = numbers(&record(&run));
     let own = measured(address(&run));
     assert_eq!(own["utility"], utility);
-    assert_eq!(own["recognition"], serde_json::to_value(record(&run).recognition.unwrap()).unwrap());
+    assert_eq!(
+        own["recognition"],
+        serde_json::to_value(record(&run).recognition.unwrap()).unwrap()
+    );
     for (id, expected) in concepts.as_object().unwrap() {
         assert_eq!(own["concepts"][id]["after"], *expected, "{id}");
     }

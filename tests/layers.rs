@@ -27,6 +27,7 @@ const LAYERS: &[&str] = &[
     "downstream",
     "attest",
     "compose",
+    "probe",
     "lease",
     "progress",
     "layout",

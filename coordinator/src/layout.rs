@@ -21,6 +21,12 @@ pub const CONCEPTS: &str = "concepts";
 /// [`ProtectOutput::inputs`](lethe_shared::task::ProtectOutput::inputs).
 pub const PROTECTED: &str = "protected.safetensors";
 
+/// Returns the folder of what was measured on a release after it was written. `record` is the
+/// beginning of the digest of its record.
+pub fn evaluations(name: &str, record: &str) -> String {
+    format!("releases/{name}/evaluations/{record}")
+}
+
 /// The model card.
 pub const CARD: &str = "README.md";
 /// The report.

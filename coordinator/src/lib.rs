@@ -17,6 +17,7 @@
 //! | [`downstream`] | other models that contain an edited tower |
 //! | [`attest`] | provenance, removal receipts, signatures |
 //! | [`compose`] | from edits to one change per layer |
+//! | [`probe`] | commands of the operator that measure a release |
 //! | [`lease`] | one active coordinator per run; a superseded one publishes nothing |
 //! | [`progress`] | progress of a run |
 //! | [`layout`], [`retry`], [`failure`] | file names of a release; retried calls; failures of commands |
@@ -36,6 +37,7 @@ pub mod intake;
 pub mod layout;
 pub mod lease;
 pub mod present;
+pub mod probe;
 pub mod progress;
 pub mod release;
 pub mod retry;

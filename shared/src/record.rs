@@ -3,6 +3,7 @@
 
 mod judge;
 mod measured;
+mod probe;
 mod recognition;
 pub mod targets;
 mod tower_alone;
@@ -15,6 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use self::measured::Measured;
+pub use self::probe::{ProbePicture, ProbeRecord};
 pub use self::recognition::{Candidates, NameSearches, Recall, Recognition};
 use self::targets::TargetRecord;
 pub use self::tower_alone::TowerAlone;
@@ -76,6 +78,10 @@ pub struct Composition {
     /// What the change of each tower does by itself, when edits change both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub towers: Vec<TowerAlone>,
+    /// Measurements by commands of the operator, by name. They are made after the release, and so
+    /// not in its own record but in the one that its pages show.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbeRecord>,
     /// Texts that must not change, in their file's order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub protected: Vec<ProtectedText>,
@@ -122,6 +128,14 @@ impl Composition {
         } else {
             "single-layer edits".to_owned()
         }
+    }
+
+    /// Returns the number that a probe measured. `name` is the probe's name and the number's, as in
+    /// `sd.ua`.
+    pub fn probe_number(&self, name: &str) -> Option<f64> {
+        let (probe, number) = name.split_once('.')?;
+        let probe = self.probes.iter().find(|measured| measured.name == probe)?;
+        probe.numbers.get(number).copied()
     }
 
     /// Returns the layer that changes most relative to its size, with ‖Δ‖/‖θ‖.

@@ -12,7 +12,7 @@ use lethe_shared::digest::Digest;
 use lethe_shared::exit;
 use lethe_shared::manifest::Gates;
 use lethe_shared::record::verdict::JudgedConcept;
-use lethe_shared::record::{Composition, Measured, Recognition, Utility};
+use lethe_shared::record::{Composition, Measured, ProbeRecord, Recognition, Utility};
 use lethe_shared::retry::RetryPolicy;
 use lethe_store as store;
 use lethe_store::Store;
@@ -22,6 +22,7 @@ use tracing::{Instrument, info_span};
 
 use super::common::{cache, here, print};
 use super::find;
+use super::probe;
 use super::workers::Workers;
 use crate::compose::gate_rules;
 use crate::compose::rounding::{self, Rounding};
@@ -47,6 +48,11 @@ pub(super) struct Evaluate {
     /// stored.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["manifest", "gates", "rounded"])]
     model: Option<String>,
+    /// Measure the release with this probe too: a file that names a command (docs/probes.md). Its
+    /// numbers are stored beside the release, shown in card and report, and can be gates. Can be
+    /// given several times.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "rounded"])]
+    probe: Vec<PathBuf>,
     /// The manifest of the run that found its edits, if the store has none or the data has moved
     /// since. If concepts were added from other runs, also the manifests of those.
     #[arg(long, value_name = "MANIFEST")]
@@ -90,6 +96,9 @@ struct Evaluated<'a> {
     /// What can still be told of removed concepts.
     #[serde(skip_serializing_if = "Option::is_none")]
     recognition: Option<&'a Recognition>,
+    /// Results of probes, also of earlier calls.
+    #[serde(skip_serializing_if = "<[ProbeRecord]>::is_empty")]
+    probes: &'a [ProbeRecord],
     missed: Vec<String>,
     warnings: Vec<String>,
     jobs_found: usize,
@@ -101,13 +110,16 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
         return super::evaluate_model::main(options, model, cancel).await;
     }
     let more = options.gates.as_deref().map(Gates::read).transpose()?;
+    let probes = probe::read(&options.probe)?;
     let (release, store) = open(options).await?;
     let there = evaluation::measured(&store, &release).await?;
     let (record, jobs_found, jobs_done) = if there.is_measured() && options.rounded.is_none() {
         (there, 0, 0)
     } else {
-        judge(options, &release, store.clone(), cancel).await?
+        judge(options, &release, store.clone(), cancel.clone()).await?
     };
+    let cache = cache(options.cache.as_ref());
+    let record = probe::measure(&probes, &release, &store, record, &cache, &cancel).await?;
     let asked = || record.gates.iter().chain(&more);
     let (missed, warnings) =
         (gate_rules::all_missed(asked(), &record), gate_rules::warnings(asked(), &record));
@@ -135,6 +147,7 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
             not_removed: record.not_removed(),
             utility: &record.utility,
             recognition: record.recognition.as_ref(),
+            probes: &record.probes,
             missed,
             warnings,
             jobs_found,

@@ -8,8 +8,8 @@ use lethe_operations::trace::TraceContext;
 use lethe_shared::digest::Digest;
 use lethe_shared::exit;
 use lethe_shared::manifest::Manifest;
-use lethe_shared::record::{Measured, Recognition, Utility};
 use lethe_shared::record::verdict::Criterion;
+use lethe_shared::record::{Measured, Recognition, Utility};
 use lethe_shared::retry::RetryPolicy;
 use lethe_store::Store;
 use serde::Serialize;
@@ -121,7 +121,12 @@ pub(super) async fn main(
         };
         print(&serde_json::to_string(&measured).map_err(Failure::input)?)?;
     } else {
-        print(&run_summary::model_table(&address.to_string(), other.model.weights, (known, forgotten), &after))?;
+        print(&run_summary::model_table(
+            &address.to_string(),
+            other.model.weights,
+            (known, forgotten),
+            &after,
+        ))?;
     }
     Ok(exit::DONE)
 }

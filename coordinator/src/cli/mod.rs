@@ -11,6 +11,7 @@ mod find;
 mod inspect;
 mod manual;
 mod plan;
+mod probe;
 mod reach;
 mod release;
 mod report;

@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::present::{report, run_summary};
 use crate::release::evaluation;
 use crate::release::lookup::{self, Wanted};
+use crate::release::probes;
 use crate::release::publish;
 use crate::release::read::{Place, Release};
 
@@ -42,10 +43,12 @@ pub(super) async fn main(options: &Report) -> Result<u8, Failure> {
     } else {
         release.record.clone()
     };
+    let pictures = probes::pictures(&release.store, &record).await?;
     let source = report::Source {
         record: &record,
         effect_matrix: recipe.effect_matrix(),
         thumbnails: &thumbnails,
+        pictures: &pictures,
         run: run.as_ref(),
     };
     let page = report::render(&source);

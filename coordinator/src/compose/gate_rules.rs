@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use lethe_shared::manifest::Gates;
+use lethe_shared::manifest::{Gates, ProbeBound};
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{Composition, Measured, UtilityOn};
 
@@ -189,7 +189,28 @@ pub fn missed(gates: &Gates, record: &Composition) -> Vec<String> {
             Some(kept) => Some(format!("{name} is {kept}, and has to be {bound} at least")),
         }
     };
-    found.into_iter().filter_map(judge).chain(kept.into_iter().filter_map(judge_kept)).collect()
+    let mut missed: Vec<String> = found.into_iter().filter_map(judge).collect();
+    missed.extend(kept.into_iter().filter_map(judge_kept));
+    missed.extend(gates.probe.iter().filter_map(|(name, bound)| missed_probe(name, bound, record)));
+    missed
+}
+
+/// Returns the miss of a bound on a number that a probe measures.
+fn missed_probe(name: &str, bound: &ProbeBound, record: &Composition) -> Option<String> {
+    let Some(value) = record.probe_number(name) else {
+        return Some(format!(
+            "probe {name} was not measured; `lethe evaluate --probe` measures it"
+        ));
+    };
+    let missed =
+        |expected: String| Some(format!("probe {name} is {}, and {expected}", shown(value)));
+    match *bound {
+        ProbeBound { min: Some(min), .. } if value < min => {
+            missed(format!("has to be {min} at least"))
+        }
+        ProbeBound { max: Some(max), .. } if value > max => missed(format!("may be {max} at most")),
+        ProbeBound { .. } => None,
+    }
 }
 
 /// Returns the number of concepts that still show, if every applied concept was measured.
@@ -206,8 +227,8 @@ pub(crate) mod tests {
     use lethe_shared::digest::Digest;
     use lethe_shared::measurement::ClassHits;
     use lethe_shared::record::{
-        Base, ConceptRecord, Group, Merge, Missing, ProtectedText, Retained, Utility, VERSION,
-        WorstClass,
+        Base, ConceptRecord, Group, Merge, Missing, ProbeRecord, ProtectedText, Retained, Utility,
+        VERSION, WorstClass,
     };
     use lethe_shared::reference::ArtifactRef;
     use lethe_shared::vocabulary::{MethodSettings, Stop, Tower};
@@ -303,6 +324,7 @@ pub(crate) mod tests {
             layers: BTreeMap::from([("k".into(), 0.25), ("l".into(), 0.5)]),
             change_bound: None,
             towers: Vec::new(),
+            probes: Vec::new(),
             receipts_for_unknown: false,
             gates: None,
             origin: None,
@@ -326,6 +348,7 @@ pub(crate) mod tests {
             covered_kept: Some(1.0 - share),
             change: Some(share),
             protected: Some(share),
+            probe: BTreeMap::new(),
             signed_by: None,
         };
         let mut record = record();
@@ -360,6 +383,37 @@ pub(crate) mod tests {
         };
         let exact = Gates { utility_kept: Some(0.5), ..exact };
         assert_eq!(missed(&exact, &record), Vec::<String>::new());
+    }
+
+    #[test]
+    fn numbers_of_probes_have_bounds_on_both_sides() {
+        let mut record = record();
+        record.probes = vec![ProbeRecord {
+            name: "sd".into(),
+            file: Digest::of(b""),
+            command: vec!["draw".into()],
+            version: "1".into(),
+            exit_code: 0,
+            numbers: BTreeMap::from([("ua".into(), 0.5)]),
+            pictures: Vec::new(),
+            notes: Vec::new(),
+        }];
+        let missed = |name: &str, min: Option<f64>, max: Option<f64>| {
+            let probe = BTreeMap::from([(name.to_owned(), ProbeBound { min, max })]);
+            super::missed(&Gates { probe, ..Gates::default() }, &record)
+        };
+        assert_eq!(missed("sd.ua", Some(0.5), Some(0.5)), Vec::<String>::new());
+        assert_eq!(
+            missed("sd.ua", Some(0.6), None),
+            ["probe sd.ua is 0.5, and has to be 0.6 at least"]
+        );
+        assert_eq!(
+            missed("sd.ua", None, Some(0.4)),
+            ["probe sd.ua is 0.5, and may be 0.4 at most"]
+        );
+        for absent in ["sd.ira", "llava.ua"] {
+            assert!(missed(absent, Some(0.0), None)[0].contains("was not measured"));
+        }
     }
 
     #[test]

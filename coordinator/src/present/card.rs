@@ -88,6 +88,7 @@ pub fn render(record: &Composition, files: &[String]) -> String {
     cost(&mut page, record);
     recognition(&mut page, record);
     towers_alone(&mut page, record);
+    probes(&mut page, record);
     protected(&mut page, record);
     not_shown(&mut page, record);
     page
@@ -340,6 +341,24 @@ fn recognition(page: &mut String, record: &Composition) {
             change(|recall| recall.r5),
             change(|recall| recall.r20)
         );
+    }
+}
+
+/// Writes what commands of the operator measured.
+fn probes(page: &mut String, record: &Composition) {
+    for probe in &record.probes {
+        let version = plain(&probe.version);
+        let _ = writeln!(
+            page,
+            "\n## Probe `{}`\n\nMeasured by a command of the operator, version {version}.\n\n| measured | value |\n|---|---|",
+            probe.name
+        );
+        for (name, value) in &probe.numbers {
+            let _ = writeln!(page, "| `{name}` | {value} |");
+        }
+        for note in &probe.notes {
+            let _ = writeln!(page, "\n{}", plain(note));
+        }
     }
 }
 

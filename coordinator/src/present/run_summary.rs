@@ -237,6 +237,7 @@ pub fn evaluation_table(
     not_removed(&record.not_removed(), &mut row);
     utility(&record.utility, &mut row);
     recognition(record.recognition.as_ref(), &mut row);
+    probes(record, &mut row);
     row("jobs", jobs.to_owned());
     row("digest", record.digest.to_string());
     if let Some(rounded) = rounded {
@@ -329,6 +330,14 @@ fn towers_alone(record: &Composition, row: &mut impl FnMut(&str, String)) {
         let kept =
             if kept.is_empty() { String::new() } else { format!("; TA@1 {}", kept.join(", ")) };
         row(&format!("{} tower alone", alone.tower.name()), format!("{forgotten}{kept}"));
+    }
+}
+
+/// Adds a row for each probe.
+fn probes(record: &Composition, row: &mut impl FnMut(&str, String)) {
+    for probe in &record.probes {
+        let numbers = probe.numbers.iter().map(|(name, value)| format!("{name} {value}"));
+        row(&format!("probe {}", probe.name), numbers.collect::<Vec<_>>().join(", "));
     }
 }
 

@@ -8,6 +8,7 @@
 //! A release never changes, so its measurements are stored beside it. They are the measurements
 //! that its run would have made of these weights on the run's own data: a pure function of the
 //! record's inputs. A release therefore has one evaluation, and nobody can choose among several.
+//! Results of [`probes`] are stored in the same folder.
 
 use std::collections::BTreeMap;
 
@@ -20,10 +21,13 @@ use lethe_store as store;
 use lethe_store::Store;
 use serde::{Deserialize, Serialize};
 
+use super::probes;
 use super::read::Release;
 use crate::compose::measure::Judgement;
 use crate::failure::Failure;
+use crate::layout;
 use crate::lease::fence::Fence;
+use crate::present::report::ProbePictures;
 use crate::present::{card, report};
 
 /// Version of the format.
@@ -54,7 +58,7 @@ pub struct Evaluation {
 
 /// Returns the folder of a release's evaluation.
 pub fn folder(release: &ReleaseRef) -> String {
-    format!("releases/{}/evaluations/{}", release.name, release.record.short())
+    layout::evaluations(&release.name, &release.record.short().to_string())
 }
 
 impl Evaluation {
@@ -128,6 +132,7 @@ impl Evaluation {
             record: &record,
             effect_matrix: recipe.effect_matrix(),
             thumbnails: &thumbnails,
+            pictures: &ProbePictures::new(),
             run: None,
         };
         for (name, text) in
@@ -150,18 +155,18 @@ impl Evaluation {
     }
 }
 
-/// Returns the record of a release with its measurements: those of the run, or those of its
-/// evaluation.
+/// Returns the record of a release with its measurements: those of the run or of its evaluation,
+/// and those of probes.
 ///
 /// # Errors
-/// As [`Evaluation::find`].
+/// As [`Evaluation::find`] and [`probes::all`].
 pub async fn measured(store: &Store, release: &Release) -> Result<Composition, Failure> {
-    let record = release.record.clone();
-    if record.is_measured() {
-        return Ok(record);
+    let mut record = release.record.clone();
+    if !record.is_measured()
+        && let Some(evaluation) = Evaluation::find(store, release).await?
+    {
+        record = evaluation.onto(record);
     }
-    Ok(match Evaluation::find(store, release).await? {
-        Some(evaluation) => evaluation.onto(record),
-        None => record,
-    })
+    record.probes = probes::all(store, release).await?;
+    Ok(record)
 }

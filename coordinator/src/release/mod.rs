@@ -9,6 +9,7 @@
 //! | [`gates`] | gate files, and the signatures that gates require |
 //! | [`policy`] | whether a release removes the concepts that a manifest requires |
 //! | [`evaluation`] | measurements of a release after it was written |
+//! | [`probes`] | results of probes on a release |
 //! | [`publish`] | a release's number |
 //! | [`channels`] | names that point to a number |
 //! | [`lookup`] | releases as people name them |
@@ -21,6 +22,7 @@ pub mod gates;
 pub mod leftovers;
 pub mod lookup;
 pub mod policy;
+pub mod probes;
 pub mod publish;
 pub mod read;
 pub mod signing;

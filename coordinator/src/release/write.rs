@@ -26,7 +26,7 @@ use crate::layout::{
 };
 use crate::lease::fence::Fence;
 use crate::present::card;
-use crate::present::report::{self, Thumbnails};
+use crate::present::report::{self, ProbePictures, Thumbnails};
 use crate::release::publish::Published;
 
 /// The contents of a release, besides base and record.
@@ -94,7 +94,8 @@ pub async fn write<D: Directions>(
         &folder.join(CARD),
         &card::render(&record, &[weight_files.as_slice(), &names].concat()),
     )?;
-    let page = report::Source { record: &record, effect_matrix, thumbnails, run: None };
+    let pictures = &ProbePictures::new();
+    let page = report::Source { record: &record, effect_matrix, thumbnails, pictures, run: None };
     write_text(&folder.join(REPORT), &report::render(&page))?;
     names.extend([EDITS, CARD, REPORT].map(str::to_owned));
     names.sort();

@@ -64,6 +64,7 @@ pub(super) fn make_record(
         layers: apply::sizes(&plan.checkpoint, change)?,
         change_bound: None,
         towers: Vec::new(),
+        probes: Vec::new(),
         receipts_for_unknown: plan.manifest.policy.receipts_for_unknown,
         gates: Some(plan.manifest.gates.clone()).filter(|gates| !gates.is_empty()),
         origin: Some(plan.origin()),

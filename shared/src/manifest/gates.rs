@@ -1,5 +1,6 @@
 //! Gates: bounds that a release must meet before a channel is moved to it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, at_line};
 use super::lines::{line_at, line_of};
+use crate::printable::printable;
 
 /// Largest gate file, bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -59,11 +61,41 @@ pub struct Gates {
     /// and their tokens: ‖Δx‖/‖Wx + b‖.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protected: Option<f64>,
+    /// Bounds on numbers that probes measure (`lethe evaluate --probe`), by the name of the probe
+    /// and of its number, as in `[gates.probe."sd.ua"]`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub probe: BTreeMap<String, ProbeBound>,
     /// Public key (PEM file, relative to this file) that must have signed the release. Allowed only
     /// in a gate file: the operator, and not the submitter, decides whose signature counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub signed_by: Option<PathBuf>,
+}
+
+/// Bounds on a number that a probe measures; at least one of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProbeBound {
+    /// Smallest value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<f64>,
+    /// Largest value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<f64>,
+}
+
+impl ProbeBound {
+    fn problem(&self) -> Option<&'static str> {
+        let bounds = [self.min, self.max];
+        if bounds.iter().flatten().any(|bound| !bound.is_finite()) {
+            return Some("a bound is not finite");
+        }
+        match bounds {
+            [None, None] => Some("there is neither `min` nor `max`"),
+            [Some(min), Some(max)] if min > max => Some("`min` is above `max`"),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -128,7 +160,14 @@ impl Gates {
         let wrong = |expected: &'static str| {
             move |(field, bound): (_, f64)| (field, format!("is {bound}, expected {expected}"))
         };
-        share.map(wrong("0 to 1")).or_else(|| ratio.map(wrong("0 or more")))
+        let probe = self.probe.iter().find_map(|(name, bound)| {
+            let is_number =
+                name.split_once('.').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty());
+            let unnamed = "is no name of a probe and its number, as `sd.ua` is";
+            let problem = if is_number { bound.problem()? } else { unnamed };
+            Some(("gates.probe", format!("\"{}\": {problem}", printable(name))))
+        });
+        share.map(wrong("0 to 1")).or_else(|| ratio.map(wrong("0 or more"))).or(probe)
     }
 }
 
@@ -151,6 +190,8 @@ mod tests {
             Gates { fa5_mean: Some(0.1), missing: Some(2), change: Some(1.5), ..Gates::default() }
         );
         assert!(read("[gates]\n").unwrap().is_empty());
+        let probe = read("[gates.probe.\"sd.ua\"]\nmin = 0.9\n").unwrap().probe;
+        assert_eq!(probe["sd.ua"], ProbeBound { min: Some(0.9), max: None });
         // The path of the key is relative to the gate file.
         let key = read("[gates]\nsigned_by = \"keys/owner.pub\"\n").unwrap().signed_by.unwrap();
         assert!(key.is_absolute() && key.ends_with("keys/owner.pub"), "{}", key.display());
@@ -162,6 +203,12 @@ mod tests {
             ("[gates]\ncovered_kept = nan\n", "gates.covered_kept is NaN, expected 0 to 1"),
             ("[gates]\nchange = nan\n", "gates.change is NaN, expected 0 or more"),
             ("[gates]\nmissing = -1\n", "gates.toml:2"),
+            (
+                "[gates.probe.\"sd.ua\"]\n",
+                "gates.probe \"sd.ua\": there is neither `min` nor `max`",
+            ),
+            ("[gates.probe.\"sd.ua\"]\nmin = 1.0\nmax = 0.5\n", "`min` is above `max`"),
+            ("[gates.probe.ua]\nmin = 1.0\n", "gates.probe \"ua\": is no name of a probe"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");

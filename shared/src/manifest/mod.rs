@@ -31,7 +31,7 @@ mod targets;
 pub use self::classes::Classes;
 pub use self::concepts::Concept;
 pub use self::error::Error;
-pub use self::gates::Gates;
+pub use self::gates::{Gates, ProbeBound};
 pub use self::id::is_id;
 pub use self::sections::*;
 pub use self::targets::{PassThrough, ReleaseTarget, TargetKind};

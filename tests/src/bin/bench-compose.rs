@@ -256,6 +256,7 @@ async fn write(work: &Path) -> Result<()> {
         layers: BTreeMap::new(),
         change_bound: None,
         towers: Vec::new(),
+        probes: Vec::new(),
         receipts_for_unknown: false,
         gates: None,
         origin: None,

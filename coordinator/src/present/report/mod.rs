@@ -14,6 +14,7 @@
 //! | `summary.rs` | headline, retained classes, concepts without an edit, times, glossary |
 //! | `recognition.rs` | what can still be told of removed concepts |
 //! | `towers.rs` | what the change of each tower does by itself |
+//! | `probes.rs` | what commands of the operator measured and drew |
 //! | `concepts.rs` | the table of concepts |
 //! | `agreement.rs` | predictions beside measurements |
 //! | `matrix.rs` | the effect matrix, near-duplicates side by side |
@@ -28,6 +29,7 @@ mod concepts;
 mod data;
 mod matrix;
 mod notes;
+mod probes;
 mod recognition;
 mod source;
 mod summary;
@@ -36,7 +38,7 @@ mod towers;
 
 use maud::{DOCTYPE, PreEscaped, html};
 
-pub use self::source::{Source, Thumbnails};
+pub use self::source::{ProbePictures, Source, Thumbnails};
 
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
@@ -58,6 +60,7 @@ pub fn render(source: &Source<'_>) -> String {
             (summary::retained(record))
             (recognition::section(record))
             (towers::section(record))
+            (probes::section(source))
             (concepts::section(source))
             (data::layers(record))
             (matrix::section(source))

@@ -25,6 +25,7 @@ pub(super) fn headline(source: &Source<'_>) -> Markup {
                 a href="#use" { "Use" } " " a href="#retained" { "Retained classes" } " "
                 @if record.recognition.is_some() { a href="#recognition" { "What can still be told" } " " }
                 @if !record.towers.is_empty() { a href="#towers" { "Each tower alone" } " " }
+                @if !record.probes.is_empty() { a href="#probes" { "Probes" } " " }
                 a href="#concepts" { "Concepts" } " "
                 a href="#layers" { "Layers" } " " a href="#effect-matrix" { "Effect matrix" }
                 @if source.run.is_some() { " " a href="#times" { "Times" } }

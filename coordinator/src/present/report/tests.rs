@@ -134,6 +134,7 @@ fn record(concepts: usize) -> Composition {
         layers: BTreeMap::from([("layer.0".into(), 0.25)]),
         change_bound: None,
         towers: Vec::new(),
+        probes: Vec::new(),
         receipts_for_unknown: false,
         gates: None,
         files: BTreeMap::new(),
@@ -150,7 +151,8 @@ fn page(
     effect_matrix: Option<&EffectMatrix>,
     thumbnails: &Thumbnails,
 ) -> String {
-    render(&Source { record, effect_matrix, thumbnails, run: None })
+    let pictures = &ProbePictures::new();
+    render(&Source { record, effect_matrix, thumbnails, pictures, run: None })
 }
 
 /// Returns the JSON of the charts.

@@ -538,6 +538,7 @@ impl Amended {
             utility: Utility::default(),
             recognition: None,
             towers: Vec::new(),
+            probes: Vec::new(),
             change_bound: None,
             layers: apply::sizes(checkpoint, &change)?,
             files: BTreeMap::new(),
