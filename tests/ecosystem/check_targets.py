@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import (
-    AutoTokenizer, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration,
+    AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, LlamaConfig, LlavaConfig,
+    LlavaForConditionalGeneration, LlavaProcessor,
 )  # fmt: skip
 
 PROMPTS = ["pizza", "a rocket over a red heart", "grinning face", ""]
@@ -54,11 +55,18 @@ def make(model, folder):
     ).save_pretrained(folder / "xl")  # fmt: skip
 
     clip = CLIPModel.from_pretrained(model)
-    words = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    config = LlavaConfig(vision_config=clip.config.vision_config, text_config=words, image_token_index=63, vision_feature_layer=-2)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    words = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(vision_config=clip.config.vision_config, text_config=words, image_token_index=image, vision_feature_layer=-2)
     llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower.vision_model.load_state_dict(clip.vision_model.state_dict())
     llava.save_pretrained(folder / "llava", max_shard_size="2MB")
+    LlavaProcessor(
+        image_processor=CLIPImageProcessor.from_pretrained(model), tokenizer=tokenizer, patch_size=clip.config.vision_config.patch_size,
+        vision_feature_select_strategy="default", image_token="<image>", num_additional_image_tokens=1,
+    ).save_pretrained(folder / "llava")  # fmt: skip
 
 
 def digests(folder):

@@ -43,3 +43,31 @@ for tower in text vision; do
 done
 peer tests/ecosystem/check_targets.py check "$work" "${releases[@]}"
 peer tests/ecosystem/check_protected.py jobs/emoji/model "${releases[0]}"
+
+say "the project's probes on both: they draw and ask, though random models do neither well …"
+mkdir "$work/probes"
+python3 - "$work/probes" <<'END'
+import csv, json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+classes = [row["class"] for row in csv.DictReader(open("jobs/emoji/split.csv")) if row["role"] == "covered"][:6]
+(folder / "groups.csv").write_text("class,group\n" + "".join(f"{name},covered\n" for name in classes))
+(folder / "judge.py").write_text('def load(argument):\n    return lambda pictures: [argument.split("+") for _ in pictures]\n')
+site, probes = pathlib.Path(".tools/ecosystem/site").resolve(), pathlib.Path("deploy/probes").resolve()
+def probe(name, *arguments):
+    command = ["env", f"PYTHONPATH={site}", "HF_HUB_OFFLINE=1", "python3", str(probes / f"{name}.py"), "--retained", "groups.csv", *arguments]
+    (folder / f"{name}.toml").write_text(f'[probe]\nname = "{name.replace("_", "-")}"\ncommand = {json.dumps(command)}\n')
+probe("stable_diffusion", "--judge", f"judge.py:pizza+{classes[0]}", "--steps", "2", "--side", "16", "--target", "sd")
+probe("llava", "--pictures", str(pathlib.Path("jobs/emoji/test.tar").resolve()), "--each", "4")
+END
+measured() { # NAME RELEASE NUMBER…
+  target/release/lethe evaluate "$2" --store "$work/store" --probe "$work/probes/$1.toml" --json > "$work/$1.json"
+  python3 - "$work/$1.json" "${@:3}" <<'END'
+import json, sys
+probe = json.loads(open(sys.argv[1]).read().splitlines()[-1])["probes"][0]
+missing = [name for name in sys.argv[2:] if name not in probe["numbers"]]
+print(f"  {'FAIL' if missing else 'ok  '} probe {probe['name']}: {len(probe['numbers'])} numbers, {len(probe['pictures'])} pictures", *missing)
+sys.exit(bool(missing))
+END
+}
+measured stable_diffusion "${releases[0]}" ua drawn.removed drawn.covered ira.covered
+measured llava "${releases[1]}" right.removed right.covered still.covered

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""A probe: what a Stable Diffusion pipeline with the edits still draws, beside the unedited one.
+
+It draws each removed class and each retained one by its prompt, with both pipelines and the same noise, and asks a judge what is to be seen.
+In UnlearnCanvas's terms (arXiv 2402.11846): `ua` is the share of removed prompts in whose drawing the judge no longer finds the class, of
+those that the unedited pipeline draws; `ira.GROUP` is the share of retained prompts that are still drawn right, of those that the unedited
+pipeline draws right.
+
+    command = ["python3", "stable_diffusion.py", "--judge", "judge.py:FOLDER", "--retained", "groups.csv"]
+"""
+
+import argparse
+
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextModel
+
+from common import Input, load_judge, read_groups, sampled, share, write
+
+VERSION = "1"
+# Pictures of the report, for the removed classes and for each group of retained ones.
+SHOWN = 12
+
+
+def pipelines(told, name):
+    """The unedited pipeline, and the same with the edited text encoder."""
+    edited, base = told.target("stable-diffusion", name)
+    before, after = (StableDiffusionPipeline.from_pretrained(base, safety_checker=None, requires_safety_checker=False) for _ in range(2))
+    after.text_encoder = CLIPTextModel.from_pretrained(edited / "text_encoder")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for pipeline in (before, after):
+        # Half precision is slow on most processors, where it works at all.
+        pipeline.to(device, torch.float32 if device == "cpu" else None)
+        pipeline.set_progress_bar_config(disable=True)
+    return before, after
+
+
+def draw(pipeline, prompts, options, what):
+    pictures = []
+    for start in range(0, len(prompts), options.batch):
+        part = prompts[start : start + options.batch]
+        generators = [torch.Generator().manual_seed(1000 * options.seed + start + i) for i in range(len(part))]
+        side = {"height": options.side, "width": options.side} if options.side else {}
+        pictures += pipeline(part, num_inference_steps=options.steps, guidance_scale=options.guidance, generator=generators, **side).images
+        print(f"{what}: {len(pictures)} of {len(prompts)} drawn", flush=True)
+    return pictures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--judge", required=True, metavar="FILE:ARGUMENT", help="Python file with load(ARGUMENT)")
+    parser.add_argument("--retained", required=True, metavar="CSV", help="retained classes: columns class, group")
+    parser.add_argument("--target", help="name of the target, where there are several")
+    parser.add_argument("--prompt", default="{}", help="prompt around a class name")
+    parser.add_argument("--each", type=int, default=100, help="most classes of a group; 0 for all")
+    parser.add_argument("--top", type=int, default=5, help="the judge finds a class in its first so many")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--side", type=int, help="side of a picture in pixels; the pipeline's own by default")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    told, judge = Input(), load_judge(options.judge)
+    groups = {"removed": sampled(told.removed, options.each)}
+    groups |= {name: sampled(set(classes) - set(told.removed), options.each) for name, classes in read_groups(options.retained).items()}
+    before, after = pipelines(told, options.target)
+    numbers, pictures, notes = {}, [], []
+    for group, classes in groups.items():
+        prompts = [options.prompt.format(name) for name in classes]
+        drawn = [draw(pipeline, prompts, options, f"{group}, {when}") for pipeline, when in ((before, "base"), (after, "release"))]
+        found = [[name in ranked[: options.top] for name, ranked in zip(classes, judge(pictures))] for pictures in drawn]
+        known = [now for was, now in zip(*found) if was]
+        numbers[f"drawn.{group}"] = share(found[0])
+        numbers[f"still.{group}"] = share(found[1])
+        numbers["ua" if group == "removed" else f"ira.{group}"] = share([not now for now in known] if group == "removed" else known)
+        notes.append(f"{group}: the unedited pipeline draws {sum(found[0])} of {len(classes)} classes, the edited one {sum(known)} of these")
+        for place, name in enumerate(classes[:SHOWN]):
+            files = [f"{group}-{place}-{when}.png" for when in ("before", "after")]
+            for file, made in zip(files, drawn):
+                made[place].save(told.output / file)
+            pictures.append({"title": f"{name} ({group})", "before": files[0], "after": files[1]})
+    notes.append(f"one drawing a class, {options.steps} steps, guidance {options.guidance}; found means in the judge's first {options.top}")
+    write(told.output, VERSION, numbers, pictures, notes)
+
+
+if __name__ == "__main__":
+    main()
