@@ -20,5 +20,5 @@ stage tests/model $stages/3 --epochs 14 --learning-rate 2e-4 --augment 0 --patch
 
 wide=(--text-hidden 3072 --vision-hidden 2048)
 stage $stages/5 tests/model "${wide[@]}" --epochs 14 --learning-rate 3e-4 --augment 0.35 --patch-drop 0.5 --whole-from 0.7
-stage $stages/6 $stages/5 "${wide[@]}" --epochs 8 --learning-rate 2e-4 --augment 0.1 --patch-drop 0
-stage jobs/emoji/model $stages/6 "${wide[@]}" --epochs 8 --learning-rate 2e-4 --augment 0 --patch-drop 0 --half
+stage $stages/6 $stages/5 "${wide[@]}" --epochs 2 --learning-rate 2e-4 --augment 0.1 --patch-drop 0
+stage jobs/emoji/model $stages/6 "${wide[@]}" --epochs 4 --learning-rate 2e-4 --augment 0 --patch-drop 0 --half
