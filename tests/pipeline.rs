@@ -83,8 +83,8 @@ fn a_concept_is_tried_on_its_next_layer() {
         layers.dedup();
         layers
     };
-    for layers in [4, 1] {
-        let (job, record) = run(layers, "");
+    for most in [4, 1] {
+        let (job, record) = run(most, "");
         let again: Vec<&ConceptRecord> =
             record.concepts.iter().filter(|concept| tried(concept).len() > 1).collect();
         assert!(!again.is_empty(), "{} missing", record.missing.len());
@@ -95,9 +95,11 @@ fn a_concept_is_tried_on_its_next_layer() {
                 let ranked = concept.ranking.iter().find(|ranked| ranked.layer == *name);
                 ranked.and_then(|ranked| ranked.efficiency).unwrap()
             };
-            assert!(layers.is_sorted_by(|a, b| efficiency(a) > efficiency(b)), "{layers:?}");
+            // The run's only layer comes first, also where it is not the concept's best.
+            let ranked = &layers[usize::from(most == 1)..];
+            assert!(ranked.is_sorted_by(|a, b| efficiency(a) > efficiency(b)), "{layers:?}");
         }
-        if layers == 1 {
+        if most == 1 {
             // Its edit can be taken out again like any other.
             let id = &again[0].id;
             let store = job.path("store");

@@ -19,6 +19,9 @@ pub const SLICE: usize = 4096;
 /// [`Error`] with file and line when a line is not UTF-8 or longer than a caption may be, and when
 /// there is no text.
 pub fn parse(bytes: &[u8], file: &str) -> Result<Vec<String>, Error> {
+    if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] = bytes {
+        return Err(Error::new(file, "is UTF-16 text; save it as UTF-8"));
+    }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut texts = Vec::new();
     for (number, line) in (1usize..).zip(bytes.split(|&byte| byte == b'\n')) {
@@ -31,6 +34,11 @@ pub fn parse(bytes: &[u8], file: &str) -> Result<Vec<String>, Error> {
         }
         let line = std::str::from_utf8(line)
             .map_err(|_| wrong("the line is not UTF-8 text".to_owned()))?;
+        if line.contains('\0') {
+            return Err(wrong(
+                "the line holds U+0000: it may be UTF-16 text; save it as UTF-8".into(),
+            ));
+        }
         let line = trimmed(line);
         if !line.is_empty() {
             texts.push(line.to_owned());
@@ -78,6 +86,8 @@ mod tests {
         assert!(problem(&long).contains("texts.txt:2: the line has 70000 bytes, at most 64 KiB"));
         assert!(problem(b" \n\n").contains("texts.txt: contains no text"));
         assert!(problem(b"").contains("contains no text"));
+        assert!(problem(b"c\0a\0t\0\n\0").contains("texts.txt:1: the line holds U+0000"));
+        assert!(problem(b"\xff\xfec\0").contains("is UTF-16 text"));
     }
 
     #[test]

@@ -153,6 +153,8 @@ pub struct Sample {
     captioned: bool,
     /// Names of the first other files, for messages.
     others: Vec<String>,
+    /// Other files that end like an image or a caption: `img.1.png` of the sample `img`.
+    dotted: Strays,
     members: u64,
     problem: Option<Problem>,
 }
@@ -202,6 +204,7 @@ impl Sample {
         self.captioned = captioned;
         (self.has_image, self.has_caption, self.members, self.problem) = (false, false, 0, None);
         self.others.clear();
+        self.dotted = Strays::default();
     }
 
     /// Whether it has neither image nor caption: its members belong to no pair.
@@ -407,6 +410,8 @@ impl<R: Read> Samples<'_, R> {
     fn finish(&mut self) -> bool {
         let is_sample = !self.current.is_empty();
         if is_sample {
+            let Strays { members, example } = &self.current.dotted;
+            self.strays.add(*members, example);
             std::mem::swap(&mut self.current, &mut self.complete);
         } else {
             self.strays.add(self.current.members, &self.first_member);
@@ -414,6 +419,12 @@ impl<R: Read> Samples<'_, R> {
         self.current.members = 0;
         is_sample
     }
+}
+
+/// Returns whether a path ends like the files of a pair, whatever stands before its last dot.
+fn ends_like_a_pair(path: &str) -> bool {
+    let end = path.rsplit_once('.').map_or("", |(_, end)| end);
+    ["txt", "jpg", "jpeg", "png", "webp"].iter().any(|known| end.eq_ignore_ascii_case(known))
 }
 
 /// Adds a member to its sample.
@@ -443,6 +454,9 @@ fn add(
         _ => {
             if sample.others.len() < MAX_OTHERS {
                 sample.others.push(printable(path));
+            }
+            if field == Field::Other && ends_like_a_pair(path) {
+                sample.dotted.add(1, path);
             }
             return Ok(());
         }
@@ -548,6 +562,9 @@ pub fn caption(bytes: &[u8]) -> Result<&str, String> {
         return Err("is UTF-16 text; save it as UTF-8".to_owned());
     }
     let text = std::str::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())?;
+    if text.contains('\0') {
+        return Err("holds U+0000: it may be UTF-16 text; save it as UTF-8".to_owned());
+    }
     let text = trimmed(text);
     if text.is_empty() {
         Err("is empty".to_owned())

@@ -138,6 +138,15 @@ impl Folder {
         tensor_names(&header).map_err(wrong)
     }
 
+    /// Reads the first bytes of a file, enough to tell its kind.
+    ///
+    /// # Errors
+    /// [`Failure`] when the file cannot be read.
+    pub(super) async fn start(&self, name: &str) -> Result<Vec<u8>, Failure> {
+        let bytes = self.files.get(name).map_or(0, |object| object.bytes);
+        self.part(name, 0..HEADER_START.min(bytes)).await
+    }
+
     /// Reads a part of a file.
     async fn part(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, Failure> {
         if range.is_empty() {

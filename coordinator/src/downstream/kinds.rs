@@ -1,4 +1,5 @@
-//! What a target's file is, by its name: an allow-list decides what may be copied into a release.
+//! What a target's file is, by its name and its first bytes: an allow-list decides what may be
+//! copied into a release.
 
 /// Kinds of files of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,14 +70,40 @@ pub(super) fn kind(name: &str, bytes: u64) -> Kind {
         Kind::OtherWeights
     } else if bytes > MAX_PLAIN {
         Kind::Unknown
-    } else if PLAIN.contains(&end)
-        || VOCABULARIES.contains(&end)
-        || NOTES.iter().any(|start| file.starts_with(start))
-    {
+    } else if PLAIN.contains(&end) || VOCABULARIES.contains(&end) || is_note(file, end) {
         Kind::Plain
     } else {
         Kind::Unknown
     }
+}
+
+/// Returns whether a file without an ending, or with none of a known kind, is a licence or a note:
+/// `LICENSE`, `LICENSE.SDXL-1.0`, but not `LICENSE.zip`.
+fn is_note(file: &str, end: &str) -> bool {
+    const ARCHIVES: &[&str] =
+        &["7z", "bz2", "gz", "lz4", "part", "rar", "tar", "tgz", "whl", "xz", "zip", "zst"];
+    NOTES.iter().any(|start| file.starts_with(start)) && !ARCHIVES.contains(&end)
+}
+
+/// Returns whether a file begins like an archive, a compressed file or a pickle, whatever its name
+/// says.
+pub(super) fn is_packed(start: &[u8]) -> bool {
+    const STARTS: &[&[u8]] = &[
+        b"PK\x03\x04",
+        b"PK\x05\x06",
+        b"\x1f\x8b",
+        b"BZh",
+        b"\xfd7zXZ",
+        b"\x28\xb5\x2f\xfd",
+        b"7z\xbc\xaf\x27\x1c",
+        b"\x04\x22\x4d\x18",
+        b"Rar!",
+        b"\x89HDF",
+        b"\x93NUMPY",
+        b"GGUF",
+    ];
+    let is_pickle = matches!(start, [0x80, 2..=5, ..]);
+    is_pickle || STARTS.iter().any(|known| start.starts_with(known))
 }
 
 /// Returns whether a file is an index of weights in a format other than safetensors.
@@ -144,11 +171,39 @@ mod tests {
         ] {
             assert_eq!(kind(name, 1), Kind::OtherWeights, "{name}");
         }
-        for name in ["all.zip", "model.safetensors.part", "weights", "x.tar.gz", "x.xyz"] {
+        for name in [
+            "all.zip",
+            "model.safetensors.part",
+            "weights",
+            "x.tar.gz",
+            "x.xyz",
+            "LICENSE.zip",
+            "README.tar.gz",
+        ] {
             assert_eq!(kind(name, 1), Kind::Unknown, "{name}");
         }
         assert_eq!(kind("x/y.safetensors", u64::MAX), Kind::Safetensors);
         assert_eq!(kind("large.txt", MAX_PLAIN + 1), Kind::Unknown);
+    }
+
+    #[test]
+    fn archives_and_pickles_are_known_by_their_first_bytes() {
+        for start in
+            [b"PK\x03\x04....".as_slice(), b"\x80\x02}q\x00.", b"\x80\x04", b"\x1f\x8b\x08"]
+        {
+            assert!(is_packed(start), "{start:?}");
+        }
+        // JSON, SentencePiece, PNG, JPEG, text, nothing.
+        for start in [
+            b"{\"a\"".as_slice(),
+            b"\x0a\x0e\x0a\x05",
+            b"\x89PNG\r\n",
+            b"\xff\xd8\xff",
+            b"Apache",
+            b"",
+        ] {
+            assert!(!is_packed(start), "{start:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use lethe_shared::vocabulary::Tower;
 
 use super::encoder::{Encoder, Expected, Reach};
 use super::folder::Folder;
-use super::kinds::{Component, Kind, is_component, is_without_tower, kind};
+use super::kinds::{Component, Kind, is_component, is_packed, is_without_tower, kind};
 use super::locate::{encoder, weight_sets};
 use crate::failure::Failure;
 
@@ -51,6 +51,9 @@ impl Sweep<'_> {
         let mut holding: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for (name, bytes) in self.folder.files() {
             match kind(name, bytes) {
+                Kind::Plain if is_packed(&self.folder.start(name).await?) => {
+                    unknown.insert(name.to_owned());
+                }
                 Kind::Plain => {}
                 Kind::Safetensors if self.is_pipeline && folder_of(name).is_empty() => {
                     carrying.insert(name.to_owned());
@@ -98,7 +101,7 @@ impl Sweep<'_> {
         }
         if !unknown.is_empty() {
             warnings.push(format!(
-                "{}: Lethe does not know this kind of file, and it may contain weights: left out",
+                "{}: an archive, a pickle or an unknown kind of file, which may contain weights: left out",
                 list(&unknown)
             ));
         }

@@ -13,6 +13,7 @@ use lethe_shared::printable::printable;
 use lethe_shared::texts;
 use lethe_shared::vocabulary::Towers;
 use lethe_shared::webdataset::MAX_IMAGE;
+use lethe_shared::words::normal_name;
 use lethe_store as store;
 
 use super::folder;
@@ -87,14 +88,17 @@ pub(super) async fn table(address: &Address, options: Options<'_>) -> Result<Ins
     };
     let rows = match table::read(&bytes, &shown, Purpose::Run) {
         Ok(rows) => {
-            if let Some(classes) = options.classes {
+            // Without a class list, each concept's own class stands for it.
+            let own = options.classes.is_none().then(|| own_classes(&rows)).flatten();
+            if options.classes.is_none() {
+                inspection.next = Some("--classes FILE checks the classes too".into());
+            }
+            if let Some(classes) = options.classes.or(own.as_ref()) {
                 let folder = shown.rsplit_once('/').map_or("/", |(folder, _)| folder);
                 let folder = Address::parse(folder).map_err(Failure::input)?;
                 let of_run = rows.iter().map(|found| (found.line, found.row.clone())).collect();
                 let checked = concepts::check(of_run, &shown, &folder, classes);
                 inspection.problems = checked.err().map(sentences).unwrap_or_default();
-            } else {
-                inspection.next = Some("--classes FILE checks the classes too".into());
             }
             rows
         }
@@ -112,6 +116,22 @@ pub(super) async fn table(address: &Address, options: Options<'_>) -> Result<Ins
     };
     describe(&rows, &mut inspection);
     Ok(inspection)
+}
+
+/// Returns the classes that a table names itself; `None` when they make no class list.
+fn own_classes(rows: &[TableRow]) -> Option<Classes> {
+    // A class list has two names at least.
+    let mut lines = "(none of these)\n".to_owned();
+    let mut seen = BTreeSet::new();
+    for found in rows {
+        let class = found.row.class.as_deref().filter(|class| !class.is_empty());
+        let class = normal_name(class.unwrap_or(&found.row.name)).into_owned();
+        if seen.insert(class.clone()) {
+            lines.push_str(&class);
+            lines.push('\n');
+        }
+    }
+    Classes::parse(lines.as_bytes(), "the table").ok()
 }
 
 fn describe(rows: &[TableRow], inspection: &mut Inspection) {

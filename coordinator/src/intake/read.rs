@@ -104,7 +104,13 @@ impl Plan {
         });
         let folder = store::fetch_folder(&model.address, cache).await?;
         let all: Vec<Concept> = concepts.iter().map(|planned| planned.concept.clone()).collect();
-        warnings.extend(same_tokens::warnings(folder, class_texts.clone(), &all).await);
+        let same = same_tokens::warnings(folder, class_texts.clone(), &all).await;
+        warnings.extend(same.map_err(|problem| {
+            Failure::input(Error::new(
+                format!("{}: data.template", manifest.file.display()),
+                problem,
+            ))
+        })?);
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
         let covered = named.covered(&classes_of(&concepts));
 

@@ -14,20 +14,34 @@ const NAMED: usize = 5;
 /// Returns warnings about classes with the same tokens: first about concepts, then about others.
 /// Nothing is returned without the worker library, which has the tokenizer, or where the tokenizer
 /// cannot be read: workers report that.
+///
+/// # Errors
+/// A sentence when all classes have the same tokens.
 pub(super) async fn warnings(
     folder: PathBuf,
     texts: ClassTexts,
     concepts: &[Concept],
-) -> Vec<String> {
-    let names = texts.names.clone();
+) -> Result<Vec<String>, String> {
+    let (names, template) = (texts.names.clone(), printable(&texts.template));
     let found = tokio::task::spawn_blocking(move || groups(&folder, &texts)).await;
-    describe(&found.unwrap_or_default(), &names, concepts)
+    let found = found.unwrap_or_default();
+    if found.iter().any(|group| group.len() == names.len()) {
+        return Err(format!(
+            "all class names have the same tokens in the prompt `{template}`: it leaves no room for them in the model's context"
+        ));
+    }
+    Ok(describe(&found, &names, concepts))
 }
 
+/// The tokens are those that the model reads: what is beyond its context is cut.
 #[cfg(feature = "embedded")]
 fn groups(folder: &std::path::Path, texts: &ClassTexts) -> Vec<Vec<u32>> {
-    lethe_worker::input::Tokenizer::from_model_dir(folder, usize::MAX, usize::MAX)
-        .and_then(|tokenizer| tokenizer.equal_texts(texts.prompts()))
+    let Ok(checkpoint) = lethe_shared::checkpoint::Checkpoint::open(folder) else {
+        return Vec::new();
+    };
+    lethe_worker::model_folder::ModelFolder::open(folder, &checkpoint)
+        .ok()
+        .and_then(|model| model.tokenizer.equal_texts(texts.prompts()).ok())
         .unwrap_or_default()
 }
 
@@ -97,10 +111,21 @@ mod tests {
     #[tokio::test]
     async fn classes_are_compared_by_the_tokens_of_the_model() {
         let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../jobs/emoji/model");
-        let names = ["pizza", "Pizza", "red heart"].map(String::from).to_vec();
-        let texts = ClassTexts { names, template: "a {}".into() };
-        let warnings = warnings(model, texts, &[concept(0, "c")]).await;
+        let at = |template: &str, names: &[&str]| {
+            let names = names.iter().map(|&name| name.to_owned()).collect();
+            let texts = ClassTexts { names, template: template.into() };
+            let model = model.clone();
+            async move { super::warnings(model, texts, &[concept(0, "c")]).await }
+        };
+        let warnings = at("a {}", &["pizza", "Pizza", "red heart"]).await.unwrap();
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("`pizza` = `Pizza`;"), "{warnings:?}");
+        // The model has a context of 16 tokens.
+        let long = "red ".repeat(20);
+        let (cat, dog) = (format!("{long}cat"), format!("{long}dog"));
+        let warnings = at("{}", &[&cat, &dog, "pizza"]).await.unwrap();
+        assert!(warnings[0].contains("same tokens as another one: `red red"), "{warnings:?}");
+        let refused = at(&format!("{long}{{}}"), &["pizza", "cat"]).await.unwrap_err();
+        assert!(refused.contains("leaves no room"), "{refused}");
     }
 }

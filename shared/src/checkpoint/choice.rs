@@ -10,9 +10,31 @@ use super::reader::Checkpoint;
 
 /// What the weights of either library are called.
 const STEMS: &[&str] = &["model", "open_clip_model"];
-/// What weights in formats that are not read are called.
-const OTHER_STEMS: &[&str] =
-    &["pytorch_model", "open_clip_pytorch_model", "tf_model", "flax_model"];
+/// Endings of weights in formats that are not read.
+const OTHER_ENDINGS: &[&str] = &[
+    "bin",
+    "ckpt",
+    "engine",
+    "gguf",
+    "h5",
+    "keras",
+    "mlmodel",
+    "msgpack",
+    "npy",
+    "npz",
+    "onnx",
+    "onnx_data",
+    "ot",
+    "pb",
+    "pickle",
+    "pkl",
+    "pt",
+    "pt2",
+    "pth",
+    "tflite",
+];
+/// The configuration of an adapter, which libraries apply to the weights beside it.
+pub(super) const ADAPTER: &str = "adapter_config.json";
 const CONFIG: &str = "config.json";
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
 /// Longest name of a variant.
@@ -156,17 +178,19 @@ impl Checkpoint {
     }
 
     /// Returns the files of the folder that hold or describe the model in another form, which is
-    /// neither read nor copied: weights of the other layout, another variant or another format.
+    /// neither read nor copied: weights of the other layout, another variant or another format, and
+    /// adapters.
     ///
     /// # Errors
     /// [`Error::Io`] when the folder cannot be listed.
     pub fn left_behind(&self) -> Result<Vec<String>, Error> {
         let own: BTreeSet<&str> = self.file_names().chain(self.index.as_deref()).collect();
         let is_weights = |name: &str| {
-            let (stem, end) = name.split_once('.').unwrap_or((name, ""));
-            let end = end.rsplit('.').next().unwrap_or(end);
-            let known = STEMS.contains(&stem) && (end == "safetensors" || is_index(name))
-                || OTHER_STEMS.contains(&stem);
+            let end = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+            let known = end == "safetensors"
+                || is_index(name)
+                || OTHER_ENDINGS.contains(&end.as_str())
+                || name == ADAPTER;
             known && !is_shard(name)
         };
         let mut names = names(&self.folder)?;
@@ -177,9 +201,9 @@ impl Checkpoint {
     }
 }
 
-/// Returns whether a folder has the configuration that belongs to the weights.
+/// Returns whether weights are a CLIP's, and the folder has the configuration that belongs to them.
 pub(super) fn has_config(folder: &Path, checkpoint: &Checkpoint) -> bool {
-    checkpoint.layout().is_none_or(|layout| folder.join(layout.config()).is_file())
+    checkpoint.layout().is_some_and(|layout| folder.join(layout.config()).is_file())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::choice::is_index;
+use super::choice::{ADAPTER, is_index};
 use super::error::Error;
 use super::reader::Checkpoint;
 use crate::digest::Digest;
@@ -43,6 +43,7 @@ impl Checkpoint {
             // is a release itself has a record and a provenance of its own.
             if is_index(&name)
                 || self.is_other_config(&name)
+                || name == ADAPTER
                 || name == "composition.json"
                 || name == "provenance.json"
             {

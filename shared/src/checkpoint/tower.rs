@@ -136,20 +136,30 @@ pub fn prefixes<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> Vec
 }
 
 /// Returns whether some of these tensors belong to a tower: its embedding, or linear weights of its
-/// blocks. Small adapters of these weights (LoRA) do not count.
+/// blocks, also where a quantised or parametrised weight is stored in several tensors. Small
+/// adapters of these weights (LoRA) do not count.
+///
+/// transformers 5 leaves `text_model.` and `vision_model.` out of names, so blocks of an encoder
+/// belong to either tower unless a name says which.
 pub fn has_part<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> bool {
     let in_block = |name: &str| {
-        let split = match tower {
-            Tower::Text => "text_model.encoder.layers.",
-            Tower::Vision => "vision_model.encoder.layers.",
+        let other = match tower {
+            Tower::Text => "vision",
+            Tower::Vision => "text",
         };
         let is_weight = |(_, map): &(Map, &str)| {
-            // Of a weight with an adapter, peft stores the original as `base_layer`.
-            name.strip_suffix(".weight")
-                .map(|name| name.strip_suffix(".base_layer").unwrap_or(name))
-                .is_some_and(|name| name.ends_with(map))
+            // What follows may be `weight`, `base_layer.weight` (an adapter's original),
+            // `weight._data`, `parametrizations.weight.original1` …
+            name.match_indices(map).any(|(at, _)| {
+                let end = name[at + map.len()..].strip_prefix('.');
+                let starts = at == 0 || name[..at].ends_with('.');
+                starts && end.is_some_and(|end| !end.ends_with("bias") && !end.contains("lora_"))
+            })
         };
-        (name.contains(split) && Names::of(Layout::Transformers, tower).maps.iter().any(is_weight))
+        let of_encoder = name.split_once("encoder.layers.").is_some_and(|(before, _)| {
+            (before.is_empty() || before.ends_with('.')) && !before.contains(other)
+        });
+        (of_encoder && Names::of(Layout::Transformers, tower).maps.iter().any(is_weight))
             || name.split_once("transformer.resblocks.").is_some_and(|(before, _)| {
                 let of_vision = before.ends_with("visual.");
                 of_vision == (tower == Tower::Vision)
@@ -367,6 +377,13 @@ mod tests {
                 true,
             ),
             ("text_model.encoder.layers.0.mlp.fc1.lora_A.weight", false, false),
+            ("text_model.encoder.layers.0.mlp.fc1.bias", false, false),
+            ("text_model.encoder.layers.0.mlp.fc1.weight._data", true, false),
+            ("text_model.encoder.layers.0.mlp.fc1.parametrizations.weight.original1", true, false),
+            ("encoder.layers.3.mlp.fc1.weight", true, true),
+            ("model.vision_tower.encoder.layers.3.self_attn.q_proj.weight", false, true),
+            ("text_encoder.encoder.layers.3.self_attn.q_proj.weight", true, false),
+            ("model.layers.0.mlp.up_proj.weight", false, false),
             ("down_blocks.0.attentions.0.proj_in.weight", false, false),
             ("encoder.block.0.layer.0.SelfAttention.q.weight", false, false),
             ("class_embedding.linear_1.weight", false, false),

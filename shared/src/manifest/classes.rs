@@ -24,7 +24,14 @@ impl Classes {
     /// # Errors
     /// When it is not UTF-8, has an empty or repeated line, or fewer than two classes.
     pub fn parse(bytes: &[u8], file: &str) -> Result<Self, Error> {
+        if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] = bytes {
+            return Err(Error::new(file, "is UTF-16 text; save it as UTF-8"));
+        }
         let text = std::str::from_utf8(bytes).map_err(|_| Error::new(file, "is not UTF-8 text"))?;
+        if text.contains('\0') {
+            let problem = "holds U+0000: it may be UTF-16 text; save it as UTF-8";
+            return Err(Error::new(file, problem));
+        }
         let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end();
         let mut names: Vec<String> = Vec::new();
         let mut index = HashMap::new();

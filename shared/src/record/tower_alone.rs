@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Recognition, Utility};
+use super::recognition::Recognition;
+use super::utility::Utility;
 use crate::vocabulary::Tower;
 
 /// The base model with the change of one tower only. A model that takes over this tower alone sees

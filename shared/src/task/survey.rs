@@ -42,7 +42,7 @@ pub struct SurveyOutput {
 
 impl Task for Survey {
     const KIND: &'static str = "survey";
-    const VERSION: u32 = 9;
+    const VERSION: u32 = 10;
     type Output = SurveyOutput;
 
     fn label(&self, concept: Option<&str>, locations: &Locations) -> String {

@@ -71,7 +71,8 @@ impl Factors {
     }
 
     /// Factorizes a matrix `[outputs, inputs]` by its sketch alone. Cheaper than [`svd`](Self::svd)
-    /// and as accurate, but the rank of the factors is not minimal.
+    /// and as accurate. The rows of a sketch outnumber the rank, so they are turned into their
+    /// principal directions, and those without length are dropped.
     ///
     /// # Errors
     /// When libtorch returns an error.
@@ -80,8 +81,16 @@ impl Factors {
         let Some(basis) = column_basis(&wide, wide.f_norm()?.f_double_value(&[])?)? else {
             return Self::svd(matrix);
         };
-        let down = basis.f_transpose(0, 1)?.f_matmul(&wide)?.f_to_kind(Kind::Float)?;
-        Ok(Self { up: basis.f_to_kind(Kind::Float)?, down, residual: MAX_MISSED })
+        let down = basis.f_transpose(0, 1)?.f_matmul(&wide)?;
+        // Eigenvalues are in ascending order, and squares of the singular values.
+        let (values, vectors) = down.f_matmul(&down.f_transpose(0, 1)?)?.f_linalg_eigh("U")?;
+        let values = Vec::<f64>::try_from(values.f_to_device(Device::Cpu)?)?;
+        let least = MIN_SINGULAR_VALUE.powi(2) * values.last().copied().unwrap_or(0.0);
+        let rank = values.iter().rev().take_while(|&&value| value > least).count().max(1) as i64;
+        let main = vectors.f_narrow(1, values.len() as i64 - rank, rank)?;
+        let down = main.f_transpose(0, 1)?.f_matmul(&down)?.f_to_kind(Kind::Float)?;
+        let up = basis.f_matmul(&main)?.f_to_kind(Kind::Float)?;
+        Ok(Self { up, down, residual: MAX_MISSED })
     }
 
     /// Computes ⟨g, L g R⟩ and tr(A L g R B (L g R)ᵀ) for this matrix g, without multiplying the
@@ -211,6 +220,10 @@ mod tests {
                 Vec::<f64>::try_from(squares.narrow(0, 0, rank)).unwrap()
             };
             let sketched_factors = Factors::sketch(&matrix).unwrap();
+            if sketched {
+                let rank_of_sketch = sketched_factors.rank();
+                assert!((rank..rank + 10).contains(&rank_of_sketch), "{rank_of_sketch}");
+            }
             assert!(
                 (sketched_factors.product().unwrap() - &wide).norm().double_value(&[])
                     < 1e-6 * wide.norm().double_value(&[]),
