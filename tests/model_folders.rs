@@ -2,7 +2,7 @@
 //! and which are refused before anything is computed.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use lethe_shared::record::Composition;
