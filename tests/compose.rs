@@ -156,7 +156,7 @@ fn the_demo_s_release_is_composed_again_without_a_device() {
     // Strength 0 for all concepts gives the base.
     let zeros: Vec<String> = ids.iter().map(|id| format!("--strength={id}=0")).collect();
     let none = compose(address(&run), &zeros.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(model(&none), digest(&base_model(), "model.safetensors").unwrap());
+    assert_eq!(model(&none), digest(&demo().join("model"), "model.safetensors").unwrap());
 
     // A preview prints predictions and writes nothing.
     let count = releases(&store);

@@ -1,7 +1,7 @@
 //! The command `lethe evaluate`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use lethe_operations::log::say;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::common::{cache, here, print};
+use super::evaluate_model;
 use super::find;
 use super::probe;
 use super::workers::Workers;
@@ -41,7 +42,7 @@ pub(super) struct Evaluate {
     /// The release: its folder, STORE/releases/NAME/DIGEST, or NAME, NAME:NUMBER or NAME@CHANNEL in
     /// --store. With --model, the manifest whose data and concepts the model is measured on.
     #[arg(value_name = "RELEASE")]
-    pub(super) release: String,
+    release: String,
     /// Measure this CLIP model beside the base model of a manifest, instead of a release: a folder,
     /// here or s3://, gs:// or az://. Any CLIP that reads the manifest's data can be measured, so
     /// that models made by other tools stand beside releases. The measurements are printed and not
@@ -61,7 +62,7 @@ pub(super) struct Evaluate {
     /// release. If the release is given by name, it is looked up here; without this option in
     /// LETHE_STORE, or else in ./store.
     #[arg(long, value_name = "ADDRESS")]
-    pub(super) store: Option<String>,
+    store: Option<String>,
     /// Gates to check in addition to the record's: a file with a `[gates]` section.
     #[arg(long, value_name = "FILE")]
     gates: Option<PathBuf>,
@@ -70,13 +71,13 @@ pub(super) struct Evaluate {
     #[arg(long, value_name = "TYPE")]
     rounded: Option<Rounding>,
     #[command(flatten)]
-    pub(super) workers: Workers,
+    workers: Workers,
     /// Print one JSON object on stdout as the last line.
     #[arg(long)]
-    pub(super) json: bool,
+    json: bool,
     /// Folder for files downloaded from remote addresses.
     #[arg(long, value_name = "FOLDER", env = "LETHE_CACHE")]
-    pub(super) cache: Option<PathBuf>,
+    cache: Option<PathBuf>,
 }
 
 /// The last line of `lethe evaluate --json`.
@@ -107,7 +108,15 @@ struct Evaluated<'a> {
 
 pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Result<u8, Failure> {
     if let Some(model) = &options.model {
-        return super::evaluate_model::main(options, model, cancel).await;
+        let options = evaluate_model::Options {
+            manifest: Path::new(&options.release),
+            model,
+            store: options.store.as_deref(),
+            workers: &options.workers,
+            json: options.json,
+            cache: options.cache.as_ref(),
+        };
+        return evaluate_model::main(options, cancel).await;
     }
     let more = options.gates.as_deref().map(Gates::read).transpose()?;
     let probes = probe::read(&options.probe)?;

@@ -1,7 +1,7 @@
 //! `lethe evaluate --model`: measures any CLIP on a manifest's data.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lethe_operations::log::say;
 use lethe_operations::trace::TraceContext;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 use super::common::{cache, here, print};
-use super::evaluate::Evaluate;
+use super::workers::Workers;
 use crate::failure::Failure;
 use crate::intake::plan::Plan;
 use crate::present::run_summary;
@@ -52,18 +52,28 @@ struct MeasuredConcept {
     after: Option<Measured>,
 }
 
-pub(super) async fn main(
-    options: &Evaluate,
-    model: &str,
-    cancel: CancellationToken,
-) -> Result<u8, Failure> {
-    let cache = cache(options.cache.as_ref());
-    let manifest = Manifest::read(Path::new(&options.release))?;
-    let store = match &options.store {
+/// What is measured, and where.
+pub(super) struct Options<'a> {
+    /// The manifest with the data and the base model.
+    pub(super) manifest: &'a Path,
+    /// The model's folder.
+    pub(super) model: &'a str,
+    /// The store for outcomes; the manifest's when there is none.
+    pub(super) store: Option<&'a str>,
+    pub(super) workers: &'a Workers,
+    pub(super) json: bool,
+    /// Folder for downloads.
+    pub(super) cache: Option<&'a PathBuf>,
+}
+
+pub(super) async fn main(options: Options<'_>, cancel: CancellationToken) -> Result<u8, Failure> {
+    let cache = cache(options.cache);
+    let manifest = Manifest::read(options.manifest)?;
+    let store = match options.store {
         Some(text) => here("--store", text)?,
         None => manifest.address("release.uri", &manifest.release.uri)?,
     };
-    let address = here("--model", model)?;
+    let address = here("--model", options.model)?;
     let mut of_model = manifest.clone();
     of_model.model.uri = address.to_string();
     // The model takes no edits, so what carries them is not opened.
