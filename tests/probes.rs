@@ -69,7 +69,7 @@ fn a_probe_measures_a_release_once_and_can_be_a_gate() {
     assert!(folder("base").join("config.json").is_file(), "{seen}");
     assert_eq!((&seen["digest"], &seen["version"]), (&run["digest"], &1.into()));
     assert_eq!(seen["concepts"][0]["status"], "removed", "{seen}");
-    assert!(!folder("output").exists(), "the working folder is removed");
+    assert!(!folder("output").is_dir(), "the working folder is removed");
 
     // A result stays, and is not measured again.
     let again = last_line(&lethe(&job, &["evaluate", "small:1", "--probe", &file, "--json"]));
@@ -142,7 +142,7 @@ fn a_probe_that_misbehaves_measures_nothing() {
     job.write("none.toml", b"[probe]\nname = \"none\"\ncommand = [\"./nothing-here\"]\n");
     refused(&job, "none.toml", "cannot be started");
     refused(&job, "absent.toml", "absent.toml: cannot be read");
-    assert!(!job.path("store/releases/small/evaluations").exists(), "something was stored");
+    assert!(!job.path("store/releases/small/evaluations").is_dir(), "something was stored");
 }
 
 /// Waits until a process has ended; one that nobody has waited for yet has too.

@@ -2,7 +2,7 @@
 //!
 //! | key | content |
 //! |---|---|
-//! | `releases/<name>/evaluations/<record digest>/probes/<probe>/result.json` | [`Stored`], created once, after the two pages |
+//! | `releases/<name>/evaluations/<record digest>/probes/<probe>/result.json` | the result, created once, after the two pages |
 //! | `releases/<name>/evaluations/<record digest>/probes/<probe>/README.md`, `report.html` | the release's card and report with this result |
 //!
 //! Pictures are artifacts. A probe need not give the same numbers twice, so the first result stays:
