@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt fuzz deny lint emoji-sources emoji-data emoji-model emoji-targets
+.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt fuzz deny lint emoji-sources emoji-data emoji-model
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -115,7 +115,3 @@ emoji-data: setup emoji-sources ## Draw the demo's shards
 emoji-model: emoji-data ## Train the demo's model (about two hours on two cores)
 	@cargo build --release --locked -p lethe-demo
 	@deploy/emoji-model.sh
-
-emoji-targets: emoji-data ## Train a Stable Diffusion pipeline and a LLaVA around the demo's model (some hours on two cores)
-	@tests/ecosystem/peers.sh
-	@deploy/emoji-targets.sh

@@ -42,6 +42,7 @@ REFUSED = {
     "cut-image": "the same",
     "empty-caption": "captions that are empty, no UTF-8, invisible or larger than 64 KiB",
     "caption-utf16": "the same",
+    "caption-nul": "captions hold no U+0000: it is UTF-16 without a mark more often than text",
     "caption-latin": "the same",
     "caption-blank": "the same",
     "caption-invisible": "the same",
