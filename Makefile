@@ -112,6 +112,6 @@ emoji-sources: ## Fetch the emoji families (needs npm)
 emoji-data: setup emoji-sources ## Draw the demo's shards
 	@cargo run --release --locked -p lethe-demo --bin emoji-data
 
-emoji-model: emoji-data ## Train the demo's model (about two hours on two cores)
+emoji-model: emoji-data ## Train the demo's models (about three hours on two cores)
 	@cargo build --release --locked -p lethe-demo
 	@deploy/emoji-model.sh
