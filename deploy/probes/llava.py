@@ -54,6 +54,8 @@ def ask(model, processor, pictures, options, what):
     for start in range(0, len(pictures), options.batch):
         part = [picture for picture, _ in pictures[start : start + options.batch]]
         given = processor(text=[options.question] * len(part), images=part, return_tensors="pt", padding=True).to(model.device, model.dtype)
+        # Some tokenizers return it, and no Llama reads it.
+        given.pop("token_type_ids", None)
         said = model.generate(**given, max_new_tokens=options.tokens, do_sample=False)
         answers += processor.batch_decode(said[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
         print(f"{what}: {len(answers)} of {len(pictures)} asked", flush=True)
