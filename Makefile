@@ -83,7 +83,7 @@ bench-width: emoji-data ## How many concepts a model has room for, by the width 
 
 bench-soft-prompt: setup ## Can a soft prompt bring removed concepts back? MODELS=: CLIP folders, the base model and releases
 	@tests/ecosystem/peers.sh
-	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.tools/ecosystem/site \
+	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.tools/ecosystem/site:tests/ecosystem \
 	  python3 tests/evidence/soft_prompt.py jobs/emoji jobs/emoji/concepts-100.csv $(MODELS)
 
 bench-curate: setup ## Curate 500 concepts from 200,000 synthetic pairs, against tar (PAIRS=, CONCEPTS=, SHARDS=)

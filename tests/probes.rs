@@ -139,6 +139,11 @@ fn a_probe_that_misbehaves_measures_nothing() {
     assert!(began.elapsed() < Duration::from_secs(60));
     let child = std::fs::read_to_string(job.path("child")).unwrap();
     assert!(gone(Path::new(&format!("/proc/{}", child.trim()))), "its child still runs");
+    // A process that leaves the group and holds the output open is not waited for.
+    let script = format!("setsid sleep 30 & {}", writes(r#"{"version": "1"}"#));
+    let began = Instant::now();
+    refused(&job, &probe(&job, "left", &script, ""), "missing field `numbers`");
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     job.write("none.toml", b"[probe]\nname = \"none\"\ncommand = [\"./nothing-here\"]\n");
     refused(&job, "none.toml", "cannot be started");
     refused(&job, "absent.toml", "absent.toml: cannot be read");

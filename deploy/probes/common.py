@@ -57,6 +57,11 @@ def load_judge(where):
     return module.load(argument)
 
 
+def still_true(before, after):
+    """For each hit of the unedited model, whether the edited model has it too."""
+    return [hit for known, hit in zip(before, after) if known]
+
+
 def share(hits):
     return round(sum(hits) / len(hits), 4) if hits else None
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from common import Input, read_groups, sampled, share, write
+from common import Input, read_groups, sampled, share, still_true, write
 
 VERSION = "1"
 # Answers that are told, for the removed classes.
@@ -88,9 +88,12 @@ def main():
     numbers, notes = {}, []
     for group, shown in pictures.items():
         right = {when: [names(answer, name) for answer, (_, name) in zip(answers[when][group], shown)] for when in answers}
-        known = [now for was, now in zip(right["base"], right["release"]) if was]
         numbers[f"right.{group}"], numbers[f"still.{group}"] = share(right["base"]), share(right["release"])
-        numbers["forgotten" if group == "removed" else f"kept.{group}"] = share([not now for now in known] if group == "removed" else known)
+        named = still_true(right["base"], right["release"])
+        if group == "removed":
+            numbers["forgotten"] = share([not hit for hit in named])
+        else:
+            numbers[f"kept.{group}"] = share(named)
     for (_, name), before, after in list(zip(pictures["removed"], answers["base"]["removed"], answers["release"]["removed"]))[:TOLD]:
         notes.append(f"{name}: “{before.strip()[:80]}” before, “{after.strip()[:80]}” now")
     notes.append(f"asked “{options.question}”; an answer is right when it holds the class's name")

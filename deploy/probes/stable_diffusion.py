@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-from common import Input, load_judge, read_groups, sampled, share, write
+from common import Input, load_judge, read_groups, sampled, share, still_true, write
 
 VERSION = "1"
 # Pictures of the report, for the removed classes and for each group of retained ones.
@@ -70,11 +70,14 @@ def main():
         prompts = [options.prompt.format(name) for name in classes]
         drawn = [draw(pipeline, prompts, options, f"{group}, {when}") for pipeline, when in ((before, "base"), (after, "release"))]
         found = [[name in ranked[: options.top] for name, ranked in zip(classes, judge(pictures))] for pictures in drawn]
-        known = [now for was, now in zip(*found) if was]
+        drawn_still = still_true(*found)
         numbers[f"drawn.{group}"] = share(found[0])
         numbers[f"still.{group}"] = share(found[1])
-        numbers["ua" if group == "removed" else f"ira.{group}"] = share([not now for now in known] if group == "removed" else known)
-        notes.append(f"{group}: the unedited pipeline draws {sum(found[0])} of {len(classes)} classes, the edited one {sum(known)} of these")
+        if group == "removed":
+            numbers["ua"] = share([not hit for hit in drawn_still])
+        else:
+            numbers[f"ira.{group}"] = share(drawn_still)
+        notes.append(f"{group}: the unedited pipeline draws {sum(found[0])} of {len(classes)} classes, the edited one {sum(drawn_still)} of these")
         for place, name in enumerate(classes[:SHOWN]):
             files = [f"{group}-{place}-{when}.png" for when in ("before", "after")]
             for file, made in zip(files, drawn):

@@ -76,7 +76,8 @@ pub(super) async fn main(options: Options<'_>, cancel: CancellationToken) -> Res
     let address = here("--model", options.model)?;
     let mut of_model = manifest.clone();
     of_model.model.uri = address.to_string();
-    // The model takes no edits, so what carries them is not opened.
+    // The model takes no edits: neither a layer to edit nor what carries edits is looked for.
+    of_model.composition.layer = None;
     of_model.release.target.clear();
     let plan = Plan::of(manifest, &cache).await?;
     let mut other = Plan::of(of_model, &cache).await?;

@@ -1,6 +1,8 @@
 //! What a target's file is, by its name and its first bytes: an allow-list decides what may be
 //! copied into a release.
 
+use lethe_shared::checkpoint::OTHER_WEIGHTS;
+
 /// Kinds of files of a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -16,34 +18,6 @@ pub(super) enum Kind {
 
 /// Largest file of configuration or text that is copied, bytes.
 const MAX_PLAIN: u64 = 256 << 20;
-
-/// Extensions of weights in formats other than safetensors.
-const OTHER_WEIGHTS: &[&str] = &[
-    "bin",
-    "ckpt",
-    "engine",
-    "gguf",
-    "ggml",
-    "h5",
-    "keras",
-    "mlmodel",
-    "msgpack",
-    "npy",
-    "npz",
-    "onnx",
-    "onnx_data",
-    "ot",
-    "pb",
-    "pickle",
-    "pkl",
-    "plan",
-    "pt",
-    "pt2",
-    "pte",
-    "pth",
-    "safetensor",
-    "tflite",
-];
 
 /// Extensions of configuration, texts, vocabularies, code and pictures.
 const PLAIN: &[&str] = &[

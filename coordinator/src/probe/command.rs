@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use lethe_operations::log::say;
 use lethe_shared::printable::printable;
@@ -17,6 +18,8 @@ use crate::failure::Failure;
 
 /// Most lines of a command's output that are shown.
 const MAX_LINES: usize = 2000;
+/// How long output is waited for after the command has ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Bytes of its output that a message about its failure quotes.
 const QUOTED: usize = 2000;
 
@@ -70,9 +73,11 @@ pub async fn run(
             )));
         }
     };
-    // What the command has started may hold its output open.
+    // What the command has started may hold its output open, and a process that has left the group
+    // does so after the others are killed.
     drop(group);
-    let said = said.await.unwrap_or_default();
+    let said = tokio::time::timeout(LAST_WORDS, said).await;
+    let said = said.ok().and_then(Result::ok).unwrap_or_default();
     if !ended.success() {
         let last = said.trim();
         let last = if last.is_empty() { String::new() } else { format!("; it said last: {last}") };

@@ -10,12 +10,13 @@ use super::reader::Checkpoint;
 
 /// What the weights of either library are called.
 const STEMS: &[&str] = &["model", "open_clip_model"];
-/// Endings of weights in formats that are not read.
-const OTHER_ENDINGS: &[&str] = &[
+/// Extensions of weights in formats other than safetensors, which are not read.
+pub const OTHER_WEIGHTS: &[&str] = &[
     "bin",
     "ckpt",
     "engine",
     "gguf",
+    "ggml",
     "h5",
     "keras",
     "mlmodel",
@@ -28,9 +29,12 @@ const OTHER_ENDINGS: &[&str] = &[
     "pb",
     "pickle",
     "pkl",
+    "plan",
     "pt",
     "pt2",
+    "pte",
     "pth",
+    "safetensor",
     "tflite",
 ];
 /// The configuration of an adapter, which libraries apply to the weights beside it.
@@ -189,7 +193,7 @@ impl Checkpoint {
             let end = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
             let known = end == "safetensors"
                 || is_index(name)
-                || OTHER_ENDINGS.contains(&end.as_str())
+                || OTHER_WEIGHTS.contains(&end.as_str())
                 || name == ADAPTER;
             known && !is_shard(name)
         };
@@ -237,6 +241,38 @@ mod tests {
             ["open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
         );
         assert_eq!(Checkpoint::open(folder.path()).unwrap().companions().unwrap(), ["config.json"]);
+    }
+
+    #[test]
+    fn weights_of_no_clip_do_not_hide_a_whole_pair() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| std::fs::write(folder.path().join(name), "{}").unwrap();
+        fixture::write(&folder.path().join("model.safetensors"), &[("blocks.0.weight", &[1.0])]);
+        write("config.json");
+        let layout = || Checkpoint::open(folder.path()).unwrap().layout();
+        assert_eq!(layout(), None, "without another choice, the error is about these");
+        fixture::write(&folder.path().join("open_clip_model.safetensors"), &[(OPEN, &[1.0])]);
+        write("open_clip_config.json");
+        assert_eq!(layout(), Some(Layout::OpenClip));
+    }
+
+    #[test]
+    fn adapters_and_weights_in_other_formats_are_named_and_not_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        fixture::write(&folder.path().join("model.safetensors"), &[(TRANSFORMERS, &[1.0])]);
+        let others = [
+            "ViT-B-32.pt",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "clip.GGUF",
+            "rust_model.ot",
+        ];
+        for name in others.into_iter().chain(["config.json", "notes.txt"]) {
+            std::fs::write(folder.path().join(name), "{}").unwrap();
+        }
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(checkpoint.left_behind().unwrap(), others);
+        assert_eq!(checkpoint.companions().unwrap(), ["config.json", "notes.txt"]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub mod tower;
 
 pub use safetensors::Dtype;
 
-pub use self::choice::{Layout, is_index, is_safetensors_index};
+pub use self::choice::{Layout, OTHER_WEIGHTS, is_index, is_safetensors_index};
 pub use self::error::Error;
 pub use self::file::TensorInfo;
 pub use self::header::{HEADER_START, header_length, read_tensors, tensor_names};

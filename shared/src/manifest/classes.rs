@@ -139,6 +139,8 @@ mod tests {
             problem(b"cat\ndog\ncat\n").contains("classes.txt:3: class `cat` is already on line 1")
         );
         assert!(problem(b"cat\n\ndog\n").contains("classes.txt:2: the line is empty"));
+        assert!(problem(b"c\0a\0t\0\n\0d\0o\0g\0").contains("holds U+0000: it may be UTF-16"));
+        assert!(problem(b"\xff\xfec\0a\0").contains("classes.txt: is UTF-16 text"));
         assert!(
             problem("café\ndog\ncafe\u{301}\n".as_bytes())
                 .contains("classes.txt:3: class `cafe\u{301}` is already on line 1, with other")

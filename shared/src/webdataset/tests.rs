@@ -71,6 +71,22 @@ fn the_file_that_is_there_is_named() {
     assert_eq!((found.len(), strays.members, strays.example.as_str()), (2, 2, "c.json"));
 }
 
+/// By webdataset's rule they belong to the sample `a`; whoever named them so expects pairs.
+#[test]
+fn files_with_more_dots_that_look_like_pairs_are_counted() {
+    let members: [(&str, &[u8]); 6] = [
+        ("a.png", PNG),
+        ("a.txt", b"cat"),
+        ("a.1.png", PNG),
+        ("a.1.txt", b"dog"),
+        ("a.json", b"{}"),
+        ("b.1.png", PNG),
+    ];
+    let (found, strays) = read(&shard(&members), true);
+    assert_eq!(found, [("a".into(), "cat".into())]);
+    assert_eq!((strays.members, strays.example.as_str()), (3, "a.1.png"));
+}
+
 #[test]
 fn captions_are_read_only_where_they_are_wanted() {
     let bytes = shard(&[("a.png", PNG), ("a.txt", b""), ("b.txt", b"two"), ("c.webp", PNG)]);
