@@ -183,10 +183,10 @@ fn tables_lists_and_manifests_are_read() {
     let text = inspect(2, &[shown(&base_model().join("config.json"))]);
     says(&text, &["no manifest", "with its folder"]);
     // A table is checked without a class list as `plan` checks it with one.
-    let table = "id,name,forget,strength\na/b,guitar,x.tar,1\nc,cat,y.tar,-1\nc,dog,z.tar,1\n";
+    let table = "id,name,forget,strength\na/b,guitar,x.tar,1\nc,cat,y.tar,-1\nd,dog,z.tar,1\nd,cow,w.tar,1\n";
     job.write("table.csv", table.as_bytes());
     let text = inspect(2, &[shown(&job.path("table.csv"))]);
-    says(&text, &["table.csv:2", "table.csv:3", "table.csv:4", "--classes FILE"]);
+    says(&text, &["table.csv:2", "table.csv:3", "table.csv:5", "--classes FILE"]);
     says(&inspect(0, &[shown(&job.path("concepts.csv"))]), &["concepts  "]);
     job.replace("job.toml", "[model]", "[modle]");
     says(&inspect(2, &[shown(&job.path("job.toml"))]), &["modle", "refused  "]);
