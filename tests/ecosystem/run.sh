@@ -70,7 +70,7 @@ measured() { # NAME RELEASE NUMBER…
 import json, sys
 probe = json.loads(open(sys.argv[1]).read().splitlines()[-1])["probes"][0]
 missing = [name for name in sys.argv[2:] if name not in probe["numbers"]]
-print(f"  {'FAIL' if missing else 'ok  '} probe {probe['name']}: {len(probe['numbers'])} numbers, {len(probe['pictures'])} pictures", *missing)
+print(f"  {'FAIL' if missing else 'ok  '} probe {probe['name']}: {len(probe['numbers'])} numbers, {len(probe.get('pictures', []))} pictures", *missing)
 sys.exit(bool(missing))
 END
 }
