@@ -10,6 +10,7 @@ use serde::de::{
     Deserialize, DeserializeOwned, Deserializer, Error as _, MapAccess, SeqAccess, Visitor,
 };
 
+use crate::placeholder::placeholder;
 use crate::printable::printable;
 
 /// Parses a document that has no key twice in any object, also where the value is not read.
@@ -28,6 +29,14 @@ use crate::printable::printable;
 /// assert_eq!(error.to_string(), "the key `a` appears twice at line 1 column 12");
 /// ```
 pub fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
+    if let Some(problem) = placeholder(json) {
+        return Err(serde_json::Error::custom(problem));
+    }
+    if json.starts_with(b"\xef\xbb\xbf") {
+        let problem =
+            "starts with a byte-order mark, which JSON must not have; save it as UTF-8 without one";
+        return Err(serde_json::Error::custom(problem));
+    }
     serde_json::from_slice::<UniqueKeys>(json)?;
     serde_json::from_slice(json)
 }
@@ -113,6 +122,10 @@ mod tests {
         let json = r#"{"a":{"a":-1.5,"b":"x"},"b":[{"a":null},{"a":true}]}"#;
         assert_eq!(parse::<Value>(json.as_bytes()).unwrap().to_string(), json);
         assert!(parse::<Value>(b"{} {}").is_err() && parse::<u32>(b"\"x\"").is_err());
+        let error = parse::<Value>(b"\xef\xbb\xbf{}").unwrap_err().to_string();
+        assert!(error.contains("byte-order mark"), "{error}");
+        let error = parse::<Value>(b"version https://git-lfs.github.com/spec/v1\n").unwrap_err();
+        assert!(error.to_string().contains("git lfs pull"), "{error}");
         let error = parse::<Value>(b"{\"\\u001b\":1,\"\\u001b\":2}").unwrap_err().to_string();
         assert!(error.contains(r"`\u{1b}`"), "{error}");
     }

@@ -59,6 +59,7 @@ pub mod measurement;
 pub mod message;
 pub mod outcome;
 pub mod phrases;
+pub mod placeholder;
 pub mod printable;
 pub mod record;
 pub mod reference;

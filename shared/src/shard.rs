@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::digest::{Digest, Hasher};
 use crate::manifest::Classes;
 use crate::phrases::Phrases;
+use crate::placeholder::placeholder;
 use crate::printable::printable;
 use crate::webdataset::{Archive, Damaged, Samples, Strays};
 
@@ -79,16 +80,34 @@ pub struct ShardInfo {
     pub strays: Strays,
 }
 
-/// Recognises other file formats than tar by their first bytes; `None` when the file may be a tar
-/// file.
+/// Recognises other file formats than tar by their first bytes, of which a tar file has 512;
+/// `None` when the file may be a tar file.
 pub fn not_a_tar(start: &[u8]) -> Option<&'static str> {
+    // A tar file begins with the name of its first member, which may be anything.
+    if start.get(257..262) == Some(b"ustar") {
+        return None;
+    }
     match start {
         [0x1f, 0x8b, ..] => Some("is compressed with gzip; unpack it: shards are plain tar files"),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             Some("is compressed with zstd; unpack it: shards are plain tar files")
         }
+        [b'B', b'Z', b'h', _, 0x31, 0x41, 0x59, ..] => {
+            Some("is compressed with bzip2; unpack it: shards are plain tar files")
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => {
+            Some("is compressed with xz; unpack it: shards are plain tar files")
+        }
+        [0x04, 0x22, 0x4d, 0x18, ..] => {
+            Some("is compressed with lz4; unpack it: shards are plain tar files")
+        }
         [b'P', b'K', 3, 4, ..] => Some("is a zip file; shards are plain tar files"),
-        _ => None,
+        [b'7', b'z', 0xbc, 0xaf, ..] => Some("is a 7z file; shards are plain tar files"),
+        [b'R', b'a', b'r', b'!', 0x1a, ..] => Some("is a RAR file; shards are plain tar files"),
+        [b'P', b'A', b'R', b'1', ..] => {
+            Some("is a Parquet file; write its rows as WebDataset shards")
+        }
+        _ => placeholder(start),
     }
 }
 
@@ -246,9 +265,8 @@ impl<R: Read> Read for Hashing<R> {
         self.tail
             .drain(..(self.tail.len() + kept.len()).saturating_sub(BLOCK).min(self.tail.len()));
         self.tail.extend(kept);
-        if self.start.len() < 8 {
-            self.start.extend_from_slice(&buffer[..n.min(8)]);
-        }
+        let missing = BLOCK - self.start.len();
+        self.start.extend_from_slice(&buffer[..n.min(missing)]);
         Ok(n)
     }
 }
@@ -441,7 +459,20 @@ mod tests {
                 .unwrap_err()
                 .contains("the end of the archive is missing")
         );
-        assert!(look(b"\x1f\x8b\x08 and so on", Captions::Any).unwrap_err().contains("gzip"));
+        for (start, named) in [
+            (b"\x1f\x8b\x08 and so on".as_slice(), "gzip"),
+            (b"BZh91AY&SY", "bzip2"),
+            (b"\xfd7zXZ\0", "xz"),
+            (b"PAR1\x15\x04", "Parquet"),
+            (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+            (b"\n<!DOCTYPE html>", "HTML page"),
+        ] {
+            let problem = look(start, Captions::Any).unwrap_err();
+            assert!(problem.contains(named), "{problem}");
+        }
+        // The first member's name may look like the start of another format.
+        let parquet = shard(&[("PAR1.png", PNG), ("PAR1.txt", b"cat")]);
+        assert_eq!(look(&parquet, Captions::Any).unwrap().pairs, 1);
         assert!(look(&[7; 2000], Captions::Any).unwrap_err().contains("not a complete tar file"));
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(tar::EntryType::Symlink);

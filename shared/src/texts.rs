@@ -23,6 +23,10 @@ pub fn parse(bytes: &[u8], file: &str) -> Result<Vec<String>, Error> {
         return Err(Error::new(file, "is UTF-16 text; save it as UTF-8"));
     }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if bytes.trim_ascii().contains(&b'\r') && !bytes.contains(&b'\n') {
+        let problem = "lines end with carriage returns alone; save it with line feeds";
+        return Err(Error::new(file, problem));
+    }
     let mut texts = Vec::new();
     for (number, line) in (1usize..).zip(bytes.split(|&byte| byte == b'\n')) {
         let wrong = |problem: String| Error::new(format!("{file}:{number}"), problem);
@@ -88,6 +92,7 @@ mod tests {
         assert!(problem(b"").contains("contains no text"));
         assert!(problem(b"c\0a\0t\0\n\0").contains("texts.txt:1: the line holds U+0000"));
         assert!(problem(b"\xff\xfec\0").contains("is UTF-16 text"));
+        assert!(problem(b"a cat\ra dog\r").contains("carriage returns alone"));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::checkpoint::tower::{TowerMap, Weight};
 
+use super::settings::Settings;
+
 /// The part of a tower that a target uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reach {
@@ -35,6 +37,8 @@ pub(super) struct Expected {
     pub(super) blocks: Option<usize>,
     /// Message with the tower's source if the target need not contain the tower.
     pub(super) elsewhere: Option<String>,
+    /// What its configuration says of the computation, where there is one.
+    pub(super) settings: Option<Settings>,
 }
 
 /// A tower of a target that equals the base's.

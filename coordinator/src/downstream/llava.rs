@@ -6,23 +6,28 @@
 //! states, counted from the one before the first block. Neither uses the norm after the last block
 //! or the projection.
 
+use lethe_shared::vocabulary::Tower;
 use serde_json::Value;
 
 use super::encoder::{Expected, Reach};
 use super::folder::Folder;
+use super::settings::Settings;
 use crate::failure::Failure;
 
 pub(super) const CONFIG: &str = "config.json";
+/// What a LLaVA reads and CLIP does not (docs/evidence/targets.md).
+const PATCHES: &str = "it reads the patches of an image, where CLIP reads the class token: the run finds and measures edits at the class token, \
+                       so the language model can still name what the run reports as removed; measure it with a probe (docs/probes.md)";
 /// The default of transformers.
 const DEFAULT_LAYER: i64 = -2;
 
 /// Values of `model_type` in configurations of transformers.
 const KINDS: [&str; 3] = ["llava", "llava_next", "vipllava"];
 
-/// Returns whether a configuration is one of LLaVA's.
+/// Returns whether a configuration is one of LLaVA's, also of a kind that is refused.
 pub(super) fn is_config(config: &Value) -> bool {
     let kind = config.get("model_type").and_then(Value::as_str);
-    config.get("mm_vision_tower").is_some() || kind.is_some_and(|kind| KINDS.contains(&kind))
+    config.get("mm_vision_tower").is_some() || kind.is_some_and(|kind| kind.contains("llava"))
 }
 
 /// Returns the vision tower of a checkpoint.
@@ -36,7 +41,14 @@ pub(super) async fn expected(
     let config = folder.json(CONFIG).await?;
     let read = read(&config, warnings)
         .map_err(|problem| Failure::input(format!("{CONFIG}: {problem}")))?;
+    if config.get("vision_feature_select_strategy").and_then(Value::as_str) != Some("full")
+        && config.get("mm_vision_select_feature").and_then(Value::as_str) != Some("cls_patch")
+    {
+        warnings.push(PATCHES.to_owned());
+    }
     let blocks = read.blocks;
+    let settings =
+        config.get("vision_config").map(|vision| Settings::of_transformers(vision, Tower::Vision));
     let reach = move |blocks| {
         let used = read
             .states
@@ -54,6 +66,7 @@ pub(super) async fn expected(
         reach: Box::new(reach),
         blocks,
         elsewhere: read.elsewhere,
+        settings,
     }])
 }
 

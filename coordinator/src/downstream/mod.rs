@@ -14,7 +14,7 @@
 //! | `kinds.rs` | kinds of files, by their names |
 //! | `folder.rs` | a target's files, local or remote |
 //! | `pipeline.rs`, `llava.rs` | the towers in a target of each kind, and the layers that it uses |
-//! | `same.rs` | compares a target's tower with the base's |
+//! | `same.rs`, `settings.rs` | compare a target's tower with the base's: its weights, and the settings that it computes with |
 //! | `layers.rs` | restricts edits to layers that have an effect in every target |
 //! | `apply.rs` | applies edits to its tensors |
 //! | `stage.rs` | its files in the release |
@@ -28,6 +28,7 @@ mod llava;
 mod locate;
 mod pipeline;
 mod same;
+mod settings;
 mod stage;
 mod sweep;
 mod target;

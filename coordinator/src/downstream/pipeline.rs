@@ -7,11 +7,13 @@
 //! | Stable Diffusion XL | `text_encoder`: the hidden state before the last block. `text_encoder_2`: that one, and the projected text |
 //! | Stable Diffusion 3 | both: the hidden state before the last block, and the projected text |
 
+use lethe_shared::vocabulary::Tower;
 use serde_json::Value;
 
 use super::encoder::{Expected, Reach};
 use super::folder::Folder;
 use super::kinds::Component;
+use super::settings::Settings;
 use crate::failure::Failure;
 
 pub(super) const INDEX: &str = "model_index.json";
@@ -41,6 +43,7 @@ pub(super) async fn expected(
             reach: Box::new(move |blocks| Ok(reach.of(blocks))),
             blocks,
             elsewhere: None,
+            settings: Some(Settings::of_transformers(&config, Tower::Text)),
         });
     }
     let is_encoder = |name: &str| expected.iter().any(|encoder| encoder.folder == name);

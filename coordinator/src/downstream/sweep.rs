@@ -118,6 +118,7 @@ impl Sweep<'_> {
             reach: Box::new(whole),
             blocks: None,
             elsewhere: Some("only parts of it are there".to_owned()),
+            settings: None,
         };
         let sets = match weight_sets(self.folder, &expected, self.tower).await {
             Ok(sets) => sets,

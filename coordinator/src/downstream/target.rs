@@ -16,6 +16,7 @@ use super::encoder::{Encoder, Expected, Reach};
 use super::folder::Folder;
 use super::kinds::Component;
 use super::locate::{encoder, weight_sets};
+use super::settings::Settings;
 use super::sweep::Sweep;
 use super::{llava, pipeline};
 use crate::failure::Failure;
@@ -88,7 +89,7 @@ impl Target {
             base = base.or(widest);
         }
         let base = base.ok_or_else(|| wrong("has no tower".to_owned()))?;
-        Self::open(request, address, &base, cache).await
+        Self::compared(request, address, &base, None, cache).await
     }
 
     /// Opens a target and compares its tower with that of `base`. Needed files of a remote target
@@ -100,6 +101,17 @@ impl Target {
         request: &ReleaseTarget,
         address: Address,
         base: &Checkpoint,
+        cache: &Path,
+    ) -> Result<Self, Failure> {
+        let settings = Settings::of_model(base, request.kind.tower());
+        Self::compared(request, address, base, settings, cache).await
+    }
+
+    async fn compared(
+        request: &ReleaseTarget,
+        address: Address,
+        base: &Checkpoint,
+        settings: Option<Settings>,
         cache: &Path,
     ) -> Result<Self, Failure> {
         let wrong = refusal(request, &address);
@@ -123,11 +135,18 @@ impl Target {
                 format!("`{}`", expected.folder)
             };
             let in_folder = expected.folder.clone();
+            let difference = match (&expected.settings, &settings) {
+                (Some(here), Some(model)) => here.difference(model),
+                _ => None,
+            };
             let sets = weight_sets(&folder, &expected, tower)
                 .await
                 .map_err(|failure| named(failure, &wrong))?;
             match encoder(expected, sets, (base, &own), request.tolerance, true).map_err(&wrong)? {
-                Ok(encoder) => encoders.push(encoder),
+                Ok(encoder) => match difference {
+                    None => encoders.push(encoder),
+                    Some(difference) => return Err(wrong(format!("{at}: {difference}"))),
+                },
                 Err(reason) => {
                     others.push(format!("{at}: {reason}"));
                     kept.insert(in_folder);

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
 use lethe_shared::manifest::{Classes, CompositionMethod, Concept, Error, Manifest};
 use lethe_shared::phrases::Phrases;
@@ -59,6 +60,7 @@ impl Plan {
     /// # Errors
     /// As [`make`](Self::make).
     pub async fn of(mut manifest: Manifest, cache: &Path) -> Result<Self, Failure> {
+        check_present(&named_files(&manifest)?).await?;
         let classes = Arc::new(read_classes(&manifest, cache).await?);
         let concepts = read_concepts(&manifest, &classes, cache).await?;
         let class_texts = ClassTexts {
@@ -252,53 +254,59 @@ async fn read_data(
 /// [`Failure::BadInput`] with the problems; [`Failure::Infrastructure`] when a store or disk cannot
 /// be read.
 pub async fn quick_check(manifest: &Manifest, cache: &Path) -> Result<(), Failure> {
+    check_present(&named_files(manifest)?).await?;
     let classes = read_classes(manifest, cache).await?;
     let concepts = read_concepts(manifest, &classes, cache).await?;
     check_policy(manifest, &concepts)?;
-    let model = manifest.address("model.uri", &manifest.model.uri)?;
-    let mut named = vec![(format!("{}: model.uri", manifest.file.display()), model)];
-    for target in &manifest.release.target {
-        let place = format!("{}: release.target `{}`", manifest.file.display(), target.name);
-        named.push((place, manifest.address("release.target", &target.uri)?));
-    }
+    let forget = concepts.iter().flat_map(|concept| {
+        let place = format!("{}: concept `{}`", concept.place, concept.id);
+        concept.forget.iter().map(move |pattern| (place.clone(), pattern.clone()))
+    });
+    check_present(&forget.collect::<Vec<_>>()).await
+}
+
+/// Returns every file, folder and pattern that a manifest names, each with its place there.
+fn named_files(manifest: &Manifest) -> Result<Vec<(String, Address)>, Failure> {
     let data = &manifest.data;
-    for (field, patterns) in [
+    let one = std::slice::from_ref;
+    let mut fields = vec![
+        ("model.uri", one(&manifest.model.uri)),
+        ("data.classes", one(&data.classes)),
         ("data.retain", &data.retain),
+        ("data.retain_texts", &data.retain_texts),
         ("data.retain_images", &data.retain_images),
         ("data.validation", &data.validation),
         ("data.test", &data.test),
-    ] {
+        ("data.protect", data.protect.as_slice()),
+        ("concepts.table", manifest.concepts.table.as_slice()),
+    ];
+    fields
+        .extend(manifest.release.target.iter().map(|target| ("release.target", one(&target.uri))));
+    let mut named = Vec::new();
+    for (field, patterns) in fields {
         for pattern in patterns {
-            named.push((
-                format!("{}: {field}", manifest.file.display()),
-                manifest.address(field, pattern)?,
-            ));
+            let place = format!("{}: {field}", manifest.file.display());
+            named.push((place, manifest.address(field, pattern)?));
         }
     }
-    for concept in &concepts {
-        named.extend(concept.forget.iter().map(|pattern| {
-            (format!("{}: concept `{}`", concept.place, concept.id), pattern.clone())
-        }));
-    }
-    if let Some(list) = &manifest.data.protect {
-        named.push((
-            format!("{}: data.protect", manifest.file.display()),
-            manifest.address("data.protect", list)?,
-        ));
-    }
+    Ok(named)
+}
+
+/// Checks that files on this machine exist, and that each pattern matches one.
+///
+/// # Errors
+/// [`Failure::BadInput`] with everything that is missing.
+async fn check_present(named: &[(String, Address)]) -> Result<(), Failure> {
+    let mut problems = Problems::default();
     for (place, pattern) in named.iter().filter(|(_, pattern)| pattern.as_local().is_some()) {
-        for address in store::expand(pattern).await.map_err(|error| missing(place, error))? {
-            let there = match address.as_local() {
-                Some(path) => tokio::fs::try_exists(path).await.unwrap_or(true),
-                None => true,
-            };
-            if !there {
-                return Err(Failure::input(Error::new(
-                    place.clone(),
-                    format!("{address} does not exist"),
-                )));
+        let found = store::expand(pattern).await.map_err(|error| missing(place, error));
+        for address in problems.take(found)?.unwrap_or_default() {
+            let path = address.as_local().unwrap_or(Path::new(""));
+            if !tokio::fs::try_exists(path).await.unwrap_or(true) {
+                let problem = Error::new(place.clone(), format!("{address} does not exist"));
+                problems.take::<()>(Err(Failure::input(problem)))?;
             }
         }
     }
-    Ok(())
+    problems.finish()
 }

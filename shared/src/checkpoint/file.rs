@@ -16,6 +16,7 @@ use safetensors::tensor::Metadata as Header;
 
 use super::error::Error;
 use crate::json;
+use crate::placeholder::placeholder;
 
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,8 +107,14 @@ impl WeightFile {
         // A valid file can begin with the same bytes as its header's length, so this decides only
         // what to say of a damaged one.
         let pickled = length.starts_with(b"PK\x03\x04") || length.starts_with(b"\x80\x02");
+        let mut start = [0; 64];
+        let known = start.len().min(self.bytes as usize);
+        self.read_at(&mut start[..known], 0)?;
+        let other = placeholder(&start[..known]);
         let damaged = |problem: &str| {
-            Ok(Err(if pickled {
+            Ok(Err(if let Some(other) = other {
+                other.to_owned()
+            } else if pickled {
                 "this is a pickled PyTorch file under the name of a safetensors file; convert it with safetensors.torch.save_file"
                     .to_owned()
             } else {

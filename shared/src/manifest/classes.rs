@@ -38,6 +38,9 @@ impl Classes {
         for (number, line) in (1usize..).zip(text.lines()) {
             let name = trimmed(line);
             let wrong = |problem: String| Err(Error::new(format!("{file}:{number}"), problem));
+            if name.contains('\r') {
+                return wrong("holds a carriage return: lines must end with a line feed; save the file with line feeds".into());
+            }
             if name.is_empty() {
                 return wrong("the line is empty; a class list has one name per line".into());
             }
@@ -141,6 +144,7 @@ mod tests {
         assert!(problem(b"cat\n\ndog\n").contains("classes.txt:2: the line is empty"));
         assert!(problem(b"c\0a\0t\0\n\0d\0o\0g\0").contains("holds U+0000: it may be UTF-16"));
         assert!(problem(b"\xff\xfec\0a\0").contains("classes.txt: is UTF-16 text"));
+        assert!(problem(b"cat\rdog\r").contains("classes.txt:1: holds a carriage return"));
         assert!(
             problem("café\ndog\ncafe\u{301}\n".as_bytes())
                 .contains("classes.txt:3: class `cafe\u{301}` is already on line 1, with other")

@@ -106,8 +106,17 @@ impl Reader<'_> {
 
     fn csv(&self, text: &str) -> Result<Vec<TableRow>, Vec<Error>> {
         // With `\r\n`, the parser's line numbers would be off by one.
-        let text = &text.replace("\r\n", "\n");
-        let head = text.lines().next().unwrap_or_default();
+        let mut text = text.replace("\r\n", "\n");
+        if !text.contains('\n') {
+            text = text.replace('\r', "\n");
+        }
+        // Excel's first line `sep=;` says what the header says too. An empty line keeps the numbers.
+        if let Some(rest) = text.strip_prefix("sep=").and_then(|rest| rest.get(1..))
+            && rest.starts_with('\n')
+        {
+            text = rest.to_owned();
+        }
+        let head = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let (separator, shown) = separator(head);
         let mut reader = csv::ReaderBuilder::new()
             .trim(csv::Trim::All)
@@ -166,7 +175,9 @@ impl Reader<'_> {
         if let Some(column) = missing {
             let columns: Vec<String> =
                 seen.iter().take(12).map(|column| format!("`{}`", show(column))).collect();
-            let hint = if seen.len() == 1 && head.contains(['|', ':', ' ']) {
+            let hint = if seen.iter().any(|other| other.eq_ignore_ascii_case(column)) {
+                "; write names of columns in lower case"
+            } else if seen.len() == 1 && head.contains(['|', ':', ' ']) {
                 "; separate columns with commas"
             } else {
                 ""
@@ -189,6 +200,10 @@ impl Reader<'_> {
     }
 
     fn lines(&self, text: &str) -> Result<Vec<TableRow>, Vec<Error>> {
+        if text.trim_start().starts_with('[') {
+            let problem = "is one JSON array; write one object on each line, without brackets and commas around them";
+            return Err(vec![Error::new(self.file, problem)]);
+        }
         let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
         self.collect(lines.map(|(number, line)| {
             let fields = json::parse::<Line>(line.as_bytes())
@@ -288,8 +303,8 @@ impl Reader<'_> {
 /// none has.
 fn separator(head: &str) -> (u8, &'static str) {
     let has_id = |(separator, _): &(u8, &str)| {
-        head.split(char::from(*separator)).any(|column| column.trim().trim_matches('"') == "id")
-            && head.contains(char::from(*separator))
+        let names = |column: &str| column.trim().trim_matches('"').eq_ignore_ascii_case("id");
+        head.split(char::from(*separator)).any(names) && head.contains(char::from(*separator))
     };
     SEPARATORS.into_iter().find(has_id).unwrap_or(SEPARATORS[0])
 }
@@ -355,6 +370,14 @@ mod tests {
         ] {
             assert_eq!(read(table.as_bytes(), name, Purpose::Run).unwrap(), expected, "{table}");
         }
+        let read = |table: &str| read(table.as_bytes(), "t.csv", Purpose::Run);
+        let named = |table: &str| {
+            read(table).unwrap().into_iter().map(|row| (row.line, row.row.id)).collect::<Vec<_>>()
+        };
+        // Excel's first line, an empty one, and the line ends of old Macs.
+        assert_eq!(named("sep=;\r\nid;name;forget\r\na;A;a.tar\r\n"), [(3, "a".to_owned())]);
+        assert_eq!(named("\nid;name;forget\na;A;a.tar\n"), [(3, "a".to_owned())]);
+        assert_eq!(named("id,name,forget\ra,A,a.tar\r"), [(2, "a".to_owned())]);
     }
 
     #[test]
@@ -364,8 +387,8 @@ mod tests {
                 "id|name|forget\na|b|c",
                 "t.csv:1: column `id` is missing; the header, read with a comma between columns, has `id|name|forget`; separate columns with commas",
             ),
-            ("ID,Name\na,b", "has `ID`, `Name`"),
-            ("sep=;\nid;name;forget", "has `sep=;`"),
+            ("ID,Name\na,b", "has `ID`, `Name`; write names of columns in lower case"),
+            ("Id;name;forget\na;b;c", "read with a semicolon between columns, has `Id`"),
             ("id;name\na;b", "column `forget` is missing; the header, read with a semicolon"),
             ("id,name,forget,id\na,b,c,d", "t.csv:1: column `id` appears twice"),
             ("id,name,forget,\na,b,c,", "t.csv:1: column 4 has no name"),
@@ -378,6 +401,8 @@ mod tests {
             let error = problems(table, "t.csv", Purpose::Run);
             assert!(error.contains(message), "{error}\n  expected {message}");
         }
+        let array = problems("[\n{\"id\": \"a\"}\n]", "t.jsonl", Purpose::Run);
+        assert!(array.contains("one JSON array; write one object on each line"), "{array}");
         let utf16: Vec<u8> = "\u{feff}id,name".encode_utf16().flat_map(u16::to_le_bytes).collect();
         let error = read(&utf16, "t.csv", Purpose::Run).unwrap_err()[0].to_string();
         assert!(error.contains("is UTF-16 text; save it as UTF-8"), "{error}");

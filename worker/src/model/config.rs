@@ -5,6 +5,7 @@ use std::fmt;
 use lethe_shared::checkpoint::Layout;
 use lethe_shared::printable::printable_excerpt;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::config_keys;
@@ -72,13 +73,13 @@ impl TextPooling {
         }
         Err(match self {
             Self::FirstOf(end) => format!(
-                "text_config.eos_token_id in config.json is {end} (49407 where it is missing), but tokenizer.json ends a text with token {last}; \
-                 set eos_token_id to {last} if tokenizer.json belongs to this model"
+                "text_config.eos_token_id in config.json is {end} (49407 where it is missing; text_config_dict counts where there is one), but \
+                 tokenizer.json ends a text with token {last}; set eos_token_id to {last} if tokenizer.json belongs to this model"
             ),
             Self::LargestId => format!(
                 "a text is pooled at its largest token id (in open_clip, and where text_config.eos_token_id in config.json is 2), but \
-                 tokenizer.json ends a text with token {last}, which is not the largest; set eos_token_id to {last}, or use the tokenizer of \
-                 this model"
+                 tokenizer.json ends a text with token {last}, which is not the largest; use the tokenizer of this model, or, where \
+                 config.json has an eos_token_id, set it to {last}"
             ),
         })
     }
@@ -176,6 +177,15 @@ impl ClipConfig {
             }
         }
         for (what, tower) in [("vision", &self.vision), ("text", &self.text)] {
+            if !(0.0..=1.0).contains(&tower.norm_epsilon) {
+                return Err(bad(
+                    file,
+                    format!(
+                        "the {what} tower's layer_norm_eps is {}, expected 0 to 1",
+                        tower.norm_epsilon
+                    ),
+                ));
+            }
             if tower.heads < 1 || tower.width % tower.heads != 0 {
                 return Err(bad(
                     file,
@@ -201,6 +211,23 @@ impl ClipConfig {
 
 fn bad(file: &str, problem: impl Into<String>) -> Error {
     Error::Config { file: file.to_owned(), problem: printable_excerpt(&problem.into()) }
+}
+
+/// Reads a section; a problem begins with the key that has it.
+fn read<T: DeserializeOwned>(name: &str, section: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(section).map_err(|error| {
+        let key = match error.path().to_string().as_str() {
+            "." => name.to_owned(),
+            key => format!("{name}.{key}"),
+        };
+        let problem = error
+            .inner()
+            .to_string()
+            .replace("expected i64", "expected a whole number")
+            .replace("expected usize", "expected a whole number")
+            .replace("expected f64", "expected a number");
+        format!("{key}: {problem}")
+    })
 }
 
 fn activation(file: &str, name: &str) -> Result<Activation, Error> {
@@ -285,8 +312,7 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
             None | Some(Value::Null) => {}
             Some(_) => return Err(bad(file, format!("`{name}` is not an object"))),
         }
-        serde_json::from_value(Value::Object(merged))
-            .map_err(|e| bad(file, format!("`{name}`: {e}")))
+        read(name, Value::Object(merged)).map_err(|problem| bad(file, problem))
     };
     let vision = section("vision_config", true)?;
     let text = section("text_config", false)?;
@@ -335,6 +361,7 @@ fn hugging_face(file: &str, json: &Value) -> Result<ClipConfig, Error> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct OpenClip {
     embed_dim: i64,
     #[serde(default)]
@@ -344,6 +371,7 @@ struct OpenClip {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct OpenClipVision {
     image_size: Value,
     layers: Value,
@@ -358,6 +386,7 @@ struct OpenClipVision {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct OpenClipText {
     #[serde(default = "context_77")]
     context_length: i64,
@@ -402,7 +431,7 @@ fn open_clip(file: &str, json: &Value) -> Result<ClipConfig, Error> {
     let model = &json["model_cfg"];
     config_keys::check_open_clip(model).map_err(|problem| bad(file, problem))?;
     let parsed: OpenClip =
-        serde_json::from_value(model.clone()).map_err(|e| bad(file, format!("model_cfg: {e}")))?;
+        read("model_cfg", model.clone()).map_err(|problem| bad(file, problem))?;
     let (vision, text) = (&parsed.vision_cfg, &parsed.text_cfg);
     let (Some(layers), Some(patch_size)) = (vision.layers.as_u64(), vision.patch_size) else {
         return Err(bad(
@@ -557,6 +586,45 @@ mod tests {
         let old = json!({ "model_type": "clip", "return_dict": true, "top_k": 50, "pruned_heads": {},
             "text_config": { "is_decoder": false, "bad_words_ids": null, "model_type": "clip_text_model" } });
         read(&old).unwrap();
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named_with_its_key() {
+        let hugging_face = |section: &str, key: &str, value: Value| {
+            read(&json!({ "model_type": "clip", section: { key: value } })).unwrap_err()
+        };
+        let mut open_clip = open_clip_with("text_cfg", "heads", json!("8"));
+        open_clip["model_cfg"].as_object_mut().unwrap().remove("embed_dim");
+        for (problem, expected) in [
+            (
+                hugging_face("text_config", "eos_token_id", json!([3])),
+                "text_config.eos_token_id: invalid type: sequence, expected a whole number",
+            ),
+            (
+                hugging_face("vision_config_dict", "patch_size", json!([8, 8])),
+                "vision_config_dict.patch_size: ",
+            ),
+            (
+                hugging_face("vision_config", "layer_norm_eps", json!("small")),
+                "vision_config.layer_norm_eps: ",
+            ),
+            (
+                hugging_face("text_config", "layer_norm_eps", json!(-1e-5)),
+                "the text tower's layer_norm_eps is -0.00001",
+            ),
+            (
+                hugging_face("text_config", "num_hidden_layers", json!(-1)),
+                "text_config.num_hidden_layers: ",
+            ),
+            (
+                read(&open_clip_with("vision_cfg", "width", json!([768]))).unwrap_err(),
+                "model_cfg.vision_cfg.width: ",
+            ),
+            (read(&open_clip_with("", "text_cfg", json!([]))).unwrap_err(), "model_cfg.text_cfg"),
+            (read(&open_clip).unwrap_err(), "model_cfg.text_cfg.heads: "),
+        ] {
+            assert!(problem.contains(expected), "{problem}");
+        }
     }
 
     /// transformers fails with these, and has a default where one is missing.
