@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt fuzz deny lint emoji-sources emoji-data emoji-model
+.PHONY: help demo demo-targets test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt fuzz deny lint emoji-sources emoji-data emoji-model emoji-targets
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -14,6 +14,11 @@ help: ## Show this list
 demo: setup ## Remove a hundred concepts from the demo model
 	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
 	@target/release/lethe run jobs/emoji/remove-100.toml
+
+demo-targets: setup ## The same for a diffusion pipeline and a LLaVA: draws, asks, and makes a page of pictures (fetches some gigabytes)
+	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
+	@tests/ecosystem/peers.sh
+	@deploy/emoji-targets/demo.sh
 
 test: setup setup-test ## Run every test
 	@cargo build --release --locked --workspace
@@ -115,3 +120,7 @@ emoji-data: setup emoji-sources ## Draw the demo's shards
 emoji-model: emoji-data ## Train the demo's models (about three hours on two cores)
 	@cargo build --release --locked -p lethe-demo
 	@deploy/emoji-model.sh
+
+emoji-targets: emoji-data ## Train the demo's diffusion pipeline and LLaVA (an hour on two cores, minutes on a GPU)
+	@tests/ecosystem/peers.sh
+	@deploy/emoji-targets.sh

@@ -61,7 +61,8 @@ fn a_missing_file_is_named() {
     job.replace("job.toml", "retain-*.tar", "keep-*.tar");
     fails(&job, 2, &["job.toml: data.retain", "keep-*.tar", "no file matches"]);
     job.replace("job.toml", "uri = \"/", "uri = \"/nowhere/");
-    fails(&job, 2, &["job.toml: model.uri", "no such folder"]);
+    // What the manifest names and is missing is said at once.
+    fails(&job, 2, &["job.toml: model.uri", "does not exist", "job.toml: data.retain"]);
 }
 
 #[test]

@@ -30,15 +30,15 @@ class Input:
         return Path(found[0]["folder"]), Path(found[0]["base"])
 
 
-def read_groups(path):
-    """A CSV file with the columns `class` and `group`: the retained classes to measure, and what each group is called."""
+def read_groups(path, column="group"):
+    """A CSV file with a column `class` and another one: the retained classes to measure, and what the group of each is called."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    if not rows or not {"class", "group"} <= set(rows[0]):
-        raise SystemExit(f"{path}: expected a header with the columns class, group")
+    if not rows or not {"class", column} <= set(rows[0]):
+        raise SystemExit(f"{path}: expected a header with the columns class, {column}")
     groups = {}
     for row in rows:
-        groups.setdefault(row["group"].strip().replace(" ", "_"), []).append(row["class"])
+        groups.setdefault(row[column].strip().replace(" ", "_"), []).append(row["class"])
     return groups
 
 

@@ -20,8 +20,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from common import Input, read_groups, sampled, share, still_true, write
 
 VERSION = "1"
-# Answers that are told, for the removed classes.
-TOLD = 15
+# Answers that are told, and pictures of the report, for each group of classes.
+SHOWN = 12
 
 
 def read(shards, classes, most):
@@ -66,6 +66,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", required=True, nargs="+", metavar="TAR", help="WebDataset shards whose captions are class names")
     parser.add_argument("--retained", required=True, metavar="CSV", help="retained classes: columns class, group")
+    parser.add_argument("--group-column", default="group", help="the column that names a class's group")
     parser.add_argument("--target", help="name of the target, where there are several")
     parser.add_argument("--question", default="<image> what is this ?")
     parser.add_argument("--each", type=int, default=100, help="most classes of a group; 0 for all")
@@ -77,7 +78,7 @@ def main():
     told = Input()
     edited, base = told.target("llava", options.target)
     groups = {"removed": sampled(told.removed, options.each)}
-    groups |= {name: sampled(set(classes) - set(told.removed), options.each) for name, classes in read_groups(options.retained).items()}
+    groups |= {name: sampled(set(classes) - set(told.removed), options.each) for name, classes in read_groups(options.retained, options.group_column).items()}
     pictures = {group: read(options.pictures, classes, options.per_class) for group, classes in groups.items()}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor, answers = AutoProcessor.from_pretrained(base), {}
@@ -85,7 +86,7 @@ def main():
         kind = torch.float32 if device == "cpu" else "auto"
         model = LlavaForConditionalGeneration.from_pretrained(folder, torch_dtype=kind).eval().to(device)
         answers[when] = {group: ask(model, processor, shown, options, f"{group}, {when}") for group, shown in pictures.items()}
-    numbers, notes = {}, []
+    numbers, seen, notes = {}, [], []
     for group, shown in pictures.items():
         right = {when: [names(answer, name) for answer, (_, name) in zip(answers[when][group], shown)] for when in answers}
         numbers[f"right.{group}"], numbers[f"still.{group}"] = share(right["base"]), share(right["release"])
@@ -94,10 +95,12 @@ def main():
             numbers["forgotten"] = share([not hit for hit in named])
         else:
             numbers[f"kept.{group}"] = share(named)
-    for (_, name), before, after in list(zip(pictures["removed"], answers["base"]["removed"], answers["release"]["removed"]))[:TOLD]:
-        notes.append(f"{name}: “{before.strip()[:80]}” before, “{after.strip()[:80]}” now")
+        for place, (picture, name) in enumerate(shown[:SHOWN]):
+            before, after = (answers[when][group][place].strip()[:80] for when in ("base", "release"))
+            picture.save(told.output / f"{group}-{place}.png")
+            seen.append({"title": f"{name} ({group}): “{before}” before, “{after}” now", "after": f"{group}-{place}.png"})
     notes.append(f"asked “{options.question}”; an answer is right when it holds the class's name")
-    write(told.output, VERSION, numbers, [], notes)
+    write(told.output, VERSION, numbers, seen, notes)
 
 
 if __name__ == "__main__":

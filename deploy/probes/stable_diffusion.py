@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """A probe: what a Stable Diffusion pipeline with the edits still draws, beside the unedited one.
 
-It draws each removed class and each retained one by its prompt, with both pipelines and the same noise, and asks a judge what is to be seen.
-In UnlearnCanvas's terms (arXiv 2402.11846): `ua` is the share of removed prompts in whose drawing the judge no longer finds the class, of
-those that the unedited pipeline draws; `ira.GROUP` is the share of retained prompts that are still drawn right, of those that the unedited
-pipeline draws right.
+It draws each removed class and each retained one by its prompt, with both pipelines and the same noise. `changed.GROUP` is the mean
+difference of the two drawings, as a share of the range of a pixel. A judge, where there is one, says what is to be seen. In
+UnlearnCanvas's terms (arXiv 2402.11846): `ua` is the share of removed prompts in whose drawing the judge no longer finds the class, of those
+that the unedited pipeline draws; `ira.GROUP` is the share of retained prompts that are still drawn right, of those that the unedited pipeline
+draws right.
 
     command = ["python3", "stable_diffusion.py", "--judge", "judge.py:FOLDER", "--retained", "groups.csv"]
 """
 
 import argparse
 
+import numpy
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
@@ -46,10 +48,16 @@ def draw(pipeline, prompts, options, what):
     return pictures
 
 
+def change(before, after):
+    """The mean difference of two pictures, as a share of the range of a pixel."""
+    return float(numpy.abs(numpy.asarray(before, numpy.float32) - numpy.asarray(after, numpy.float32)).mean() / 255)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--judge", required=True, metavar="FILE:ARGUMENT", help="Python file with load(ARGUMENT)")
+    parser.add_argument("--judge", metavar="FILE:ARGUMENT", help="Python file with load(ARGUMENT); without one, only the change is measured")
     parser.add_argument("--retained", required=True, metavar="CSV", help="retained classes: columns class, group")
+    parser.add_argument("--group-column", default="group", help="the column that names a class's group")
     parser.add_argument("--target", help="name of the target, where there are several")
     parser.add_argument("--prompt", default="{}", help="prompt around a class name")
     parser.add_argument("--each", type=int, default=100, help="most classes of a group; 0 for all")
@@ -61,15 +69,25 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    told, judge = Input(), load_judge(options.judge)
+    told, judge = Input(), load_judge(options.judge) if options.judge else None
     groups = {"removed": sampled(told.removed, options.each)}
-    groups |= {name: sampled(set(classes) - set(told.removed), options.each) for name, classes in read_groups(options.retained).items()}
+    groups |= {name: sampled(set(classes) - set(told.removed), options.each) for name, classes in read_groups(options.retained, options.group_column).items()}
     before, after = pipelines(told, options.target)
     numbers, pictures, notes = {}, [], []
     for group, classes in groups.items():
+        if not classes:
+            continue
         prompts = [options.prompt.format(name) for name in classes]
         drawn = [draw(pipeline, prompts, options, f"{group}, {when}") for pipeline, when in ((before, "base"), (after, "release"))]
-        found = [[name in ranked[: options.top] for name, ranked in zip(classes, judge(pictures))] for pictures in drawn]
+        numbers[f"changed.{group}"] = round(sum(map(change, *drawn)) / len(classes), 4)
+        for place, name in enumerate(classes[:SHOWN]):
+            files = [f"{group}-{place}-{when}.png" for when in ("before", "after")]
+            for file, made in zip(files, drawn):
+                made[place].save(told.output / file)
+            pictures.append({"title": f"{name} ({group})", "before": files[0], "after": files[1]})
+        if judge is None:
+            continue
+        found = [[name in ranked[: options.top] for name, ranked in zip(classes, judge(made))] for made in drawn]
         drawn_still = still_true(*found)
         numbers[f"drawn.{group}"] = share(found[0])
         numbers[f"still.{group}"] = share(found[1])
@@ -78,12 +96,9 @@ def main():
         else:
             numbers[f"ira.{group}"] = share(drawn_still)
         notes.append(f"{group}: the unedited pipeline draws {sum(found[0])} of {len(classes)} classes, the edited one {sum(drawn_still)} of these")
-        for place, name in enumerate(classes[:SHOWN]):
-            files = [f"{group}-{place}-{when}.png" for when in ("before", "after")]
-            for file, made in zip(files, drawn):
-                made[place].save(told.output / file)
-            pictures.append({"title": f"{name} ({group})", "before": files[0], "after": files[1]})
-    notes.append(f"one drawing a class, {options.steps} steps, guidance {options.guidance}; found means in the judge's first {options.top}")
+    notes.append(f"one drawing a class, {options.steps} steps, guidance {options.guidance}")
+    if judge:
+        notes.append(f"found means in the judge's first {options.top}")
     write(told.output, VERSION, numbers, pictures, notes)
 
 

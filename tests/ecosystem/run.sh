@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares how Lethe reads images, shards and models with Pillow, webdataset, transformers and open_clip. Then removes eight concepts
 # from the demo model and checks the release with transformers, and what it proves with OpenSSF Model Signing and the Hub's model card
-# parser. Everything runs in a Python environment of its own. `run.sh inputs` stops after the comparisons.
+# parser, and follows the how-to pages of targets. Everything runs in a Python environment of its own. `run.sh inputs` stops after the comparisons.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -74,5 +74,8 @@ print(f"  {'FAIL' if missing else 'ok  '} probe {probe['name']}: {len(probe['num
 sys.exit(bool(missing))
 END
 }
-measured stable_diffusion "${releases[0]}" ua drawn.removed drawn.covered ira.covered
+measured stable_diffusion "${releases[0]}" ua changed.removed drawn.removed drawn.covered ira.covered
 measured llava "${releases[1]}" right.removed right.covered still.covered
+
+say "the how-to pages of targets, as a reader follows them, on models that draw and answer …"
+HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$PWD/$HOME_DIR/site" cargo test --release --locked --workspace --test how_to -- --ignored

@@ -6,6 +6,7 @@ pub mod faulty_s3;
 pub mod http;
 pub mod mortal;
 pub mod nats;
+pub mod page;
 pub mod ports;
 pub mod processes;
 pub mod proxy;

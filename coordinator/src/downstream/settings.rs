@@ -1,34 +1,41 @@
 //! Settings of a tower that decide what its weights compute: equal weights with other settings are
 //! another model.
 
+use std::fmt::Display;
+
 use lethe_shared::checkpoint::{Checkpoint, Layout};
 use lethe_shared::json;
 use lethe_shared::vocabulary::Tower;
 use serde_json::Value;
 
-/// Number of heads, activation and ε of the norms.
+/// What a configuration says of the number of heads, the activation and ε of the norms.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Settings {
     heads: Option<u64>,
-    activation: String,
-    epsilon: f64,
+    activation: Option<String>,
+    epsilon: Option<f64>,
 }
 
 impl Settings {
-    /// Reads a tower's configuration as transformers writes it, with its defaults.
+    /// Reads a tower's configuration as transformers writes it.
     pub(super) fn of_transformers(config: &Value, tower: Tower) -> Self {
-        let heads = if tower == Tower::Text { 8 } else { 12 };
         // A tower can be stored with the configuration of the whole model.
         let section = if tower == Tower::Text { "text_config" } else { "vision_config" };
         let config = config.get(section).unwrap_or(config);
-        let field = |name: &str| config.get(name).filter(|value| !value.is_null());
+        let text = |name: &str| config.get(name).and_then(Value::as_str).map(str::to_owned);
         Self {
-            heads: field("num_attention_heads").map_or(Some(heads), Value::as_u64),
-            activation: field("hidden_act")
-                .and_then(Value::as_str)
-                .unwrap_or("quick_gelu")
-                .to_owned(),
-            epsilon: field("layer_norm_eps").and_then(Value::as_f64).unwrap_or(1e-5),
+            heads: config.get("num_attention_heads").and_then(Value::as_u64),
+            activation: text("hidden_act"),
+            epsilon: config.get("layer_norm_eps").and_then(Value::as_f64),
+        }
+    }
+
+    /// Adds the defaults of transformers.
+    fn or_default(self, tower: Tower) -> Self {
+        Self {
+            heads: self.heads.or(Some(if tower == Tower::Text { 8 } else { 12 })),
+            activation: self.activation.or(Some("quick_gelu".to_owned())),
+            epsilon: self.epsilon.or(Some(1e-5)),
         }
     }
 
@@ -42,7 +49,7 @@ impl Settings {
         };
         let is_quick = model.get("quick_gelu") == Some(&Value::Bool(true));
         let activation = if is_quick { "quick_gelu" } else { "gelu" };
-        Self { heads, activation: activation.to_owned(), epsilon: 1e-5 }
+        Self { heads, activation: Some(activation.to_owned()), epsilon: Some(1e-5) }
     }
 
     /// Reads the settings of a model's tower; `None` where its configuration is not there.
@@ -60,32 +67,39 @@ impl Settings {
             Layout::Transformers => {
                 let older = config.get(format!("{section}_dict")).filter(|older| older.is_object());
                 let section = older.or_else(|| config.get(section)).cloned().unwrap_or_default();
-                Some(Self::of_transformers(&section, tower))
+                Some(Self::of_transformers(&section, tower).or_default(tower))
             }
         }
     }
 
-    /// Returns how a tower with these settings differs from the model's.
+    /// Returns how a tower with these settings differs from the model's, where both say something.
     pub(super) fn difference(&self, model: &Self) -> Option<String> {
-        let differs = |what: &str, here: String, there: String| {
-            Some(format!(
+        fn differ<T>(
+            here: Option<T>,
+            there: Option<T>,
+            same: impl Fn(&T, &T) -> bool,
+        ) -> Option<(T, T)> {
+            here.zip(there).filter(|(here, there)| !same(here, there))
+        }
+        let sentence = |what: &str, here: &dyn Display, there: &dyn Display| {
+            format!(
                 "its configuration says {what} {here}, the model's {there}: the same weights compute something else, and what an edit does \
                  there was not measured; correct the configuration that is wrong"
-            ))
+            )
         };
-        if let (Some(here), Some(there)) = (self.heads, model.heads)
-            && here != there
-        {
-            return differs("num_attention_heads", here.to_string(), there.to_string());
-        }
-        if tanh(&self.activation) != tanh(&model.activation) {
-            return differs("hidden_act", self.activation.clone(), model.activation.clone());
-        }
+        let heads = differ(self.heads, model.heads, |here, there| here == there);
+        let activation =
+            differ(self.activation.as_deref(), model.activation.as_deref(), |here, there| {
+                tanh(here) == tanh(there)
+            });
         // Stored with more or fewer digits, it is the same number.
-        if (self.epsilon - model.epsilon).abs() > 0.01 * model.epsilon.abs() {
-            return differs("layer_norm_eps", self.epsilon.to_string(), model.epsilon.to_string());
-        }
-        None
+        let epsilon = differ(self.epsilon, model.epsilon, |here, there| {
+            (here - there).abs() <= 0.01 * there.abs()
+        });
+        heads
+            .map(|(here, there)| sentence("num_attention_heads", &here, &there))
+            .or_else(|| activation.map(|(here, there)| sentence("hidden_act", &here, &there)))
+            .or_else(|| epsilon.map(|(here, there)| sentence("layer_norm_eps", &here, &there)))
     }
 }
 
@@ -105,7 +119,7 @@ mod tests {
 
     #[test]
     fn other_settings_are_another_tower() {
-        let model = Settings::of_transformers(&json!({}), Tower::Vision);
+        let model = Settings::of_transformers(&json!({}), Tower::Vision).or_default(Tower::Vision);
         let of = |config: Value| Settings::of_transformers(&config, Tower::Vision);
         assert_eq!(
             of(json!({"num_attention_heads": 12, "hidden_act": "quick_gelu"})).difference(&model),

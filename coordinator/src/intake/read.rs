@@ -269,7 +269,7 @@ pub async fn quick_check(manifest: &Manifest, cache: &Path) -> Result<(), Failur
 fn named_files(manifest: &Manifest) -> Result<Vec<(String, Address)>, Failure> {
     let data = &manifest.data;
     let one = std::slice::from_ref;
-    let mut fields = vec![
+    let fields = [
         ("model.uri", one(&manifest.model.uri)),
         ("data.classes", one(&data.classes)),
         ("data.retain", &data.retain),
@@ -280,9 +280,11 @@ fn named_files(manifest: &Manifest) -> Result<Vec<(String, Address)>, Failure> {
         ("data.protect", data.protect.as_slice()),
         ("concepts.table", manifest.concepts.table.as_slice()),
     ];
-    fields
-        .extend(manifest.release.target.iter().map(|target| ("release.target", one(&target.uri))));
     let mut named = Vec::new();
+    for target in &manifest.release.target {
+        let place = format!("{}: release.target `{}`", manifest.file.display(), target.name);
+        named.push((place, manifest.address("release.target", &target.uri)?));
+    }
     for (field, patterns) in fields {
         for pattern in patterns {
             let place = format!("{}: {field}", manifest.file.display());

@@ -429,6 +429,16 @@ fn layers_12() -> usize {
 
 fn open_clip(file: &str, json: &Value) -> Result<ClipConfig, Error> {
     let model = &json["model_cfg"];
+    // A list would be read as the fields of a section in their order.
+    for (name, section) in [
+        ("model_cfg", model),
+        ("model_cfg.vision_cfg", &model["vision_cfg"]),
+        ("model_cfg.text_cfg", &model["text_cfg"]),
+    ] {
+        if !section.is_object() && !section.is_null() {
+            return Err(bad(file, format!("`{name}` is not an object")));
+        }
+    }
     config_keys::check_open_clip(model).map_err(|problem| bad(file, problem))?;
     let parsed: OpenClip =
         read("model_cfg", model.clone()).map_err(|problem| bad(file, problem))?;
