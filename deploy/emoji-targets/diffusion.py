@@ -11,11 +11,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel
 
 from drawings import DEVICE, Drawings, Training, batches, half, moved, scaled
-
 
 FAMILIES = ("noto", "emojione")
 

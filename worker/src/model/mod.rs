@@ -9,7 +9,8 @@
 //! | file | contents |
 //! |---|---|
 //! | `error.rs` | errors of models |
-//! | [`config`] | sizes and options from `config.json` or `open_clip_config.json` |
+//! | [`config`] | sizes and options of a model |
+//! | `config_read.rs`, `config_keys.rs` | reads them from `config.json` or `open_clip_config.json`; the keys that are understood there |
 //! | [`architecture`] | names, shapes and roles of every parameter in both layouts |
 //! | [`weights`] | parameters on a device, and views of them |
 //! | [`batch`] | the inputs of a tower: images, padded token ids, prefix trees |
@@ -24,6 +25,7 @@ mod block;
 pub mod clip;
 pub mod config;
 mod config_keys;
+mod config_read;
 mod error;
 pub mod prefix_tree;
 mod state;
