@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains what carries the demo's CLIP: a LLaVA and a diffusion pipeline. What is trained already stays; a
+# Trains what carries the demo's CLIP: a LLaVA and a diffusion pipeline; and a judge of drawings. What is trained already stays; a
 # training that was stopped goes on from its last epoch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,4 +14,5 @@ trainer() { # FINISHED-FILE SCRIPT OPTIONS…
 held_out=(--held-out jobs/emoji/validation.tar jobs/emoji/test.tar)
 
 trainer "$OUT/llava/accuracy.json" llava "${held_out[@]}" --model "$MODEL" --out "$OUT/llava" --checkpoint "$CHECKPOINTS/llava.pt"
+trainer "$OUT/judge/accuracy.json" judge "${held_out[@]}" --out "$OUT/judge" --checkpoint "$CHECKPOINTS/judge.pt"
 trainer "$OUT/pipeline/model_index.json" diffusion --model "$MODEL" --out "$OUT/pipeline" --checkpoints "$CHECKPOINTS"

@@ -524,6 +524,11 @@ fn bad_input_is_named_with_its_place() {
         })
     };
     let good = shard_of(members(0));
+    // Everything that is missing is named at once.
+    std::fs::write(at("t.csv"), "id,name\nx,cat\ny,dog\n").unwrap();
+    let gone = ["gone-1.tar", "gone-*.tar"].map(|name| at(name).to_str().unwrap().to_owned());
+    let missing = curate(&at("t.csv"), &[&gone[0], &gone[1]], &at("none"), &[]).output().unwrap();
+    refused(&missing, &["gone-1.tar does not exist", "gone-*.tar (no file matches)"]);
     std::fs::write(at("a.tar"), &good).unwrap();
     let table = |text: &str| std::fs::write(at("t.csv"), text).unwrap();
     let all = at("*.tar").to_str().unwrap().to_owned();

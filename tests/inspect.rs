@@ -154,7 +154,7 @@ fn targets_are_recognised_and_compared() {
                 "tower           text_encoder: text tower, 4 blocks",
                 "text_encoder/model.fp16.safetensors",
                 "copy of it      checkpoint-500/text_encoder: ",
-                "unet/model.engine would carry what is removed",
+                "unet/model.engine may hold what is removed",
             ],
         );
     }

@@ -391,6 +391,39 @@ fn taps(name: &str) {
     }
 }
 
+/// At the tokens that the embedding depends on, the inputs of a layer are those of the usual pass,
+/// whatever follows the end of a text.
+fn states(name: &str) {
+    let golden = Golden::open(name);
+    let layers = golden.clip.fc2_layers(Tower::Text);
+    let (_, texts) = golden.batch("retain", 0);
+    let rows: Vec<Vec<u32>> = rows_of(&texts);
+    let whole = golden.clip.whole_batch(&rows, None, Device::Cpu).unwrap();
+    assert_eq!(whole.ids.size()[1], golden.clip.config().context_length);
+    let graph = golden.parameters.weights().with_taps(&layers).unwrap();
+    let _ = golden.clip.embed(&graph, Input::Texts(&texts)).unwrap();
+    let _guard = tch::no_grad_guard();
+    let weights = golden.parameters.weights();
+    let pooled = Vec::<i64>::try_from(&texts.pooled).unwrap();
+    for tap in graph.tapped() {
+        let states = golden.clip.block_states(&weights, &whole, tap.layer).unwrap();
+        for (text, &end) in (0i64..).zip(&pooled) {
+            let ours = states.inputs.get(text);
+            // The last block of the usual pass has the pooled token alone.
+            let (ours, theirs) = match tap.input.dim() {
+                2 => (ours.get(end), tap.input.get(text)),
+                _ => (ours.narrow(0, 0, end + 1), tap.input.get(text).narrow(0, 0, end + 1)),
+            };
+            close("inputs", &ours, &theirs, 1e-5);
+            let padding = whole.ids.get(text).narrow(0, end, whole.ids.size()[1] - end);
+            let ends = padding.eq_tensor(&padding.get(0)).all();
+            assert_eq!(ends.int64_value(&[]), 1, "padded with its own end");
+        }
+    }
+    let vision = golden.clip.fc2_layers(Tower::Vision)[0];
+    assert!(golden.clip.block_states(&weights, &whole, vision).is_err());
+}
+
 /// Towers that multiply in bfloat16 give nearly the same embeddings and gradients as in float32.
 fn rounded_products(name: &str) {
     let golden = Golden::open(name);
@@ -445,6 +478,7 @@ for_each_model!(
     prefixes,
     trees,
     taps,
+    states,
     screen,
     choice,
     trials_together,

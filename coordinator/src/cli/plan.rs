@@ -84,10 +84,12 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
             + 1
             + 2 * held_out
             + plan.concepts.len()
-            + slices
+            // The forget sets, by the composed and by the unedited model.
+            + 2 * slices
             + corrections(&plan)?,
         dose_jobs: match composition.method() {
             CompositionMethod::Margins => margin_rounds(&plan, slices)?,
+            CompositionMethod::LeastSquares => 0,
             method if method.corrects() => composition.rounds as usize * slices,
             _ => 0,
         },
@@ -123,6 +125,11 @@ fn corrections(plan: &Plan) -> Result<usize, Failure> {
     let composition = &plan.manifest.composition;
     if !composition.method().corrects() {
         return Ok(0);
+    }
+    if composition.method() == CompositionMethod::LeastSquares {
+        // In place of the retain gradient there are moments, also of the covered classes' texts and
+        // of unlabelled ones; and there is the solution.
+        return Ok(1 + plan.retain_texts.len() + 1);
     }
     let mut moments = 0;
     for tower in [Tower::Text, Tower::Vision] {
@@ -213,10 +220,18 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         (
             "work",
             format!(
-                "{gradients} gradient batches; {}",
+                "{}{}",
+                match plan.manifest.composition.method() {
+                    CompositionMethod::LeastSquares => String::new(),
+                    _ => format!("{gradients} gradient batches; "),
+                },
                 match plan.manifest.composition.method() {
                     CompositionMethod::Margins => format!(
                         "at most {} constraints a concept, no search",
+                        plan.manifest.composition.images
+                    ),
+                    CompositionMethod::LeastSquares => format!(
+                        "at most {} texts a concept; no gradient, no search",
                         plan.manifest.composition.images
                     ),
                     method => format!(

@@ -15,6 +15,7 @@ pub fn rule(composition: &CompositionSection) -> Merge {
     match composition.method() {
         CompositionMethod::Preconditioned
         | CompositionMethod::Margins
+        | CompositionMethod::LeastSquares
         | CompositionMethod::NullSpace
         | CompositionMethod::Sum => Merge::Sum,
         CompositionMethod::Mean => Merge::Mean,

@@ -47,7 +47,7 @@ use self::pass::Pass;
 use self::sample::{FIRST_RETAINED as BATCH, Limits, VALIDATION_SHARE};
 use self::tally::{PassedOver, Tally};
 use self::work::{Work, local};
-use crate::failure::Failure;
+use crate::failure::{Failure, Problems};
 
 /// Version of the algorithm. Increases when the same input would give another output.
 const VERSION: u32 = 2;
@@ -367,19 +367,27 @@ async fn read_names(options: &Options) -> Result<Names, Failure> {
 
 /// Returns the shards that patterns match, inspected, sorted by address, without duplicates.
 async fn find(patterns: &[Address]) -> Result<Vec<Source>, Failure> {
-    use futures::{StreamExt, TryStreamExt};
+    use futures::StreamExt;
     let bad = |error: store::Error| match error {
         store::Error::Unavailable { .. } => Failure::Infrastructure(format!("--pairs: {error}")),
         other => Failure::input(format!("--pairs: {other}")),
     };
+    let mut problems = Problems::default();
     let mut addresses = std::collections::BTreeSet::new();
     for pattern in patterns {
-        addresses.extend(store::expand(pattern).await.map_err(bad)?);
+        addresses
+            .extend(problems.take(store::expand(pattern).await.map_err(bad))?.unwrap_or_default());
     }
     let looks = addresses
         .into_iter()
         .map(|address| async move { Source::look(&address).await.map_err(bad) });
-    futures::stream::iter(looks).buffered(16).try_collect().await
+    let mut looks = futures::stream::iter(looks).buffered(16);
+    let mut sources = Vec::new();
+    while let Some(looked) = looks.next().await {
+        sources.extend(problems.take(looked)?);
+    }
+    problems.finish()?;
+    Ok(sources)
 }
 
 fn write(

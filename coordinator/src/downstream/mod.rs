@@ -13,6 +13,7 @@
 //! | `sweep.rs` | the other files: edits further copies of the tower, and leaves out what cannot be edited |
 //! | `kinds.rs` | kinds of files, by their names |
 //! | `folder.rs` | a target's files, local or remote |
+//! | `padding.rs` | the token with which a pipeline pads prompts |
 //! | `pipeline.rs`, `llava.rs` | the towers in a target of each kind, and the layers that it uses |
 //! | `same.rs`, `settings.rs` | compare a target's tower with the base's: its weights, and the settings that it computes with |
 //! | `layers.rs` | restricts edits to layers that have an effect in every target |
@@ -26,6 +27,7 @@ mod kinds;
 pub mod layers;
 mod llava;
 mod locate;
+mod padding;
 mod pipeline;
 mod same;
 mod settings;

@@ -95,7 +95,7 @@ impl Sweep<'_> {
         }
         if !carrying.is_empty() {
             warnings.push(format!(
-                "{} would carry what is removed, and cannot be edited: left out",
+                "{} may hold what is removed, and cannot be edited: left out",
                 list(&carrying)
             ));
         }

@@ -18,7 +18,7 @@ use super::kinds::Component;
 use super::locate::{encoder, weight_sets};
 use super::settings::Settings;
 use super::sweep::Sweep;
-use super::{llava, pipeline};
+use super::{llava, padding, pipeline};
 use crate::failure::Failure;
 
 /// A target with its tower located and compared with the base's. The rest of the model is not read.
@@ -29,6 +29,7 @@ pub struct Target {
     pub(super) address: Address,
     pub(super) folder: Folder,
     pub(super) encoders: Vec<Encoder>,
+    padding: Option<u32>,
     pub(super) left_out: BTreeSet<String>,
     /// Warnings, which do not stop a run.
     pub warnings: Vec<String>,
@@ -182,7 +183,16 @@ impl Target {
             .into_iter()
             .map(|warning| format!("target `{}`: {warning}", request.name))
             .collect();
-        Ok(Self { request: request.clone(), address, folder, encoders, left_out, warnings })
+        let padding = match encoders.first() {
+            Some(encoder) if request.kind == TargetKind::StableDiffusion => {
+                padding::of(&folder, &encoder.folder)
+                    .await
+                    .map_err(|failure| named(failure, &wrong))?
+            }
+            _ => None,
+        };
+        let request = request.clone();
+        Ok(Self { request, address, folder, encoders, padding, left_out, warnings })
     }
 
     /// Opens the target of a record, at its recorded address or at `elsewhere`.
@@ -231,6 +241,12 @@ impl Target {
             }
         }
         if problems.is_empty() { Ok(targets) } else { Err(Failure::BadInput(problems)) }
+    }
+
+    /// Returns the token with which a pipeline pads prompts, where it is another one than the end of
+    /// a text.
+    pub fn padding(&self) -> Option<u32> {
+        self.padding
     }
 
     /// Returns the tower that the target contains.

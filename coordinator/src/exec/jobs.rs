@@ -5,13 +5,14 @@ use lethe_shared::manifest::CompositionMethod;
 use lethe_shared::reference::{ArtifactRef, FileSpec, Locations, ShardRef};
 use lethe_shared::task::{
     AnyTask, Condense, Constraints, Correction, Direction, Effects, EffectsPart, Evaluate,
-    EvaluateItem, ImageEffects, ImageEffectsPart, Kernel, Label, Margins, MarginsOf, MomentSource,
-    Moments, MomentsOutput, MomentsPart, MomentsReduce, Protect, RetainGradient,
-    RetainGradientOutput, RetainPart, RetainReduce, Search, Survey, Task, Tokens, WeightedChange,
-    WeightedConstraints,
+    EvaluateItem, ImageEffects, ImageEffectsPart, Kernel, KeyMoments, Keys, Label, LeastSquares,
+    Margins, MarginsOf, MomentSource, Moments, MomentsOutput, MomentsPart, MomentsReduce, Protect,
+    RetainGradient, RetainGradientOutput, RetainPart, RetainReduce, Search, Survey, Task, Tokens,
+    WeightedChange, WeightedConstraints,
 };
 use lethe_shared::vocabulary::{MethodSettings, Tower, Towers};
 
+use crate::downstream::Target;
 use crate::intake::plan::{Plan, PlannedConcept};
 
 /// Number of concepts whose forget sets one evaluation job covers. It is part of those jobs' ids,
@@ -70,9 +71,10 @@ pub struct MomentJobs {
 }
 
 /// Returns whether layers get an efficiency, for which second moments are cross-fit. `margins`
-/// chooses layers by trial compositions instead.
+/// chooses layers by trial compositions instead, and `least-squares` edits the last one.
 fn cross_fits(plan: &Plan) -> bool {
-    plan.manifest.composition.method() != CompositionMethod::Margins
+    let method = plan.manifest.composition.method();
+    !matches!(method, CompositionMethod::Margins | CompositionMethod::LeastSquares)
 }
 
 /// Returns the moment jobs of each tower that may change. `texts` are the artifacts of the slices
@@ -104,6 +106,37 @@ pub fn moments(plan: &Plan, texts: &[ArtifactRef]) -> Vec<MomentJobs> {
         towers.push(MomentJobs { tower: Tower::Vision, paired, unlabelled });
     }
     towers
+}
+
+/// Returns the token that texts are padded with: the one of the first pipeline among the targets.
+fn padding(plan: &Plan) -> Option<u32> {
+    plan.targets.iter().find_map(Target::padding)
+}
+
+/// Returns the jobs over the retain set and over the slices of unlabelled `texts` that sum the second
+/// moments of a layer's inputs at every token.
+pub fn key_moments(
+    plan: &Plan,
+    texts: &[ArtifactRef],
+    layer: &str,
+) -> (Vec<TypedJob<KeyMoments>>, Vec<TypedJob<KeyMoments>>) {
+    let of_shard = |shard: &ShardRef| {
+        let source = MomentSource::Captions(shard.spec());
+        job(
+            plan,
+            None,
+            KeyMoments { source, padding: padding(plan), layer: layer.to_owned() },
+            [shard],
+        )
+    };
+    let of_texts = |texts: &ArtifactRef| key_moments_of_texts(plan, *texts, layer);
+    (plan.retain.iter().map(of_shard).collect(), texts.iter().map(of_texts).collect())
+}
+
+/// Returns the job that sums those moments over some texts.
+pub fn key_moments_of_texts(plan: &Plan, texts: ArtifactRef, layer: &str) -> TypedJob<KeyMoments> {
+    let source = MomentSource::Texts(texts);
+    job(plan, None, KeyMoments { source, padding: padding(plan), layer: layer.to_owned() }, [])
 }
 
 /// Default of `composition.vision_cost`: on the demo, it keeps most of the retained classes.
@@ -255,6 +288,56 @@ pub fn constraints(
         job(plan, Some(&planned.concept.id), task, &planned.forget)
     };
     concepts.iter().map(one).collect()
+}
+
+/// Most rows of the problem that `least-squares` solves; it is solved by one job, in the memory that
+/// the square of this number takes.
+const MAX_ROWS: usize = 12_000;
+
+/// Returns one job per concept that computes its keys and residuals at a layer.
+pub fn keys(
+    plan: &Plan,
+    layer: &str,
+    inverses: &[ArtifactRef],
+    classes: ArtifactRef,
+) -> Vec<TypedJob<Keys>> {
+    let rows = (MAX_ROWS / plan.concepts.len().max(1)).clamp(2, 16) as u32;
+    let one = |planned: &PlannedConcept| {
+        let task = Keys {
+            class: planned.concept.class_index,
+            forget: specs(&planned.forget),
+            classes,
+            padding: padding(plan),
+            layer: layer.to_owned(),
+            inverses: inverses.to_vec(),
+            texts: plan.manifest.composition.images,
+            rows,
+        };
+        job(plan, Some(&planned.concept.id), task, &planned.forget)
+    };
+    plan.concepts.iter().map(one).collect()
+}
+
+/// Default of `composition.retain_weight`: with a hundred concepts of the demo, covered classes are
+/// still drawn and removed ones no more.
+const RETAIN_WEIGHT: f64 = 100.0;
+
+/// Returns the job that solves the edits of all concepts at a layer.
+pub fn least_squares(
+    plan: &Plan,
+    layer: &str,
+    concepts: Vec<ArtifactRef>,
+    inverses: &[ArtifactRef],
+) -> TypedJob<LeastSquares> {
+    let composition = &plan.manifest.composition;
+    let task = LeastSquares {
+        layer: layer.to_owned(),
+        concepts,
+        inverses: inverses.to_vec(),
+        retain_weight: composition.retain_weight.unwrap_or(RETAIN_WEIGHT),
+        rank: composition.rank(Tower::Text).unwrap_or(u32::MAX),
+    };
+    job(plan, None, task, [])
 }
 
 /// Returns one job per layer that computes the kernel of all constraints there.

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
 use lethe_shared::manifest::concepts::Concept;
-use lethe_shared::manifest::{Classes, Error, Manifest};
+use lethe_shared::manifest::{Classes, CompositionMethod, Error, Manifest};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::DataFile;
 use lethe_shared::reference::{ClassTexts, ShardRef};
@@ -243,7 +243,7 @@ pub(super) async fn read_protected(
     let place = format!("{}: data.protect", manifest.file.display());
     let wrong = |problem: String| Failure::input(Error::new(place.clone(), problem));
     let composition = &manifest.composition;
-    if !composition.method().corrects() {
+    if !composition.method().corrects() || composition.method() == CompositionMethod::LeastSquares {
         let method = composition.method().name();
         return Err(wrong(format!(
             "composition.method `{method}` protects nothing; `preconditioned`, `margins` and `null-space` do"

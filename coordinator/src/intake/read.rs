@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lethe_shared::address::Address;
 use lethe_shared::digest::Digest;
-use lethe_shared::manifest::{Classes, CompositionMethod, Concept, Error, Manifest};
+use lethe_shared::manifest::{Classes, CompositionMethod, Concept, Error, Manifest, TargetKind};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::DataFile;
 use lethe_shared::reference::{ClassTexts, ShardRef};
@@ -155,10 +155,21 @@ impl Plan {
     }
 }
 
-/// Returns a warning where another method keeps far more of the retained classes.
+/// Returns a warning where another method keeps far more of the retained classes, or removes far
+/// more from a target.
 fn method_warning(manifest: &Manifest) -> Option<String> {
     let composition = &manifest.composition;
     let method = composition.method();
+    let draws =
+        manifest.release.target.iter().find(|target| target.kind == TargetKind::StableDiffusion);
+    if let Some(target) = draws.filter(|_| method != CompositionMethod::LeastSquares) {
+        return Some(format!(
+            "target `{}` reads the text tower's state at every token, and composition.method `{}` changes mostly the one that CLIP reads: \
+             many removed concepts are still drawn. `least-squares` changes all of them",
+            target.name,
+            method.name()
+        ));
+    }
     let better = matches!(method, CompositionMethod::Preconditioned | CompositionMethod::NullSpace)
         && composition.towers.include(Tower::Vision);
     better.then(|| {

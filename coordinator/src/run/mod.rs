@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `preconditioned.rs` | edits along preconditioned directions, coefficients solved together: `composition.method` `"preconditioned"` and `"null-space"` |
 //! | `margins.rs` | edits by margin constraints: `composition.method = "margins"` |
-//! | `statistics.rs` | the statistics of retained data that both of them need |
+//! | `least_squares.rs` | edits by least squares: `composition.method = "least-squares"` |
+//! | `statistics.rs` | the statistics of retained data that the first two need |
 //! | `slug_search.rs` | edits by SLUG's full search: `composition.method` `"sum"`, `"mean"`, `"ties"`, `"dare"` |
 //! | `context.rs` | a run in progress: its phases, and the results of its jobs |
 //! | `not_forgotten.rs` | why no edit was found for a concept |
@@ -19,6 +20,7 @@ mod directions;
 mod edits;
 pub mod evaluate;
 mod judgement;
+mod least_squares;
 mod margins;
 mod not_forgotten;
 mod preconditioned;
@@ -85,6 +87,7 @@ pub async fn run(
     let mut run = Run::new(plan, dispatcher, options.quiet).await?;
     let (mut edits, base) = match plan.manifest.composition.method() {
         CompositionMethod::Margins => margins::edits(&mut run).await?,
+        CompositionMethod::LeastSquares => least_squares::edits(&mut run).await?,
         method if method.corrects() => preconditioned::edits(&mut run).await?,
         _ => slug_search::edits(&mut run).await?,
     };

@@ -123,6 +123,7 @@ fn what_applies(composition: &CompositionSection) -> Result<(), Wrong> {
             );
         }
     }
+    least_squares(composition)?;
     if !composition.method().corrects() {
         let given = [
             ("composition.rank", composition.rank.is_some()),
@@ -139,6 +140,47 @@ fn what_applies(composition: &CompositionSection) -> Result<(), Wrong> {
         }
     }
     Ok(())
+}
+
+/// Checks what the method `least-squares` alone has, and what it has not.
+fn least_squares(composition: &CompositionSection) -> Result<(), Wrong> {
+    let method = composition.method();
+    if method != CompositionMethod::LeastSquares {
+        return match composition.retain_weight {
+            Some(_) => wrong(
+                "composition.retain_weight",
+                format!(
+                    "has no effect on the method `{}`; it is a setting of `least-squares`",
+                    method.name()
+                ),
+            ),
+            None => Ok(()),
+        };
+    }
+    if composition.towers != Towers::Text {
+        return wrong(
+            "composition.towers",
+            "must be \"text\" with the method `least-squares`, which maps the states of texts"
+                .into(),
+        );
+    }
+    for (field, given) in [
+        ("composition.change", composition.change.is_some()),
+        ("composition.layers", composition.layers != 1),
+    ] {
+        if given {
+            return wrong(field, "has no effect on the method `least-squares`".into());
+        }
+    }
+    match composition.retain_weight {
+        Some(weight) if !(1e-3..=1e6).contains(&weight) => wrong(
+            "composition.retain_weight",
+            format!(
+                "is {weight}, expected 0.001 to 1000000, the weight of retained texts in concepts"
+            ),
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that every number is in range.

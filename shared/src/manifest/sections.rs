@@ -175,6 +175,10 @@ pub enum CompositionMethod {
     /// constraints are solved together at the least cost to retained data, without a search per
     /// concept, and measured again for some rounds.
     Margins,
+    /// The states of a concept's texts are mapped to those of a mean text, at every token of the
+    /// context, by one edit of one layer of the text tower that is solved for all concepts together
+    /// (MEMIT, arXiv 2210.07229). For models that read every state, as diffusion pipelines do.
+    LeastSquares,
     /// Steps along g P, with coefficients solved together. P projects onto the directions with the
     /// smallest second moments over retained data (AlphaEdit, arXiv 2410.02355).
     NullSpace,
@@ -198,6 +202,7 @@ impl CompositionMethod {
         match self {
             Self::Preconditioned => "preconditioned",
             Self::Margins => "margins",
+            Self::LeastSquares => "least-squares",
             Self::NullSpace => "null-space",
             Self::Sum => "sum",
             Self::Mean => "mean",
@@ -206,10 +211,10 @@ impl CompositionMethod {
         }
     }
 
-    /// Returns whether directions are preconditioned by second moments and coefficients solved
+    /// Returns whether directions are preconditioned by second moments and all edits solved
     /// together; otherwise each edit is the result of SLUG's full search.
     pub fn corrects(self) -> bool {
-        matches!(self, Self::Preconditioned | Self::Margins | Self::NullSpace)
+        matches!(self, Self::Preconditioned | Self::Margins | Self::LeastSquares | Self::NullSpace)
     }
 }
 
@@ -267,15 +272,20 @@ pub struct CompositionSection {
     /// default 16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vision_cost: Option<f64>,
-    /// `margins`: most forget images of a concept that become constraints.
+    /// `margins`: most forget images of a concept that become constraints. `least-squares`: most
+    /// texts of a concept that are mapped: its class text, and captions of its pairs.
     #[schemars(range(min = 1, max = 1024))]
     pub images: u32,
     /// Largest rank of a concept's direction at a layer. A smaller rank makes
     /// the edits in a release smaller and less efficient. By default 2 for the text tower; for the
-    /// vision tower 32 with `margins`, and no limit otherwise.
+    /// vision tower 32 with `margins`, and no limit otherwise; with `least-squares` 8.
     #[schemars(range(min = 1, max = 1024))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
+    /// `least-squares`: weight of retained texts, in concepts. A larger value keeps more and leaves
+    /// more of what is removed. By default 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retain_weight: Option<f64>,
     /// `preconditioned` and `margins`: ridge ρ on the second moments of inputs, as a share of their
     /// mean diagonal. A larger value shortens the steps and protects less.
     pub ridge: f64,
@@ -319,6 +329,7 @@ impl Default for CompositionSection {
             vision_cost: None,
             images: 16,
             rank: None,
+            retain_weight: None,
             ridge: 0.0003,
             output_ridge: 0.3,
             null_energy: 0.01,
@@ -346,6 +357,7 @@ impl CompositionSection {
     /// directions whole.
     pub fn rank(&self, tower: Tower) -> Option<u32> {
         self.rank.or(match (tower, self.method()) {
+            (_, CompositionMethod::LeastSquares) => Some(8),
             (Tower::Text, _) => Some(2),
             (Tower::Vision, CompositionMethod::Margins) => Some(32),
             // One gradient of all images has a high rank, and cutting it costs accuracy.

@@ -117,6 +117,9 @@ registry! { $
     margins: Margins,
     condense: Condense,
     image_effects: ImageEffects,
+    key_moments: KeyMoments,
+    keys: Keys,
+    least_squares: LeastSquares,
 }
 
 fn checked<T: Task>(spec: &[u8]) -> Result<T, String> {

@@ -161,6 +161,31 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
             concepts: vec![ImageEffectsPart { factors: artifact(1), direction: artifact(2) }],
         }
         .into(),
+        KeyMoments {
+            source: MomentSource::Captions(file(seed)),
+            padding: Some(0),
+            layer: "layer.0".into(),
+        }
+        .into(),
+        Keys {
+            class: 3,
+            forget: files(2),
+            classes: artifact(2),
+            padding: None,
+            layer: "layer.0".into(),
+            inverses: vec![artifact(3)],
+            texts: 16,
+            rows: 16,
+        }
+        .into(),
+        LeastSquares {
+            layer: "layer.0".into(),
+            concepts: vec![artifact(1), artifact(2)],
+            inverses: vec![artifact(3)],
+            retain_weight: 100.0,
+            rank: 8,
+        }
+        .into(),
     ]
 }
 

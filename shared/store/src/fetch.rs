@@ -244,10 +244,10 @@ pub fn literally(address: &Address) -> String {
     braces::escape(&escaped)
 }
 
-/// Returns the files that an address names. Braces are expanded first, as by the `webdataset`
-/// package (`{000..127}`, `{a,b}`); a local file with that very name is taken as it is. Then `*`,
-/// `?` and `[…]` in the last part match files, sorted. An address without either is returned as it
-/// is.
+/// Returns the files that an address names. A local file with that very name is taken as it is.
+/// Otherwise braces are expanded first, as by the `webdataset` package (`{000..127}`, `{a,b}`);
+/// then `*`, `?` and `[…]` in the last part match files, sorted. An address without either is
+/// returned as it is.
 ///
 /// # Cancel safety
 /// A cancelled call has no effect.
@@ -258,7 +258,7 @@ pub fn literally(address: &Address) -> String {
 pub async fn expand(pattern: &Address) -> Result<Vec<Address>, Error> {
     let text = pattern.to_string();
     if let Address::Local(path) = pattern
-        && text.contains('{')
+        && text.contains(['{', '*', '?', '['])
         && tokio::fs::try_exists(path).await.unwrap_or(false)
     {
         return Ok(vec![pattern.clone()]);
@@ -355,6 +355,8 @@ mod tests {
         std::fs::write(folder.path().join("c1.tar"), "").unwrap();
         let literal = Address::parse(&literally(&Address::Local(odd.clone()))).unwrap();
         assert_eq!(expand(&literal).await.unwrap(), [Address::Local(odd)]);
+        std::fs::write(folder.path().join("pairs [1].tar"), "").unwrap();
+        assert_eq!(expand(&at("pairs [1].tar")).await.unwrap(), [at("pairs [1].tar")]);
         assert_eq!(literally(&at("none.tar")), at("none.tar").to_string());
         assert_eq!(expand(&at("none.tar")).await.unwrap(), [at("none.tar")]);
         assert!(matches!(expand(&at("c-*.tar")).await, Err(Error::NotFound { .. })));

@@ -15,6 +15,7 @@
 //! | `job_context.rs` | a job with the resources that it needs; how a task is performed |
 //! | `loaded_model.rs` | a model with its tokenizer and preprocessing, checked against the job's digests |
 //! | `data.rs` | shards as tensors |
+//! | `forget_set.rs` | the forget set of a concept, and what the unedited model makes of it |
 //! | `image_embeddings.rs` | embeddings of images by the unedited model, computed once per process |
 //! | `retain.rs` | the retain gradient: sums by shard, and their mean |
 //! | `class_list.rs` | the class texts and their embeddings |
@@ -28,6 +29,7 @@
 //! | `effects.rs` | the effect of each edit on each concept |
 //! | `evaluate.rs` | zero-shot hits of the model, original or changed |
 //! | `margins/` | composition by margins: a constraint per forget image |
+//! | `least_squares/` | composition by least squares: states of removed texts mapped to those of a mean text |
 
 mod class_list;
 mod data;
@@ -36,8 +38,10 @@ mod effects;
 mod error;
 mod evaluate;
 mod evaluation_data;
+mod forget_set;
 mod image_embeddings;
 mod job_context;
+mod least_squares;
 mod loaded_model;
 mod margins;
 mod moments;

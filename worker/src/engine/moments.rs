@@ -104,12 +104,12 @@ fn sum(
 }
 
 /// Returns the name of a packed matrix in the artifact of a sum.
-fn tensor_name(layer: &str, side: Side, part: usize) -> String {
+pub(super) fn tensor_name(layer: &str, side: Side, part: usize) -> String {
     format!("{layer}.{}.{part}", side.name())
 }
 
 /// Returns the texts of a source, sorted by length, because padding takes as much time as words.
-fn texts(context: JobContext<'_>, source: &MomentSource) -> Result<Vec<String>, Error> {
+pub(super) fn texts(context: JobContext<'_>, source: &MomentSource) -> Result<Vec<String>, Error> {
     let mut texts: Vec<String> = match source {
         MomentSource::Captions(shard) => {
             let path = context.fetch(shard)?;
@@ -233,7 +233,7 @@ fn sensitivity(
 
 /// The two sides of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
     Inputs,
     Outputs,
 }

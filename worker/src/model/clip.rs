@@ -21,6 +21,15 @@ pub struct Clip {
     architecture: Architecture,
 }
 
+/// What a block does at every token of some texts.
+#[derive(Debug)]
+pub struct BlockStates {
+    /// The inputs of the layer that ends its MLP `[texts, tokens, inputs]`.
+    pub inputs: Tensor,
+    /// The states after the block `[texts, tokens, width]`.
+    pub outputs: Tensor,
+}
+
 impl Clip {
     /// Creates the structure that a configuration describes.
     pub fn new(config: ClipConfig) -> Self {
@@ -67,6 +76,68 @@ impl Clip {
                 .f_to(device)?,
             pooled: Tensor::f_from_slice(&pooled)?.f_to(device)?,
         })
+    }
+
+    /// Pads tokenized texts to the whole context with this token, or each with its own end-of-text
+    /// token, as the tokenizers of diffusion pipelines do.
+    ///
+    /// # Errors
+    /// The same as for [`token_batch`](Self::token_batch), and when there is no such token.
+    pub fn whole_batch(
+        &self,
+        texts: &[Vec<u32>],
+        padding: Option<u32>,
+        device: Device,
+    ) -> Result<TokenBatch, Error> {
+        let pooled = self.pooled_positions(texts)?;
+        if let Some(token) = padding.filter(|&token| i64::from(token) >= self.config.vocabulary) {
+            let problem = format!("texts are padded with token {token}, which the model lacks");
+            return Err(Error::Tensor { tensor: "input_ids".into(), problem });
+        }
+        let length = self.config.context_length;
+        let mut ids = Vec::with_capacity(texts.len() * length as usize);
+        for (text, &end) in texts.iter().zip(&pooled) {
+            let token = i64::from(padding.unwrap_or(text[end as usize]));
+            let text = &text[..=end as usize];
+            ids.extend(text.iter().map(|&id| i64::from(id)));
+            ids.extend(std::iter::repeat_n(token, length as usize - text.len()));
+        }
+        Ok(TokenBatch {
+            ids: Tensor::f_from_slice(&ids)?.f_view([-1, length])?.f_to(device)?,
+            pooled: Tensor::f_from_slice(&pooled)?.f_to(device)?,
+        })
+    }
+
+    /// Returns what a text block does at every token: the inputs of the layer that ends its MLP,
+    /// and the states after the block.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the layer ends no MLP of the text tower; otherwise when libtorch
+    /// returns an error.
+    pub fn block_states(
+        &self,
+        weights: &Weights,
+        batch: &TokenBatch,
+        layer: ParameterId,
+    ) -> Result<BlockStates, Error> {
+        let blocks = self.blocks(Tower::Text);
+        let Some(place) = blocks.iter().position(|block| block.fc2.weight == layer) else {
+            return Err(Error::Tensor {
+                tensor: self.architecture.spec(layer).name.clone(),
+                problem: "ends no MLP of the text tower".into(),
+            });
+        };
+        let start = self.start(weights, Input::Texts(batch))?;
+        let before =
+            self.advance(weights, Tower::Text, &start, Stage::Block(place, Part::Attention))?;
+        let (block, config) = (&blocks[place], &self.config.text);
+        let x = before.residual();
+        let (x, attended) =
+            block::attention(weights, block, config, x, &before.tokens, Reach::All)?;
+        let x = block::out_proj(weights, block, &x, &attended)?;
+        let inputs = block::fc1(weights, block, config, &x)?;
+        let outputs = block::fc2(weights, block, &x, &inputs)?;
+        Ok(BlockStates { inputs, outputs })
     }
 
     /// Builds the prefix tree of tokenized texts, for passes without an autograd graph.

@@ -33,7 +33,7 @@ pub mod weights;
 
 pub use architecture::{Architecture, ParameterId, Part, Role, Stage};
 pub use batch::{Batch, Input, TokenBatch};
-pub use clip::Clip;
+pub use clip::{BlockStates, Clip};
 pub use config::ClipConfig;
 pub use error::{Error, NotFinite};
 pub use prefix_tree::PrefixTree;

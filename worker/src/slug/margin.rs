@@ -226,7 +226,7 @@ impl Metric {
 const CONVERTED: i64 = 128;
 
 /// Computes `rows · matrix` in float64. `rows` are float64; the matrix may be float32.
-fn wide_product(rows: &Tensor, matrix: &Tensor) -> Result<Tensor, Error> {
+pub fn wide_product(rows: &Tensor, matrix: &Tensor) -> Result<Tensor, Error> {
     if matrix.kind() == Kind::Double {
         return Ok(rows.f_matmul(matrix)?);
     }

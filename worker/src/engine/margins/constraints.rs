@@ -5,13 +5,12 @@ use lethe_shared::vocabulary::Tower;
 use tch::{Kind, Tensor};
 
 use super::{encode, metric, thinned};
-use crate::corpus;
 use crate::engine::class_list::ClassList;
 use crate::engine::error::Error;
 use crate::engine::job_context::{JobContext, Perform, StageTimes};
 use crate::engine::loaded_model::LoadedModel;
 use crate::engine::moments::Matrices;
-use crate::engine::{data, image_embeddings, thumbnails};
+use crate::engine::{data, forget_set, thumbnails};
 use crate::model::{Input, ParameterId};
 use crate::slug::margin::{self, Reduced, Rows};
 use crate::zero_shot;
@@ -33,32 +32,18 @@ impl Perform for Constraints {
         let model = stages.time("model", || LoadedModel::of(context))?;
         let classes = stages.time("classes", || ClassList::of(context, &model, &self.classes))?;
         let inverses = stages.time("moments", || Matrices::of(context, &self.inverses))?;
-        if self.class as usize >= classes.texts.names.len() {
-            return Err(Error::Input(format!("class {} is not in the class list", self.class)));
-        }
         let layers = self
             .layers
             .iter()
             .map(|name| model.layer(name))
             .collect::<Result<Vec<ParameterId>, _>>()?;
-        let embedded =
-            stages.time("images", || image_embeddings::of(context, &model, &self.forget))?;
+        let forget = stages.time("images", || {
+            forget_set::of(context, &model, &classes, self.class, &self.forget)
+        })?;
         let class_texts = classes.embeddings.get();
-        let labels = vec![self.class; embedded.captions.len()];
-        if labels.is_empty() {
-            return Err(Error::Input("the concept has no forget pairs".into()));
-        }
-        let ranks = zero_shot::ranks(
-            &embedded.embeddings,
-            &class_texts,
-            &corpus::labels(&labels, context.device())?,
-        )?;
-        let before = zero_shot::accuracy(&ranks);
-        let said = zero_shot::top_predictions(&embedded.embeddings, &class_texts, self.class)?;
-
-        let chosen = thinned(labels.len(), self.images);
+        let chosen = thinned(forget.captions.len(), self.images);
         let rows = Tensor::f_from_slice(&chosen)?;
-        let images = embedded.embeddings.f_index_select(0, &rows.f_to(context.device())?)?;
+        let images = forget.embeddings.f_index_select(0, &rows.f_to(context.device())?)?;
         let weights = model.parameters.weights();
         let of_tower = |tower: Tower| -> Vec<usize> {
             let own =
@@ -115,8 +100,15 @@ impl Perform for Constraints {
         })?;
         let stored = stages.time("store", || context.put(encode(&self.layers, &factors)?))?;
         let thumbnails = stages.time("thumbnails", || thumbnails::of(context, &self.forget))?;
-        let images = chosen.len() as u32;
-        Ok(ConstraintsOutput { before, images, factors: stored, rank, residual, said, thumbnails })
+        Ok(ConstraintsOutput {
+            before: forget.before,
+            images: chosen.len() as u32,
+            factors: stored,
+            rank,
+            residual,
+            said: forget.said,
+            thumbnails,
+        })
     }
 }
 

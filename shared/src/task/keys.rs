@@ -1,0 +1,77 @@
+//! What the texts of one concept are at one layer: its inputs, and how far its outputs are from
+//! those of a mean text.
+
+use serde::{Deserialize, Serialize};
+
+use crate::measurement::{Accuracy, Answers};
+use crate::reference::{ArtifactRef, FileSpec, Locations};
+use super::kind::{Task, check_at_least_one, places};
+
+/// Computes the keys and the residuals of one concept at one layer of the text tower.
+///
+/// A *key* is an input of the layer at one token of a text of the concept; its *residual* is the
+/// state after the layer's block at that token of a mean text, minus the state of this text. An
+/// edit Δ that maps each key to its residual leaves nothing of the concept in what is read of its
+/// texts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// Its class: position in the class list.
+    pub class: u32,
+    /// Its image-text pairs.
+    pub forget: Vec<FileSpec>,
+    /// The class list.
+    pub classes: ArtifactRef,
+    /// The token that texts are padded with; `None`: each with its own end-of-text token.
+    pub padding: Option<u32>,
+    /// The layer: the one that ends the MLP of a block.
+    pub layer: String,
+    /// Preconditioner of the layer, as in [`Direction::inverses`](super::Direction::inverses).
+    pub inverses: Vec<ArtifactRef>,
+    /// Most texts: the class text, and captions of the pairs.
+    pub texts: u32,
+    /// Most rows that keys are reduced to.
+    pub rows: u32,
+}
+
+/// The keys and residuals of one concept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeysOutput {
+    /// FA@1 and FA@5 of the unedited model on all forget images.
+    pub before: Accuracy,
+    /// `keys` `[rows, inputs]` and `residuals` `[rows, outputs]`, float32: K and R of which KᵀK and
+    /// KᵀR are the means over the tokens of the concept's texts.
+    pub factors: ArtifactRef,
+    /// Top predictions of the unedited model for the forget images.
+    pub said: Answers,
+    /// The first forget images, small: see
+    /// [`SearchOutput::thumbnails`](super::SearchOutput::thumbnails).
+    pub thumbnails: Option<ArtifactRef>,
+}
+
+impl Task for Keys {
+    const KIND: &'static str = "keys";
+    const VERSION: u32 = 1;
+    type Output = KeysOutput;
+
+    fn label(&self, concept: Option<&str>, locations: &Locations) -> String {
+        match concept {
+            Some(concept) => format!("keys of concept {concept}"),
+            None => format!("keys of {}", places(&self.forget, locations)),
+        }
+    }
+
+    fn files(&self) -> Vec<FileSpec> {
+        self.forget.clone()
+    }
+
+    fn artifacts(output: &Self::Output) -> Vec<ArtifactRef> {
+        [output.factors].into_iter().chain(output.thumbnails).collect()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_at_least_one(self.texts, "texts")?;
+        check_at_least_one(self.rows, "rows")
+    }
+}

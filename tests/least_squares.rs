@@ -1,0 +1,230 @@
+//! Composition by least squares: what becomes of the states of texts, the same bytes whoever does
+//! the jobs, and releases composed again.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::digest::Digest;
+use lethe_shared::record::Composition;
+use lethe_shared::record::verdict::ConceptStatus;
+use lethe_shared::vocabulary::Tower;
+use lethe_tests::nats::{NatsServer, Version};
+use lethe_tests::processes::{Process, worker};
+use lethe_tests::targets::{read, stable_diffusion, text_tower};
+use lethe_tests::{CONCEPTS, SmallJob, base_model, binary, last_line, stderr};
+use lethe_worker::model::{Clip, Parameters};
+use lethe_worker::model_folder::ModelFolder;
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+/// The layer that ends the last MLP of the text tower, and the one before.
+const LAST: &str = "text_model.encoder.layers.3.mlp.fc2.weight";
+const BEFORE: &str = "text_model.encoder.layers.2.mlp.fc2.weight";
+
+fn lethe(arguments: &[&str]) -> Output {
+    Command::new(binary("lethe")).env_remove("LETHE_LOG").args(arguments).output().unwrap()
+}
+
+fn succeed(arguments: &[&str]) -> Value {
+    let output = lethe(&[arguments, &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    last_line(&output)
+}
+
+fn folder(said: &Value) -> PathBuf {
+    PathBuf::from(said["release"].as_str().unwrap())
+}
+
+fn record(said: &Value) -> Composition {
+    serde_json::from_slice(&std::fs::read(folder(said).join("composition.json")).unwrap()).unwrap()
+}
+
+fn digest(path: &Path) -> Digest {
+    Digest::of(&std::fs::read(path).unwrap())
+}
+
+fn model(said: &Value) -> Digest {
+    digest(&folder(said).join("model.safetensors"))
+}
+
+/// Returns the small job, composed by least squares with these settings.
+fn job(settings: &str) -> SmallJob {
+    let job = SmallJob::new().lenient();
+    let composition =
+        format!("[composition]\nmethod = \"least-squares\"\n{settings}\n\n[execution]");
+    job.replace("job.toml", "[execution]", &composition);
+    job
+}
+
+/// A text tower, and what it says of texts.
+struct Texts {
+    folder: ModelFolder,
+    clip: Clip,
+    parameters: Parameters,
+}
+
+impl Texts {
+    fn open(folder: &Path) -> Self {
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        let model = ModelFolder::open(folder, &checkpoint).unwrap();
+        let clip = Clip::new(model.config.clone());
+        let parameters = Parameters::read(clip.architecture(), &checkpoint, Device::Cpu).unwrap();
+        Self { folder: model, clip, parameters }
+    }
+
+    /// Returns the states after the last block at every token: `[texts, tokens · width]`.
+    fn states(&self, texts: &[&str]) -> Tensor {
+        let _guard = tch::no_grad_guard();
+        let encoded: Vec<Vec<u32>> =
+            texts.iter().map(|text| self.folder.tokenizer.encode(text).unwrap()).collect();
+        let batch = self.clip.whole_batch(&encoded, None, Device::Cpu).unwrap();
+        let layer = self.clip.architecture().find(LAST).unwrap();
+        let weights = self.parameters.weights();
+        self.clip.block_states(&weights, &batch, layer).unwrap().outputs.flatten(1, 2)
+    }
+}
+
+#[test]
+fn nothing_of_a_concept_is_left_at_any_token_of_its_texts() {
+    let job = job("");
+    // A pipeline that reads all states.
+    stable_diffusion(
+        &job.path("pipeline"),
+        &text_tower(&base_model().join("model.safetensors"), 4),
+        4,
+    );
+    let manifest = std::fs::read_to_string(job.path("job.toml")).unwrap();
+    let target =
+        "\n[[release.target]]\nname = \"sd\"\nkind = \"stable-diffusion\"\nuri = \"pipeline\"\n";
+    job.write("job.toml", format!("{manifest}{target}").as_bytes());
+    let output = job.command("plan", &[]).output().unwrap();
+    assert!(!stderr(&output).contains("still drawn"), "{}", stderr(&output));
+    let planned = last_line(&output);
+    let said = job.run("store");
+    assert_eq!(planned["jobs"], said["summary"]["jobs_done"], "plan counts the jobs");
+
+    let found = record(&said);
+    assert_eq!((found.method.as_str(), found.concepts.len()), ("least-squares", CONCEPTS.len()));
+    assert_eq!(found.layers.keys().collect::<Vec<_>>(), [LAST]);
+    for concept in &found.concepts {
+        assert_eq!(concept.composed.unwrap().fa5, 0.0, "{} is still recognised", concept.id);
+        assert_eq!((concept.tower, concept.layer.as_str()), (Tower::Text, LAST));
+        assert!(concept.rank.unwrap() <= 8 && concept.residual.unwrap() < 0.5);
+        assert_eq!(found.verdict(concept).status, ConceptStatus::Removed);
+    }
+    let verified = lethe(&["verify", said["release"].as_str().unwrap(), "--recompute"]);
+    assert!(verified.status.success(), "{}", stderr(&verified));
+
+    let (base, edited) = (Texts::open(&base_model()), Texts::open(&folder(&said)));
+    let classes = std::fs::read_to_string(job.path("classes.txt")).unwrap();
+    let classes: Vec<&str> = classes.lines().collect();
+    let mean = base.states(&classes).mean_dim([0].as_slice(), true, Kind::Float);
+    // The share of what sets a text apart from the mean text that an edit leaves.
+    let left = |texts: &[&str]| {
+        let before = base.states(texts) - &mean;
+        let after = edited.states(texts) - &mean;
+        let shares = (&before * &after).sum_dim_intlist([1].as_slice(), false, Kind::Float)
+            / before.square().sum_dim_intlist([1].as_slice(), false, Kind::Float);
+        shares.mean(Kind::Float).double_value(&[])
+    };
+    let removed: Vec<&str> = found.concepts.iter().map(|concept| concept.class.as_str()).collect();
+    let retained: Vec<&str> =
+        classes.iter().copied().filter(|class| !removed.contains(class)).collect();
+    assert!(left(&removed) < 0.3, "{}", left(&removed));
+    assert!(left(&retained) > 0.85, "{}", left(&retained));
+    // The pipeline has the same tower.
+    let tower = read(&folder(&said).join("targets/sd/text_encoder/model.safetensors"));
+    let ours = read(&folder(&said).join("model.safetensors"));
+    assert_eq!(tower[LAST], ours[LAST]);
+    assert_ne!(ours[LAST], read(&base_model().join("model.safetensors"))[LAST]);
+}
+
+#[test]
+fn whoever_does_the_jobs_the_bytes_are_the_same() {
+    let (server, job) = (NatsServer::start(Version::Oldest), job(""));
+    let alone = job.run("store");
+    job.replace("job.toml", "workers = 2", "workers = 3");
+    assert_eq!(job.run("another")["digest"], alone["digest"]);
+    let shared = job.path("shared");
+    let shared = shared.to_str().unwrap();
+    let workers: Vec<Process> = ["a", "b"]
+        .map(|name| {
+            let command = worker(&server.url(), shared, &job.path("cache"));
+            Process::start(command, &job.path(&format!("{name}.log")))
+        })
+        .into();
+    let output =
+        job.command("run", &["--store", shared, "--nats", &server.url()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(last_line(&output)["digest"], alone["digest"]);
+    assert!(workers.iter().all(|worker| worker.said().contains("done")), "both took jobs");
+    // A second run computes nothing.
+    let output = job.output("store");
+    assert_eq!(last_line(&output)["summary"]["jobs_done"], 0, "{}", stderr(&output));
+}
+
+#[test]
+fn a_release_is_composed_again() {
+    let job = job("");
+    let run = job.run("store");
+    let address = run["release"].as_str().unwrap();
+    let compose = |arguments: &[&str]| succeed(&[&["compose", address][..], arguments].concat());
+    assert_eq!(model(&compose(&[])), model(&run));
+    let one = CONCEPTS[0];
+    let without = compose(&["--restore", one]);
+    assert_eq!(model(&without), model(&compose(&["--strength", &format!("{one}=0")])));
+    assert_ne!(model(&without), model(&run));
+    let measured = succeed(&["evaluate", without["release"].as_str().unwrap()]);
+    let fa5 = |id: &str| measured["concepts"][id]["fa5"].as_f64().unwrap();
+    // Their edits were solved together, and are added up: what is restored is recognised again.
+    let before = record(&run).concepts.into_iter().find(|concept| concept.id == one).unwrap();
+    if let Some(restored) = measured["concepts"].get(one) {
+        assert!(restored["fa5"].as_f64().unwrap() >= 0.5 * before.before.fa5);
+    }
+    assert!(CONCEPTS[1..].iter().all(|id| fa5(id) <= 0.2), "{measured}");
+    let zeros: Vec<String> = CONCEPTS.iter().map(|id| format!("--strength={id}=0")).collect();
+    let none = compose(&zeros.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(model(&none), digest(&base_model().join("model.safetensors")));
+}
+
+#[test]
+fn a_larger_weight_keeps_more_of_every_state() {
+    let change = |settings: &str| {
+        let found = record(&job(settings).run("store"));
+        found.largest_change().unwrap().1
+    };
+    let (weak, usual, strong) =
+        (change("retain_weight = 5"), change(""), change("retain_weight = 2000"));
+    assert!(weak > usual && usual > strong, "{weak} {usual} {strong}");
+    let found = record(&job(&format!("layer = \"{BEFORE}\"")).run("store"));
+    assert_eq!(found.layers.keys().collect::<Vec<_>>(), [BEFORE]);
+}
+
+#[test]
+fn what_the_method_does_not_have_is_refused() {
+    let refused = |job: &SmallJob, says: &str| {
+        let output = job.command("plan", &[]).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(says), "{text}\n  does not say: {says}");
+    };
+    for (settings, says) in [
+        ("towers = \"vision\"", "composition.towers must be \"text\""),
+        ("towers = \"both\"", "composition.towers must be \"text\""),
+        ("change = 2.0", "composition.change has no effect on the method `least-squares`"),
+        ("layers = 2", "composition.layers has no effect on the method `least-squares`"),
+        ("retain_weight = 0", "composition.retain_weight is 0, expected 0.001 to 1000000"),
+        ("retain_weight = nan", "composition.retain_weight is NaN"),
+        ("margin = 0.1", "composition.margin has no effect on the method `least-squares`"),
+    ] {
+        refused(&job(settings), says);
+    }
+    let other = SmallJob::new().lenient();
+    other.replace("job.toml", "[execution]", "[composition]\nretain_weight = 9\n\n[execution]");
+    refused(&other, "composition.retain_weight has no effect on the method `preconditioned`");
+    let protected = job("");
+    protected.write("protect.txt", b"pizza\n");
+    protected.replace("job.toml", "[data]", "[data]\nprotect = \"protect.txt\"");
+    refused(&protected, "composition.method `least-squares` protects nothing");
+}

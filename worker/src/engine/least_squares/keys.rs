@@ -1,0 +1,141 @@
+//! The keys and residuals of one concept.
+
+use lethe_shared::task::{Keys, KeysOutput};
+use tch::{Kind, Tensor};
+
+use super::{KEYS, MeanStates, RESIDUALS, for_each_pass, preconditioner, put};
+use crate::engine::class_list::ClassList;
+use crate::engine::error::Error;
+use crate::engine::forget_set;
+use crate::engine::job_context::{JobContext, Perform, StageTimes};
+use crate::engine::loaded_model::LoadedModel;
+use crate::engine::moments::Matrices;
+use crate::engine::thumbnails;
+use crate::slug::margin::wide_product;
+
+/// Rows whose share of the keys' energy is below this are left out.
+const LEAST_ENERGY: f64 = 1e-6;
+
+impl Perform for Keys {
+    fn perform(
+        &self,
+        context: JobContext<'_>,
+        stages: &mut StageTimes,
+    ) -> Result<KeysOutput, Error> {
+        let model = stages.time("model", || LoadedModel::of(context))?;
+        let classes = stages.time("classes", || ClassList::of(context, &model, &self.classes))?;
+        let inverses = stages.time("moments", || Matrices::of(context, &self.inverses))?;
+        let forget = stages.time("images", || {
+            forget_set::of(context, &model, &classes, self.class, &self.forget)
+        })?;
+        let _guard = tch::no_grad_guard();
+        let mean = stages.time("classes", || {
+            MeanStates::of(context, &model, &classes, &self.layer, self.padding)
+        })?;
+        let texts = texts(
+            classes.texts.prompts().nth(self.class as usize).unwrap_or_default(),
+            &forget.captions,
+            self.texts as usize,
+        );
+        let mean = mean.0.get();
+        let (mut keys, mut residuals) = (Vec::new(), Vec::new());
+        stages.time("keys", || {
+            for_each_pass(
+                context,
+                &model,
+                &texts,
+                (model.layer(&self.layer)?, self.padding),
+                |states| {
+                    // The first token is the same in all texts: it has no residual.
+                    let after_first = |states: &Tensor| -> Result<Tensor, crate::model::Error> {
+                        let tokens = states.size()[1];
+                        Ok(states.f_narrow(1, 1, tokens - 1)?.f_flatten(0, 1)?)
+                    };
+                    keys.push(after_first(&states.inputs.f_to_kind(Kind::Double)?)?);
+                    let off = mean.f_sub(&states.outputs.f_to_kind(Kind::Double)?)?;
+                    residuals.push(after_first(&off)?);
+                    Ok(())
+                },
+            )
+        })?;
+        let (keys, residuals) = (Tensor::f_cat(&keys, 0)?, Tensor::f_cat(&residuals, 0)?);
+        let (preconditioner, _) = preconditioner(&inverses, &self.layer)?;
+        let (keys, residuals) = stages.time("factors", || {
+            reduced(&keys, &residuals, &preconditioner, i64::from(self.rows))
+        })?;
+        let parts = [(KEYS, &keys), (RESIDUALS, &residuals)];
+        let factors = stages.time("store", || put(context, &parts))?;
+        let thumbnails = stages.time("thumbnails", || thumbnails::of(context, &self.forget))?;
+        Ok(KeysOutput { before: forget.before, factors, said: forget.said, thumbnails })
+    }
+}
+
+/// Returns the texts of a concept: its class text, then different captions, evenly spaced where
+/// there are more than `most`.
+fn texts(class: String, captions: &[String], most: usize) -> Vec<String> {
+    let mut others: Vec<&String> = Vec::new();
+    for caption in captions {
+        if *caption != class && !others.contains(&caption) {
+            others.push(caption);
+        }
+    }
+    let taken = most.saturating_sub(1).min(others.len());
+    let chosen = (0..taken).map(|place| others[place * others.len() / taken].clone());
+    [class].into_iter().chain(chosen).collect()
+}
+
+/// Returns at most `most` rows with nearly the same KᵀK and KᵀR, over the number of rows: the
+/// principal components of the keys, where the preconditioner measures them.
+fn reduced(
+    keys: &Tensor,
+    residuals: &Tensor,
+    preconditioner: &Tensor,
+    most: i64,
+) -> Result<(Tensor, Tensor), Error> {
+    let scale = 1.0 / (keys.size()[0].max(1) as f64).sqrt();
+    let gram = wide_product(keys, preconditioner)?.f_matmul(&keys.f_transpose(0, 1)?)?;
+    // Symmetric but for rounding errors; eigenvalues are in ascending order.
+    let gram = gram.f_add(&gram.f_transpose(0, 1)?)?;
+    let (values, vectors) = gram.f_linalg_eigh("L")?;
+    let values = Vec::<f64>::try_from(values.f_to_device(tch::Device::Cpu)?)?;
+    let least = LEAST_ENERGY * values.last().copied().unwrap_or(0.0).max(f64::MIN_POSITIVE);
+    let count = values.iter().rev().take_while(|&&value| value > least).count() as i64;
+    let count = count.clamp(1, most);
+    let to = vectors.f_narrow(1, values.len() as i64 - count, count)?.f_mul_scalar(scale)?;
+    let to = to.f_transpose(0, 1)?;
+    Ok((to.f_matmul(keys)?, to.f_matmul(residuals)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_class_text_comes_first_and_captions_once() {
+        let captions = ["a cat", "cat", "a cat", "cats", "one cat"].map(str::to_owned);
+        assert_eq!(texts("cat".into(), &captions, 16), ["cat", "a cat", "cats", "one cat"]);
+        assert_eq!(texts("cat".into(), &captions, 3), ["cat", "a cat", "cats"]);
+        assert_eq!(texts("cat".into(), &captions, 1), ["cat"]);
+        assert_eq!(texts("cat".into(), &[], 4), ["cat"]);
+    }
+
+    #[test]
+    fn reduced_rows_have_the_same_products() {
+        tch::manual_seed(1);
+        let random = |rows, columns| Tensor::randn([rows, columns], (Kind::Double, Device::Cpu));
+        // Keys of 40 tokens that span three dimensions.
+        let keys = random(40, 3).matmul(&random(3, 12));
+        let residuals = random(40, 5);
+        let half = random(12, 30);
+        let (few_keys, few_residuals) =
+            reduced(&keys, &residuals, &half.matmul(&half.transpose(0, 1)), 16).unwrap();
+        assert_eq!(few_keys.size(), [3, 12]);
+        let near = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-9;
+        let turned = keys.transpose(0, 1);
+        let few_turned = few_keys.transpose(0, 1);
+        assert!(near(&(turned.matmul(&keys) / 40.0), &few_turned.matmul(&few_keys)));
+        assert!(near(&(turned.matmul(&residuals) / 40.0), &few_turned.matmul(&few_residuals)));
+    }
+}
