@@ -1,52 +1,23 @@
 //! Composition by least squares: what becomes of the states of texts, the same bytes whoever does
 //! the jobs, and releases composed again.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use lethe_shared::checkpoint::Checkpoint;
-use lethe_shared::digest::Digest;
-use lethe_shared::record::Composition;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::vocabulary::Tower;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::processes::{Process, worker};
+use lethe_tests::releases::{digest, folder, lethe, model, record, succeed};
 use lethe_tests::targets::{read, stable_diffusion, text_tower};
-use lethe_tests::{CONCEPTS, SmallJob, base_model, binary, last_line, stderr};
+use lethe_tests::{CONCEPTS, SmallJob, base_model, last_line, stderr};
 use lethe_worker::model::{Clip, Parameters};
 use lethe_worker::model_folder::ModelFolder;
-use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 /// The layer that ends the last MLP of the text tower, and the one before.
 const LAST: &str = "text_model.encoder.layers.3.mlp.fc2.weight";
 const BEFORE: &str = "text_model.encoder.layers.2.mlp.fc2.weight";
-
-fn lethe(arguments: &[&str]) -> Output {
-    Command::new(binary("lethe")).env_remove("LETHE_LOG").args(arguments).output().unwrap()
-}
-
-fn succeed(arguments: &[&str]) -> Value {
-    let output = lethe(&[arguments, &["--json"]].concat());
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    last_line(&output)
-}
-
-fn folder(said: &Value) -> PathBuf {
-    PathBuf::from(said["release"].as_str().unwrap())
-}
-
-fn record(said: &Value) -> Composition {
-    serde_json::from_slice(&std::fs::read(folder(said).join("composition.json")).unwrap()).unwrap()
-}
-
-fn digest(path: &Path) -> Digest {
-    Digest::of(&std::fs::read(path).unwrap())
-}
-
-fn model(said: &Value) -> Digest {
-    digest(&folder(said).join("model.safetensors"))
-}
 
 /// Returns the small job, composed by least squares with these settings.
 fn job(settings: &str) -> SmallJob {
@@ -175,13 +146,13 @@ fn a_release_is_composed_again() {
     let without = compose(&["--restore", one]);
     assert_eq!(model(&without), model(&compose(&["--strength", &format!("{one}=0")])));
     assert_ne!(model(&without), model(&run));
-    let measured = succeed(&["evaluate", without["release"].as_str().unwrap()]);
+    // Their edits were solved together and are added up: a concept whose edit is nearly left out is
+    // recognised again, and the others are not.
+    let faint = compose(&["--strength", &format!("{one}=0.05")]);
+    let measured = succeed(&["evaluate", faint["release"].as_str().unwrap()]);
     let fa5 = |id: &str| measured["concepts"][id]["fa5"].as_f64().unwrap();
-    // Their edits were solved together, and are added up: what is restored is recognised again.
     let before = record(&run).concepts.into_iter().find(|concept| concept.id == one).unwrap();
-    if let Some(restored) = measured["concepts"].get(one) {
-        assert!(restored["fa5"].as_f64().unwrap() >= 0.5 * before.before.fa5);
-    }
+    assert!(before.before.fa5 > 0.0 && fa5(one) >= 0.5 * before.before.fa5, "{measured}");
     assert!(CONCEPTS[1..].iter().all(|id| fa5(id) <= 0.2), "{measured}");
     let zeros: Vec<String> = CONCEPTS.iter().map(|id| format!("--strength={id}=0")).collect();
     let none = compose(&zeros.iter().map(String::as_str).collect::<Vec<_>>());

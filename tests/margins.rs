@@ -1,46 +1,15 @@
 //! Composition by margins: the files that a run writes, the same bytes whoever does the jobs, and
 //! releases composed again.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-use lethe_shared::digest::Digest;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{Composition, Utility};
 use lethe_shared::vocabulary::Tower;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::processes::{Process, worker};
-use lethe_tests::{CONCEPTS, SmallJob, base_model, binary, last_line, stderr};
+use lethe_tests::releases::{digest, folder, lethe, model, record, succeed};
+use lethe_tests::{CONCEPTS, SmallJob, base_model, last_line, stderr};
 use safetensors::SafeTensors;
 use serde_json::Value;
-
-fn lethe(arguments: &[&str]) -> Output {
-    Command::new(binary("lethe")).env_remove("LETHE_LOG").args(arguments).output().unwrap()
-}
-
-/// Runs a command of `lethe` with `--json`, which must succeed, and returns its last line.
-fn succeed(arguments: &[&str]) -> Value {
-    let output = lethe(&[arguments, &["--json"]].concat());
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    last_line(&output)
-}
-
-fn folder(said: &Value) -> PathBuf {
-    PathBuf::from(said["release"].as_str().unwrap())
-}
-
-fn record(said: &Value) -> Composition {
-    serde_json::from_slice(&std::fs::read(folder(said).join("composition.json")).unwrap()).unwrap()
-}
-
-fn digest(path: &Path) -> Digest {
-    Digest::of(&std::fs::read(path).unwrap())
-}
-
-/// Returns the digest of a release's weight file.
-fn model(said: &Value) -> Digest {
-    digest(&folder(said).join("model.safetensors"))
-}
 
 /// Returns the small job, composed by margins with these settings.
 fn job(composition: &str) -> SmallJob {

@@ -10,6 +10,7 @@ pub mod page;
 pub mod ports;
 pub mod processes;
 pub mod proxy;
+pub mod releases;
 pub mod s3;
 pub mod targets;
 

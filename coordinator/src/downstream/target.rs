@@ -179,18 +179,18 @@ impl Target {
             .run(&mut encoders, &mut warnings)
             .await
             .map_err(|failure| named(failure, &wrong))?;
-        let warnings = warnings
-            .into_iter()
-            .map(|warning| format!("target `{}`: {warning}", request.name))
-            .collect();
         let padding = match encoders.first() {
             Some(encoder) if request.kind == TargetKind::StableDiffusion => {
-                padding::of(&folder, &encoder.folder)
+                padding::of(&folder, &encoder.folder, &mut warnings)
                     .await
                     .map_err(|failure| named(failure, &wrong))?
             }
             _ => None,
         };
+        let warnings = warnings
+            .into_iter()
+            .map(|warning| format!("target `{}`: {warning}", request.name))
+            .collect();
         let request = request.clone();
         Ok(Self { request, address, folder, encoders, padding, left_out, warnings })
     }

@@ -37,10 +37,7 @@ impl Task for KeyMoments {
     }
 
     fn files(&self) -> Vec<FileSpec> {
-        match &self.source {
-            MomentSource::Captions(shard) | MomentSource::Images(shard) | MomentSource::ImagesAlone(shard) => vec![*shard],
-            MomentSource::Texts(_) => Vec::new(),
-        }
+        self.source.files()
     }
 
     fn artifacts(output: &Self::Output) -> Vec<ArtifactRef> {

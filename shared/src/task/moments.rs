@@ -47,6 +47,16 @@ pub enum MomentSource {
     ImagesAlone(FileSpec),
 }
 
+impl MomentSource {
+    /// Returns the file outside the store that it is read from, if there is one.
+    pub(super) fn files(&self) -> Vec<FileSpec> {
+        match self {
+            Self::Captions(shard) | Self::Images(shard) | Self::ImagesAlone(shard) => vec![*shard],
+            Self::Texts(_) => Vec::new(),
+        }
+    }
+}
+
 /// Sums of second moments by layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -74,10 +84,7 @@ impl Task for Moments {
     }
 
     fn files(&self) -> Vec<FileSpec> {
-        match &self.source {
-            MomentSource::Captions(shard) | MomentSource::Images(shard) | MomentSource::ImagesAlone(shard) => vec![*shard],
-            MomentSource::Texts(_) => Vec::new(),
-        }
+        self.source.files()
     }
 
     fn artifacts(output: &Self::Output) -> Vec<ArtifactRef> {
