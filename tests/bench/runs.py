@@ -16,8 +16,8 @@ def rows_of(source):
         return list(csv.DictReader(table))
 
 
-def manifest_of(source, rows, work, name, method="preconditioned", workers=1, device="cpu", precision="float32", model=None, **data):
-    """Writes the manifest `source` for these concepts, its method's other settings by default; `data` takes the place of single entries of its section [data]."""
+def manifest_of(source, rows, work, name, method="preconditioned", workers=1, device="cpu", precision="float32", model=None, composition="", more="", **data):
+    """Writes the manifest `source` for these concepts, its method's other settings by default; `data` takes the place of single entries of its section [data], `composition` adds to that section, and `more` comes last."""
     settings, folder = tomllib.loads(source.read_text()), source.parent.resolve()
     table = work / f"{name}.csv"
     with open(table, "w", newline="") as file:
@@ -28,11 +28,23 @@ def manifest_of(source, rows, work, name, method="preconditioned", workers=1, de
     entries = {key: value if key == "template" else absolute(value) for key, value in {**settings["data"], **data}.items()}
     lines = ["version = 1", 'name = "bench"', "[model]", f"uri = {json.dumps(str(model or folder / settings['model']['uri']))}", "[data]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
-    lines += ["[method]", f'precision = "{precision}"', "[concepts]", f"table = {json.dumps(str(table))}", "[composition]", f'method = "{method}"']
-    lines += ["[execution]", f"workers = {workers}", f'device = "{device}"']
+    lines += ["[method]", f'precision = "{precision}"', "[concepts]", f"table = {json.dumps(str(table))}", "[composition]", f'method = "{method}"', composition]
+    lines += ["[execution]", f"workers = {workers}", f'device = "{device}"', more]
     manifest = work / f"{name}.toml"
     manifest.write_text("\n".join(lines) + "\n")
     return manifest
+
+
+def call(binary, store, *arguments):
+    """Calls a command of lethe: its last line, the processor seconds and the largest memory in MB of its process. A run that a gate or the policy
+    stops (3) has a release all the same."""
+    with subprocess.Popen([binary, *arguments, "--store", store, "--json"], stdout=subprocess.PIPE, text=True) as process:
+        said = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in (0, 3):
+        raise SystemExit(f"{arguments}: exit code {process.returncode}")
+    return json.loads(said.splitlines()[-1]), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
 def lethe(binary, manifest, store, cores=None):

@@ -14,10 +14,8 @@ noise, of the removed classes and of covered classes that are not reported.
 
 import argparse
 import csv
-import json
 import random
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,13 +25,14 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "deploy/emoji-targets"))
+sys.path[:0] = [str(ROOT / "deploy/emoji-targets"), str(ROOT / "tests/bench")]
 import judge as judges
+import runs
 
 JOB = ROOT / "jobs/emoji"
 STEPS, GUIDANCE, TOP = 20, 3.0, 5
 ESD = {"rates": (1e-5, 1e-4), "steps": (100, 300), "batch": 32, "strength": 1.0}
-UCE = {"erase": (0.3, 1.0, 10.0), "ridge": (0.1, 1.0)}
+UCE = {"erase": (0.3, 1.0, 3.0), "ridge": (0.001, 0.01, 0.1)}
 
 
 def rows(path):
@@ -180,50 +179,18 @@ class Lethe:
         self.program, self.store = program, store
 
     def call(self, *arguments):
-        """Calls the program; returns the release, seconds, and the largest memory of a process so far, MB."""
-        start = time.monotonic()
-        done = subprocess.run([self.program, *arguments, "--store", self.store, "--json"], stdout=subprocess.PIPE, text=True)
-        if done.returncode not in (0, 3):
-            raise SystemExit(f"{arguments}: exit {done.returncode}")
-        release = json.loads(done.stdout.splitlines()[-1])["release"]
-        return release, time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        """Calls the program; returns the release, processor seconds, and the largest memory of its process, MB."""
+        said, seconds, peak = runs.call(self.program, self.store, *arguments)
+        return said["release"], seconds, peak
 
     def run(self, removed, table, method="least-squares", more=""):
         """A run that removes these classes; `table` has their rows."""
+        chosen = [row for row in rows(table) if row["class"] in set(removed)]
         folder = Path(self.store) / "bench-manifests"
         folder.mkdir(parents=True, exist_ok=True)
-        chosen = [row for row in rows(table) if row["class"] in set(removed)]
-        name = f"drawings-{len(chosen)}-{method}"
-        with open(folder / f"{name}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(chosen[0]))
-            writer.writeheader()
-            writer.writerows(row | {"forget": str(JOB / row["forget"])} for row in chosen)
-        (folder / f"{name}.toml").write_text(f"""version = 1
-name = "{name}"
-
-[model]
-uri = "{JOB}/model"
-
-[data]
-retain = ["{JOB}/retain-*.tar"]
-retain_texts = ["{JOB}/retain-texts.txt"]
-validation = ["{JOB}/validation.tar"]
-test = ["{JOB}/test.tar"]
-classes = "{JOB}/classes.txt"
-
-[concepts]
-table = "{name}.csv"
-
-[composition]
-method = "{method}"
-{more}
-
-[[release.target]]
-name = "pipeline"
-kind = "stable-diffusion"
-uri = "{JOB}/targets/pipeline"
-""")
-        return self.call("run", str(folder / f"{name}.toml"))
+        target = f'[[release.target]]\nname = "pipeline"\nkind = "stable-diffusion"\nuri = "{JOB}/targets/pipeline"'
+        manifest = runs.manifest_of(JOB / "remove-100.toml", chosen, folder, f"{len(chosen)}-{method}", method, composition=more, more=target)
+        return self.call("run", str(manifest))
 
     def at(self, release, removed_ids, strength):
         return self.call("compose", release, *[word for concept in removed_ids for word in ("--strength", f"{concept}={strength}")])
@@ -237,7 +204,7 @@ def main():
     parser.add_argument("lethe")
     parser.add_argument("store")
     parser.add_argument("--each", type=int, default=100, help="classes of each group that are drawn")
-    parser.add_argument("--only", nargs="+", help="rows whose names begin like this")
+    parser.add_argument("--only", nargs="+", action="extend", help="rows whose names begin like this")
     options = parser.parse_args()
     bench, lethe = Bench(options.each), Lethe(options.lethe, options.store)
     wanted = lambda name: not options.only or any(name.startswith(word) for word in options.only)
@@ -245,7 +212,7 @@ def main():
     everything = sorted(row["class"] for row in rows(JOB / "concepts-300.csv"))
     drawn = bench.right(bench.text, bench.unet, everything, 0)
     print(f"the unedited pipeline draws {sum(drawn)} of {len(drawn)} removable classes right; not: {', '.join(name for name, hit in zip(everything, drawn) if not hit)}", flush=True)
-    print("| removal | concepts | UA | IRA, covered | IRA, never seen | seconds | peak MB |\n|---|---|---|---|---|---|---|")
+    print("| removal | concepts | UA | IRA, covered | IRA, never seen | processor s | peak MB |\n|---|---|---|---|---|---|---|")
 
     def show(name, removed, text, unet, seconds, memory):
         found = bench.measure(text, unet, removed)
@@ -274,9 +241,9 @@ def main():
             show(name, removed, lethe.text(release), bench.unet, seconds, memory)
     for name, rival in (("UCE", uce), ("ESD-x", esd)):
         if wanted(name):
-            start = time.monotonic()
+            start = time.process_time()
             unet, tried = rival(bench, removed)
-            seconds = time.monotonic() - start
+            seconds = time.process_time() - start
             show(name, removed, bench.text, unet, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             print(f"{name}, by validation: {'; '.join(tried)}", flush=True)
 
