@@ -78,8 +78,8 @@ pub struct Composition {
     /// What the change of each tower does by itself, when edits change both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub towers: Vec<TowerAlone>,
-    /// Measurements by commands of the operator, by name. They are made after the release, and so
-    /// not in its own record but in the one that its pages show.
+    /// Results of probes, by name: of those of the manifest (`evaluation.probes`). Others are made
+    /// after the release, and so not in its own record but in the one that its pages show.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<ProbeRecord>,
     /// Texts that must not change, in their file's order.
@@ -134,8 +134,12 @@ impl Composition {
     /// `sd.ua`.
     pub fn probe_number(&self, name: &str) -> Option<f64> {
         let (probe, number) = name.split_once('.')?;
-        let probe = self.probes.iter().find(|measured| measured.name == probe)?;
-        probe.numbers.get(number).copied()
+        self.probe(probe)?.numbers.get(number).copied()
+    }
+
+    /// Returns the result of the probe of this name.
+    pub fn probe(&self, name: &str) -> Option<&ProbeRecord> {
+        self.probes.iter().find(|result| result.name == name)
     }
 
     /// Returns the layer that changes most relative to its size, with ‖Δ‖/‖θ‖.

@@ -10,7 +10,7 @@ use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::exit;
-use lethe_shared::manifest::Gates;
+use lethe_shared::manifest::{BuiltInProbe, Gates};
 use lethe_shared::record::verdict::JudgedConcept;
 use lethe_shared::record::{Composition, Measured, ProbeRecord, Recognition, Utility};
 use lethe_shared::retry::RetryPolicy;
@@ -32,6 +32,7 @@ use crate::failure::Failure;
 use crate::intake::plan::Plan;
 use crate::present::run_summary;
 use crate::release::evaluation::{self, Evaluation};
+use crate::release::probes;
 use crate::release::read::Release;
 use crate::retry::retry;
 use crate::run;
@@ -49,10 +50,11 @@ pub(super) struct Evaluate {
     /// stored.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["manifest", "gates", "rounded"])]
     model: Option<String>,
-    /// Measure the release with this probe too: a file that names a command (docs/probes.md). Its
-    /// numbers are stored beside the release, shown in card and report, and can be gates. Can be
-    /// given several times.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "rounded"])]
+    /// Measure the release with this probe too: words, rounded, halfway, random, relearn or
+    /// features, which are built in, or a file that names a command (docs/probes.md). Its numbers
+    /// are stored beside the release, shown in card and report, and can be gates. Can be given
+    /// several times.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["rounded"])]
     probe: Vec<PathBuf>,
     /// The manifest of the run that found its edits, if the store has none or the data has moved
     /// since. If concepts were added from other runs, also the manifests of those.
@@ -107,8 +109,16 @@ struct Evaluated<'a> {
 }
 
 pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Result<u8, Failure> {
+    let (built_in, probes) = probe::read(&options.probe)?;
     if let Some(model) = &options.model {
+        if let Some(probe) = probes.first() {
+            return Err(Failure::input(format!(
+                "the probe {} is a command, which measures releases; with --model, give built-in probes",
+                probe.name
+            )));
+        }
         let options = evaluate_model::Options {
+            probes: &built_in,
             manifest: Path::new(&options.release),
             model,
             store: options.store.as_deref(),
@@ -119,13 +129,14 @@ pub(super) async fn main(options: &Evaluate, cancel: CancellationToken) -> Resul
         return evaluate_model::main(options, cancel).await;
     }
     let more = options.gates.as_deref().map(Gates::read).transpose()?;
-    let probes = probe::read(&options.probe)?;
     let (release, store) = open(options).await?;
     let there = evaluation::measured(&store, &release).await?;
-    let (record, jobs_found, jobs_done) = if there.is_measured() && options.rounded.is_none() {
+    let wanted = probe::wanted(&built_in, &there)?;
+    let is_complete = there.is_measured() && options.rounded.is_none() && wanted.is_empty();
+    let (record, jobs_found, jobs_done) = if is_complete {
         (there, 0, 0)
     } else {
-        judge(options, &release, store.clone(), cancel.clone()).await?
+        judge(options, &release, store.clone(), there, &wanted, cancel.clone()).await?
     };
     let cache = cache(options.cache.as_ref());
     let record = probe::measure(&probes, &release, &store, record, &cache, &cancel).await?;
@@ -193,12 +204,15 @@ async fn open(options: &Evaluate) -> Result<(Release, Store), Failure> {
     Ok((release, store))
 }
 
-/// Measures a release. Returns its record with the measurements, and the numbers of reused and
+/// Measures a release, and with some built-in probes. `there` is its record with the measurements
+/// that are stored. Returns the record with all measurements, and the numbers of reused and
 /// executed jobs.
 async fn judge(
     options: &Evaluate,
     release: &Release,
     store: Store,
+    there: Composition,
+    probes: &[BuiltInProbe],
     cancel: CancellationToken,
 ) -> Result<(Composition, usize, usize), Failure> {
     let cache = cache(options.cache.as_ref());
@@ -215,10 +229,8 @@ async fn judge(
     let released = released.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
     let mut change = evaluate::change(&plan.checkpoint, &released, &release.record)?;
     if let Some(rounding) = options.rounded {
-        let rounded = tokio::task::spawn_blocking(move || rounding::rounded(&released, rounding));
-        let rounded =
-            rounded.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
-        change.extend(rounded);
+        change =
+            tokio::task::block_in_place(|| rounding::rounded(&plan.checkpoint, &change, rounding))?;
     }
     retry(&RetryPolicy::service(options.workers.give_up()), "probe the store", &cancel, || {
         store.probe()
@@ -227,14 +239,29 @@ async fn judge(
     let span =
         info_span!("run", run = %plan.run, trace = TraceContext::of_run(&plan.run).trace_id());
     let judged = options.workers.with(plan, store.clone(), &cache, cancel, async |dispatcher| {
-        let judgement = run::judge_change(plan, dispatcher, &change, &basis.edited()).await?;
-        let (found, done) = (judgement.jobs_found, judgement.jobs_done);
-        let mut evaluation = Evaluation::new(release, judgement);
-        if options.rounded.is_none() {
-            let Dispatcher { store, fence, .. } = dispatcher;
-            evaluation = evaluation.write(store, fence, release).await?;
+        let Dispatcher { store, fence, .. } = dispatcher;
+        let (mut record, mut found, mut done) = (there, 0, 0);
+        if !record.is_measured() || options.rounded.is_some() {
+            let judgement = run::judge_change(plan, dispatcher, &change, &basis.edited()).await?;
+            (found, done) = (judgement.jobs_found, judgement.jobs_done);
+            let mut evaluation = Evaluation::new(release, judgement);
+            if options.rounded.is_none() {
+                evaluation = evaluation.write(store, fence, release).await?;
+            }
+            record = evaluation.onto(record);
         }
-        Ok((evaluation.onto(release.record.clone()), found, done))
+        if !probes.is_empty() {
+            let measured =
+                run::probe_change(plan, dispatcher, &change, &basis.edited(), probes).await?;
+            found += measured.jobs_found;
+            done += measured.jobs_done;
+            for result in measured.results {
+                fence.check().await?;
+                let kept = probes::keep_result(store, release, &record, result).await?;
+                probes::put(&mut record, kept);
+            }
+        }
+        Ok((record, found, done))
     });
     judged.instrument(span).await
 }

@@ -7,9 +7,9 @@ use lethe_operations::log::say;
 use lethe_operations::trace::TraceContext;
 use lethe_shared::digest::Digest;
 use lethe_shared::exit;
-use lethe_shared::manifest::Manifest;
+use lethe_shared::manifest::{BuiltInProbe, Manifest};
 use lethe_shared::record::verdict::Criterion;
-use lethe_shared::record::{Measured, Recognition, Utility};
+use lethe_shared::record::{Measured, ProbeRecord, Recognition, Utility};
 use lethe_shared::retry::RetryPolicy;
 use lethe_store::Store;
 use serde::Serialize;
@@ -40,6 +40,9 @@ struct MeasuredModel<'a> {
     utility: &'a Utility,
     #[serde(skip_serializing_if = "Option::is_none")]
     recognition: Option<&'a Recognition>,
+    /// Results of built-in probes.
+    #[serde(skip_serializing_if = "<[ProbeRecord]>::is_empty")]
+    probes: &'a [ProbeRecord],
     jobs_found: usize,
     jobs_done: usize,
 }
@@ -58,6 +61,8 @@ pub(super) struct Options<'a> {
     pub(super) manifest: &'a Path,
     /// The model's folder.
     pub(super) model: &'a str,
+    /// Built-in probes to measure with.
+    pub(super) probes: &'a [BuiltInProbe],
     /// The store for outcomes; the manifest's when there is none.
     pub(super) store: Option<&'a str>,
     pub(super) workers: &'a Workers,
@@ -92,9 +97,17 @@ pub(super) async fn main(options: Options<'_>, cancel: CancellationToken) -> Res
     let span =
         info_span!("run", run = %plan.run, trace = TraceContext::of_run(&plan.run).trace_id());
     let judged = options.workers.with(&plan, store, &cache, cancel, async |dispatcher| {
-        run::judge_model(&plan, &other, dispatcher).await
+        let mut judged = run::judge_model(&plan, &other, dispatcher).await?;
+        let mut results = Vec::new();
+        if !options.probes.is_empty() {
+            let probed = run::probe_model(&plan, &other, dispatcher, options.probes).await?;
+            judged.after.jobs_found += probed.jobs_found;
+            judged.after.jobs_done += probed.jobs_done;
+            results = probed.results;
+        }
+        Ok((judged, results))
     });
-    let run::ModelJudgement { before, after } = judged.instrument(span).await?;
+    let (run::ModelJudgement { before, after }, probes) = judged.instrument(span).await?;
 
     let (mut known, mut forgotten) = (0, 0);
     let mut concepts = BTreeMap::new();
@@ -127,6 +140,7 @@ pub(super) async fn main(options: Options<'_>, cancel: CancellationToken) -> Res
             forgotten,
             utility: &after.utility,
             recognition: after.recognition.as_ref(),
+            probes: &probes,
             jobs_found: after.jobs_found,
             jobs_done: after.jobs_done,
         };
@@ -137,6 +151,7 @@ pub(super) async fn main(options: Options<'_>, cancel: CancellationToken) -> Res
             other.model.weights,
             (known, forgotten),
             &after,
+            &probes,
         ))?;
     }
     Ok(exit::DONE)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lethe_operations::log::say;
 use lethe_shared::address::Address;
+use lethe_shared::manifest::BuiltInProbe;
 use lethe_shared::record::Composition;
 use lethe_store::{self as store, Store};
 use tokio_util::sync::CancellationToken;
@@ -12,18 +13,54 @@ use crate::failure::Failure;
 use crate::probe::{self, Input, InputConcept, InputTarget, Probe};
 use crate::release::probes;
 use crate::release::read::Release;
+use crate::run;
 
-/// Reads probe files, so that a bad one fails before anything is measured.
-pub(super) fn read(files: &[PathBuf]) -> Result<Vec<Probe>, Failure> {
-    let mut read: Vec<Probe> = Vec::with_capacity(files.len());
-    for file in files {
-        let probe = Probe::read(file)?;
+/// Returns the built-in probes that are named, and reads the files of others, so that a bad one
+/// fails before anything is measured.
+pub(super) fn read(named: &[PathBuf]) -> Result<(Vec<BuiltInProbe>, Vec<Probe>), Failure> {
+    let (mut built_in, mut read): (Vec<BuiltInProbe>, Vec<Probe>) = (Vec::new(), Vec::new());
+    for name in named {
+        if let Some(probe) = name.to_str().and_then(BuiltInProbe::from_name) {
+            if built_in.contains(&probe) {
+                return Err(twice(probe.name()));
+            }
+            built_in.push(probe);
+            continue;
+        }
+        let probe = Probe::read(name)?;
         if read.iter().any(|other| other.name == probe.name) {
-            return Err(Failure::input(format!("two probes have the name {}", probe.name)));
+            return Err(twice(&probe.name));
         }
         read.push(probe);
     }
-    Ok(read)
+    Ok((built_in, read))
+}
+
+fn twice(name: &str) -> Failure {
+    Failure::input(format!("two probes have the name {name}"))
+}
+
+/// Returns the built-in probes that have not measured a release yet.
+pub(super) fn wanted(
+    built_in: &[BuiltInProbe],
+    record: &Composition,
+) -> Result<Vec<BuiltInProbe>, Failure> {
+    let mut wanted = Vec::new();
+    for &probe in built_in {
+        match record.probe(probe.name()) {
+            None => wanted.push(probe),
+            Some(stored) if stored.file == run::probe_digest(probe) => {
+                say("info", &format!("probe {}: its result is stored already", probe.name()));
+            }
+            Some(_) => {
+                return Err(Failure::input(format!(
+                    "another version of the probe {} has measured this release, and its result stays",
+                    probe.name()
+                )));
+            }
+        }
+    }
+    Ok(wanted)
 }
 
 /// Runs the probes that have not measured the release yet, and returns its record with their
@@ -44,9 +81,7 @@ pub(super) async fn measure(
         }
         let result = run(probe, release, &record, cache, cancel).await?;
         let kept = probes::keep(store, release, &record, probe, result).await?;
-        record.probes.retain(|other| other.name != kept.name);
-        record.probes.push(kept);
-        record.probes.sort_by(|a, b| a.name.cmp(&b.name));
+        probes::put(&mut record, kept);
     }
     Ok(record)
 }

@@ -12,9 +12,12 @@
 //! | [`protected`] | protected texts, and how far their outputs move |
 //! | [`measure`] | forgetting and utility |
 //! | [`rounding`] | a checkpoint rounded to another type |
+//! | [`controls`] | half of a change, and a random one of its size |
+//! | [`wording`] | other ways to write a name |
 //! | [`gate_rules`] | whether a record meets its gates |
 
 pub mod apply;
+pub mod controls;
 pub mod effect_matrix;
 pub mod gate_rules;
 pub mod layers;
@@ -25,3 +28,4 @@ pub mod near_duplicates;
 pub mod protected;
 pub mod recipe;
 pub mod rounding;
+pub mod wording;

@@ -5,10 +5,10 @@ use lethe_shared::manifest::CompositionMethod;
 use lethe_shared::reference::{ArtifactRef, FileSpec, Locations, ShardRef};
 use lethe_shared::task::{
     AnyTask, Condense, Constraints, Correction, Direction, Effects, EffectsPart, Evaluate,
-    EvaluateItem, ImageEffects, ImageEffectsPart, Kernel, KeyMoments, Keys, Label, LeastSquares,
-    Margins, MarginsOf, MomentSource, Moments, MomentsOutput, MomentsPart, MomentsReduce, Protect,
-    RetainGradient, RetainGradientOutput, RetainPart, RetainReduce, Search, Survey, Task, Tokens,
-    WeightedChange, WeightedConstraints,
+    EvaluateItem, Features, ImageEffects, ImageEffectsPart, Kernel, KeyMoments, Keys, Label,
+    LeastSquares, Margins, MarginsOf, MomentSource, Moments, MomentsOutput, MomentsPart,
+    MomentsReduce, Protect, Relearn, RelearnSource, RetainGradient, RetainGradientOutput,
+    RetainPart, RetainReduce, Search, Survey, Task, Tokens, WeightedChange, WeightedConstraints,
 };
 use lethe_shared::vocabulary::{MethodSettings, Tower, Towers};
 
@@ -453,17 +453,27 @@ pub fn base_evaluation(
     held_out(plan, None, classes, Some(removed))
 }
 
+/// Returns the jobs that evaluate a changed model on validation and test set.
+pub fn held_out_evaluation(
+    plan: &Plan,
+    change: Option<ArtifactRef>,
+    classes: ArtifactRef,
+    removed: ArtifactRef,
+) -> Vec<TypedJob<Evaluate>> {
+    held_out(plan, change, classes, Some(removed))
+}
+
 /// Returns the jobs that evaluate the composed model on the forget sets of edited concepts and on
 /// validation and test set, and the unedited model on the forget sets.
 pub fn composed_evaluation(
     plan: &Plan,
     edited: &[&PlannedConcept],
-    change: ArtifactRef,
+    change: Option<ArtifactRef>,
     classes: ArtifactRef,
     removed: ArtifactRef,
 ) -> (Vec<TypedJob<Evaluate>>, Vec<TypedJob<Evaluate>>) {
-    let mut composed = held_out(plan, Some(change), classes, Some(removed));
-    composed.extend(forget_evaluation(plan, edited, Some(change), classes, Some(removed)));
+    let mut composed = held_out_evaluation(plan, change, classes, removed);
+    composed.extend(forget_evaluation(plan, edited, change, classes, Some(removed)));
     (composed, forget_evaluation(plan, edited, None, classes, Some(removed)))
 }
 
@@ -475,17 +485,106 @@ pub fn forget_evaluation(
     classes: ArtifactRef,
     removed: Option<ArtifactRef>,
 ) -> Vec<TypedJob<Evaluate>> {
-    let item = |planned: &&PlannedConcept| EvaluateItem {
-        name: forget_item(&planned.concept.id),
-        shards: specs(&planned.forget),
-        label: Label::Class(planned.concept.class_index),
-    };
     let slice = |slice: &[&PlannedConcept]| {
-        let items = slice.iter().map(item).collect();
+        let items = slice.iter().map(forget_set).collect();
         let task = Evaluate { change, items, classes, removed };
         job(plan, None, task, slice.iter().flat_map(|planned| &planned.forget))
     };
     edited.chunks(CONCEPTS_PER_JOB).map(slice).collect()
+}
+
+/// Returns the job that fine-tunes a changed model: on `pairs` pairs of each removed concept, or on
+/// retained pairs if that is 0. The model is evaluated on the forget sets of the removed concepts,
+/// and on the test set, or without one on the validation set.
+pub fn relearn(
+    plan: &Plan,
+    removed: &[&PlannedConcept],
+    pairs: u32,
+    change: Option<ArtifactRef>,
+    classes: ArtifactRef,
+    training: Training<'_>,
+) -> TypedJob<Relearn> {
+    let sources = if pairs == 0 {
+        let most = training.steps.iter().max().map_or(1, |steps| steps * training.batch_size);
+        vec![RelearnSource { shards: specs(&plan.retain), most }]
+    } else {
+        let source = |planned: &&PlannedConcept| RelearnSource {
+            shards: specs(&planned.forget),
+            most: pairs,
+        };
+        removed.iter().map(source).collect()
+    };
+    let (name, set) = match plan.test.as_slice() {
+        [] => (VALIDATION, &plan.validation),
+        _ => (TEST, &plan.test),
+    };
+    let mut items: Vec<EvaluateItem> = removed.iter().map(forget_set).collect();
+    if !set.is_empty() {
+        items.push(held_out_set(name, set));
+    }
+    let task = Relearn {
+        change,
+        sources,
+        batch_size: training.batch_size,
+        rate: training.rate,
+        steps: training.steps.to_vec(),
+        items,
+        classes,
+    };
+    let forget = removed.iter().flat_map(|planned| &planned.forget);
+    job(plan, None, task, plan.retain.iter().chain(set).chain(forget))
+}
+
+/// Returns the job that compares the embeddings of a changed model with the base model's. Forget
+/// and validation images are the reference of a classifier, test images are classified; without a
+/// test set, validation images are, and forget images are the reference.
+pub fn features(
+    plan: &Plan,
+    edited: &[&PlannedConcept],
+    change: Option<ArtifactRef>,
+    classes: ArtifactRef,
+    removed: ArtifactRef,
+    neighbours: u32,
+) -> TypedJob<Features> {
+    let set =
+        |name: &str, shards: &[ShardRef]| (!shards.is_empty()).then(|| held_out_set(name, shards));
+    let mut reference: Vec<EvaluateItem> = edited.iter().map(forget_set).collect();
+    let shown = match set(TEST, &plan.test) {
+        Some(test) => {
+            reference.extend(set(VALIDATION, &plan.validation));
+            Some(test)
+        }
+        None => set(VALIDATION, &plan.validation),
+    };
+    let shown = shown.into_iter().collect();
+    let forget = edited.iter().flat_map(|planned| &planned.forget);
+    let task = Features { change, reference, shown, classes, removed, neighbours };
+    job(plan, None, task, plan.validation.iter().chain(&plan.test).chain(forget))
+}
+
+/// How a changed model is fine-tuned.
+#[derive(Debug, Clone, Copy)]
+pub struct Training<'a> {
+    /// Pairs per step.
+    pub batch_size: u32,
+    /// Learning rate.
+    pub rate: f64,
+    /// Numbers of steps after which the model is evaluated, ascending.
+    pub steps: &'a [u32],
+}
+
+/// Returns a concept's forget set as a set to evaluate.
+fn forget_set(planned: &&PlannedConcept) -> EvaluateItem {
+    EvaluateItem {
+        name: forget_item(&planned.concept.id),
+        shards: specs(&planned.forget),
+        label: Label::Class(planned.concept.class_index),
+    }
+}
+
+/// Returns a set whose captions are class names as a set to evaluate.
+fn held_out_set(name: &str, shards: &[ShardRef]) -> EvaluateItem {
+    EvaluateItem { name: name.to_owned(), shards: specs(shards), label: Label::Caption }
 }
 
 fn held_out(
@@ -498,12 +597,8 @@ fn held_out(
         .into_iter()
         .filter(|(_, shards)| !shards.is_empty())
         .map(|(name, shards)| {
-            let item = EvaluateItem {
-                name: name.to_owned(),
-                shards: specs(shards),
-                label: Label::Caption,
-            };
-            job(plan, None, Evaluate { change, items: vec![item], classes, removed }, shards)
+            let items = vec![held_out_set(name, shards)];
+            job(plan, None, Evaluate { change, items, classes, removed }, shards)
         })
         .collect()
 }

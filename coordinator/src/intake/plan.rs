@@ -147,6 +147,10 @@ impl Plan {
                 targets.iter().map(Target::identity).collect::<Result<Vec<_>, Failure>>()?,
             )),
         };
+        let run = match self.manifest.evaluation.probes.as_slice() {
+            [] => run,
+            probes => Digest::of_json(&(run, "probes", probes)),
+        };
         let run = match &self.protected {
             None => run,
             Some(protected) => Digest::of_json(&(run, &protected.prompts)),

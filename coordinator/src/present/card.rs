@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use lethe_shared::manifest::BuiltInProbe;
 use lethe_shared::printable::printable_message;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{
@@ -11,6 +12,7 @@ use lethe_shared::record::{
 use lethe_shared::vocabulary::Tower;
 use serde_json::{Value, json};
 
+use super::answers;
 use crate::compose::gate_rules;
 use crate::compose::protected::{by_movement, percent as share};
 use crate::layout::{PROVENANCE, RECEIPTS};
@@ -82,6 +84,7 @@ pub fn render(record: &Composition, files: &[String]) -> String {
          same for people. `{RECEIPTS}` has a receipt of each removal, `{PROVENANCE}` lists the inputs, `edits.safetensors` has each \
          edit's direction."
     );
+    questions(&mut page, record);
     removed(&mut page, record);
     targets(&mut page, record);
     tested(&mut page, record);
@@ -344,17 +347,34 @@ fn recognition(page: &mut String, record: &Composition) {
     }
 }
 
-/// Writes what commands of the operator measured.
+/// Writes three questions about the release with their answers.
+fn questions(page: &mut String, record: &Composition) {
+    let answers = answers::answers(record);
+    if answers.is_empty() {
+        return;
+    }
+    *page += "\n## Three questions\n";
+    for answer in answers {
+        let _ = writeln!(page, "\n**{}**", answer.question);
+        for sentence in answer.sentences {
+            let _ = writeln!(page, "{}", plain(&sentence));
+        }
+    }
+}
+
+/// Writes what probes measured.
 fn probes(page: &mut String, record: &Composition) {
     for probe in &record.probes {
+        let by =
+            if probe.command.is_empty() { "Lethe itself" } else { "a command of the operator" };
         let version = plain(&probe.version);
         let _ = writeln!(
             page,
-            "\n## Probe `{}`\n\nMeasured by a command of the operator, version {version}.\n\n| measured | value |\n|---|---|",
+            "\n## Probe `{}`\n\nMeasured by {by}, version {version}.\n\n| measured | value |\n|---|---|",
             probe.name
         );
         for (name, value) in &probe.numbers {
-            let _ = writeln!(page, "| `{name}` | {value} |");
+            let _ = writeln!(page, "| `{name}` | {} |", short(*value));
         }
         for note in &probe.notes {
             let _ = writeln!(page, "\n{}", plain(note));
@@ -379,6 +399,12 @@ fn towers_alone(page: &mut String, record: &Composition) {
         let (fa1, fa5) = (percent(alone.fa1), percent(alone.fa5));
         let _ = writeln!(page, "| {} tower | {fa1} | {fa5} | {kept} |", alone.tower.name());
     }
+}
+
+/// Returns a number with four decimals at most.
+pub fn short(value: f64) -> String {
+    let rounded = (value * 1e4).round() / 1e4;
+    if rounded.is_finite() { rounded.to_string() } else { value.to_string() }
 }
 
 /// Number of digests listed per set.
@@ -452,12 +478,22 @@ fn protected(page: &mut String, record: &Composition) {
 fn not_shown(page: &mut String, record: &Composition) {
     *page += "\n## What was not shown\n\n";
     let towers: BTreeSet<Tower> = record.concepts.iter().flat_map(ConceptRecord::towers).collect();
+    let is_probed = |probe: BuiltInProbe| record.probe(probe.name()).is_some();
     let mut said = vec![
-        "Whether a concept can be relearned. It was not attempted from a few images, and the only probe was zero-shot classification."
-            .to_owned(),
-        "Removal under other names. Concepts were probed with the prompt above only, not with synonyms, descriptions or other languages, \
-         and not in retrieval or generation with these embeddings."
-            .to_owned(),
+        if is_probed(BuiltInProbe::Relearn) {
+            "Whether a concept can be relearned by other means than those of the probe `relearn`."
+        } else {
+            "Whether a concept can be relearned. It was not attempted from a few images."
+        }
+        .to_owned(),
+        if is_probed(BuiltInProbe::Words) {
+            "Removal under other names. The probe `words` writes the names in other ways, and tries no synonyms, descriptions or other \
+             languages. Generation with these embeddings was not tried."
+        } else {
+            "Removal under other names. Concepts were probed with the prompt above only, not with synonyms, descriptions or other languages, \
+             and not in generation with these embeddings."
+        }
+        .to_owned(),
         "Removal on other images. FA@k is measured on the images that the edits were found on.".to_owned(),
     ];
     match (towers.contains(&Tower::Text), towers.contains(&Tower::Vision)) {

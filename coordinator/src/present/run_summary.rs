@@ -7,10 +7,11 @@ use std::time::Duration;
 use lethe_shared::digest::Digest;
 use lethe_shared::record::verdict::{ConceptStatus, JudgedConcept};
 use lethe_shared::record::{
-    Composition, Measured, Missing, Recognition, Retained, Utility, UtilityOn,
+    Composition, Measured, Missing, ProbeRecord, Recognition, Retained, Utility, UtilityOn,
 };
 use serde::{Deserialize, Serialize};
 
+use super::card::short;
 use crate::compose::measure::{Judgement, Spread};
 use crate::compose::protected;
 use crate::progress::{human, human_bytes, title};
@@ -237,7 +238,7 @@ pub fn evaluation_table(
     not_removed(&record.not_removed(), &mut row);
     utility(&record.utility, &mut row);
     recognition(record.recognition.as_ref(), &mut row);
-    probes(record, &mut row);
+    probes(&record.probes, &mut row);
     row("jobs", jobs.to_owned());
     row("digest", record.digest.to_string());
     if let Some(rounded) = rounded {
@@ -260,6 +261,7 @@ pub fn model_table(
     digest: Digest,
     (known, forgotten): (usize, usize),
     judgement: &Judgement,
+    measured: &[ProbeRecord],
 ) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
@@ -268,6 +270,7 @@ pub fn model_table(
     row("forgotten", format!("{forgotten} of {known} that the base model recognises"));
     utility(&judgement.utility, &mut row);
     recognition(judgement.recognition.as_ref(), &mut row);
+    probes(measured, &mut row);
     let Judgement { jobs_done, jobs_found, .. } = judgement;
     row("jobs", format!("{jobs_done} executed, {jobs_found} reused"));
     row("digest", digest.to_string());
@@ -333,11 +336,18 @@ fn towers_alone(record: &Composition, row: &mut impl FnMut(&str, String)) {
     }
 }
 
-/// Adds a row for each probe.
-fn probes(record: &Composition, row: &mut impl FnMut(&str, String)) {
-    for probe in &record.probes {
-        let numbers = probe.numbers.iter().map(|(name, value)| format!("{name} {value}"));
-        row(&format!("probe {}", probe.name), numbers.collect::<Vec<_>>().join(", "));
+/// Adds rows for each probe: one for the numbers whose names differ in the last part alone.
+fn probes(probes: &[ProbeRecord], row: &mut impl FnMut(&str, String)) {
+    for probe in probes {
+        let mut groups: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (name, value) in &probe.numbers {
+            let (group, last) = name.rsplit_once('.').unwrap_or(("", name));
+            groups.entry(group).or_default().push(format!("{last} {}", short(*value)));
+        }
+        for (group, numbers) in groups {
+            let name = [probe.name.as_str(), group].join(" ");
+            row(&format!("probe {}", name.trim_end()), numbers.join(", "));
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lethe_shared::digest::Digest;
+use lethe_shared::manifest::BuiltInProbe;
 use serde::Deserialize;
 
 use crate::failure::Failure;
@@ -70,6 +71,11 @@ impl Probe {
         if !is_name(&name) {
             return Err(wrong(format!(
                 "probe.name is `{name}`, expected 1 to {MAX_NAME} lower-case letters, digits and hyphens"
+            )));
+        }
+        if BuiltInProbe::from_name(&name).is_some() {
+            return Err(wrong(format!(
+                "probe.name is `{name}`, which is a built-in probe; give it another name"
             )));
         }
         let (most, longest) = MAX_WORDS;

@@ -167,6 +167,11 @@ pub async fn measured(store: &Store, release: &Release) -> Result<Composition, F
     {
         record = evaluation.onto(record);
     }
-    record.probes = probes::all(store, release).await?;
+    for result in probes::all(store, release).await? {
+        // What a run measured is part of the release.
+        if record.probe(&result.name).is_none() {
+            probes::put(&mut record, result);
+        }
+    }
     Ok(record)
 }

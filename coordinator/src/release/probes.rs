@@ -130,10 +130,28 @@ pub async fn keep(
         pictures,
         notes: result.notes,
     };
-    let mut record = record.clone();
-    record.probes.retain(|other| other.name != probe.name);
-    record.probes.push(result.clone());
+    keep_result(store, release, record, result).await
+}
+
+/// Puts the result of a probe into a record, in the place of an earlier one.
+pub fn put(record: &mut Composition, result: ProbeRecord) {
+    record.probes.retain(|other| other.name != result.name);
+    record.probes.push(result);
     record.probes.sort_by(|a, b| a.name.cmp(&b.name));
+}
+
+/// Stores the result of a probe whose pictures are stored; see [`keep`].
+///
+/// # Errors
+/// [`Failure`] when the store cannot be written.
+pub async fn keep_result(
+    store: &Store,
+    release: &Release,
+    record: &Composition,
+    result: ProbeRecord,
+) -> Result<ProbeRecord, Failure> {
+    let mut record = record.clone();
+    put(&mut record, result.clone());
     let files: Vec<String> = record.files.keys().cloned().collect();
     let (recipe, thumbnails) = (release.recipe().await?, release.thumbnails().await?);
     let pictures = self::pictures(store, &record).await?;
@@ -144,7 +162,8 @@ pub async fn keep(
         pictures: &pictures,
         run: None,
     };
-    let folder = folder(&release.reference(), &probe.name);
+    let name = result.name.clone();
+    let folder = folder(&release.reference(), &name);
     for (name, text) in
         [("README.md", card::render(&record, &files)), ("report.html", report::render(&page))]
     {
@@ -157,7 +176,7 @@ pub async fn keep(
     match store.create_json(&format!("{folder}/{DOCUMENT}"), &stored).await {
         Ok(_) => Ok(stored.result),
         Err(store::Error::Conflict { .. }) => {
-            Ok(find(store, release, &probe.name).await?.unwrap_or(stored.result))
+            Ok(find(store, release, &name).await?.unwrap_or(stored.result))
         }
         Err(error) => Err(error.into()),
     }

@@ -27,6 +27,13 @@ pub(super) struct HeldOut {
     searches: BTreeMap<String, Vec<NameSearch>>,
 }
 
+impl HeldOut {
+    /// Returns the hits on the test set, or without one on the validation set.
+    pub(super) fn on_a_set(&self) -> Option<&Hits> {
+        self.test.as_ref().or(self.validation.as_ref())
+    }
+}
+
 /// Evaluates a changed model. `edited` are the plan's concepts that have an edit, by id; the
 /// classes of all concepts in the plan are not retained. The jobs are the run's own, so its stored
 /// outcomes are reused.
@@ -46,7 +53,7 @@ pub async fn judge_change(
         dispatcher.store.put_artifact(apply::encode(&plan.checkpoint, change)?.into()).await?;
     let mut run = Run::new(plan, dispatcher, false).await?;
     let before = run.all("base", jobs::base_evaluation(plan, run.classes, run.removed)).await?;
-    let judgement = run.judge(edited, &held_out(before), encoded).await?;
+    let judgement = run.judge(edited, &held_out(before), Some(encoded)).await?;
     run.tell();
     Ok(judgement)
 }
@@ -102,7 +109,7 @@ impl Run<'_> {
         &mut self,
         edited: &[&PlannedConcept],
         base: &HeldOut,
-        change: ArtifactRef,
+        change: Option<ArtifactRef>,
     ) -> Result<Judgement, Failure> {
         let (composed, base_jobs) =
             jobs::composed_evaluation(self.plan, edited, change, self.classes, self.removed);
@@ -157,7 +164,7 @@ impl Run<'_> {
         for (tower, part) in parts {
             let file = apply::encode(&self.plan.checkpoint, &part)?.into();
             let encoded = self.dispatcher.store.put_artifact(file).await?;
-            let judgement = self.judge(&edited, base, encoded).await?;
+            let judgement = self.judge(&edited, base, Some(encoded)).await?;
             let measured: Vec<&Measured> = edited
                 .iter()
                 .filter(acts)

@@ -11,10 +11,12 @@
 //! | `not_forgotten.rs` | why no edit was found for a concept |
 //! | `edits.rs` | the edits of a run |
 //! | `judgement.rs` | evaluates a composed model on removed concepts and retained classes |
+//! | `built_in.rs` | the built-in probes |
 //! | `record.rs` | makes the record and the summary |
 //! | [`evaluate`] | measures a release that no run has measured |
 //! | [`recompose`] | a new release from the stored edits of an old one |
 
+mod built_in;
 mod context;
 mod directions;
 mod edits;
@@ -33,9 +35,11 @@ use std::time::Instant;
 
 use lethe_shared::edit::Edit;
 use lethe_shared::manifest::{CompositionMethod, Gates, Names};
-use lethe_shared::record::{ChangeBound, Composition, TowerAlone};
+use lethe_shared::record::{ChangeBound, Composition, ProbeRecord, TowerAlone};
 use lethe_store::Store;
 
+use self::built_in::Subject;
+pub use self::built_in::{Probed, digest as probe_digest, probe_change, probe_model};
 use self::context::Run;
 use self::edits::{EditedConcept, Edits, Stored};
 use self::judgement::HeldOut;
@@ -104,7 +108,10 @@ pub async fn run(
     }
     let edited: Vec<&PlannedConcept> = edits.found.iter().map(|found| found.planned).collect();
     let towers = run.judge_towers(&edits.found, &base, &change).await?;
-    let judgement = run.judge(&edited, &base, encoded).await?;
+    let judgement = run.judge(&edited, &base, Some(encoded)).await?;
+    let asked = &plan.manifest.evaluation.probes;
+    let subject = Subject { base_plan: plan, change: &change, edited: &edited, base: &base };
+    let probes = run.probes(asked, &subject).await?;
     run.tell();
 
     let began = Instant::now();
@@ -115,6 +122,7 @@ pub async fn run(
         change: &change,
         bound,
         towers,
+        probes,
     };
     let (address, record, published) = release(&run, composed, &base, judgement).await?;
     if let Some(key) = &options.signer {
@@ -137,6 +145,8 @@ struct Composed<'a> {
     bound: Option<ChangeBound>,
     /// What the change of each tower does by itself.
     towers: Vec<TowerAlone>,
+    /// What built-in probes measured.
+    probes: Vec<ProbeRecord>,
 }
 
 /// Returns how the edits of a change have to be scaled so that no layer changes by more than
@@ -156,9 +166,9 @@ async fn release(
     judgement: Judgement,
 ) -> Result<(String, Composition, Published), Failure> {
     let (plan, dispatcher) = (run.plan, run.dispatcher);
-    let Composed { edits, applied, directions, change, bound, towers } = composed;
+    let Composed { edits, applied, directions, change, bound, towers, probes } = composed;
     let mut record = record::make_record(plan, change, edits, base, judgement)?;
-    (record.change_bound, record.towers) = (bound, towers);
+    (record.change_bound, record.towers, record.probes) = (bound, towers, probes);
     if let Some(origin) = &mut record.origin {
         origin.arithmetic = run.arithmetic.iter().cloned().collect();
     }

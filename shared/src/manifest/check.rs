@@ -24,6 +24,7 @@ pub(super) fn all(manifest: &Manifest) -> Result<(), Wrong> {
     what_applies(&manifest.composition)?;
     composition(&manifest.composition)?;
     policy(manifest)?;
+    evaluation(manifest)?;
     release(manifest)?;
     execution(manifest)
 }
@@ -297,6 +298,17 @@ fn policy(manifest: &Manifest) -> Result<(), Wrong> {
         );
     }
     Ok(())
+}
+
+fn evaluation(manifest: &Manifest) -> Result<(), Wrong> {
+    let mut probes = manifest.evaluation.probes.clone();
+    probes.sort_unstable();
+    match probes.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => {
+            wrong("evaluation.probes", format!("names `{}` more than once", pair[0].name()))
+        }
+        None => Ok(()),
+    }
 }
 
 fn release(manifest: &Manifest) -> Result<(), Wrong> {

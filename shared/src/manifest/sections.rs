@@ -41,6 +41,9 @@ pub struct Manifest {
     /// with exit code 4.
     #[serde(default)]
     pub gates: Gates,
+    /// What the release is measured by, beside its accuracy.
+    #[serde(default, skip_serializing_if = "EvaluationSection::is_empty")]
+    pub evaluation: EvaluationSection,
     /// What a run computes on: `workers` and `device` apply without `--nats`, `arithmetic` to every
     /// run.
     #[serde(default)]
@@ -436,6 +439,65 @@ pub enum Arithmetic {
     /// Machines of the same arithmetic class as the one that ran the first job. Workers of
     /// another class leave the jobs.
     Same,
+}
+
+/// `[evaluation]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationSection {
+    /// Built-in probes that measure the composed model. Their numbers are in the record, and gates
+    /// can bound them.
+    pub probes: Vec<BuiltInProbe>,
+}
+
+impl EvaluationSection {
+    fn is_empty(&self) -> bool {
+        self.probes.is_empty()
+    }
+}
+
+/// A probe that workers perform. (Commands of the operator are probes too.)
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuiltInProbe {
+    /// Removed names in other words: capitals, phrases, misspellings, other orders of words.
+    Words,
+    /// The weights rounded to float16, bfloat16, int8 and int4.
+    Rounded,
+    /// The mean of the weights and those of the base model.
+    Halfway,
+    /// A control: a random change of the same size instead of the edits.
+    Random,
+    /// Fine-tuning on retained pairs, and on a few pairs of the removed concepts.
+    Relearn,
+    /// How far embeddings move, a classifier fitted to image embeddings, and the retained classes
+    /// that are nearest to removed ones.
+    Features,
+}
+
+impl BuiltInProbe {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Words, Self::Rounded, Self::Halfway, Self::Random, Self::Relearn, Self::Features];
+
+    /// Returns its name in manifests, on the command line and in records.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Words => "words",
+            Self::Rounded => "rounded",
+            Self::Halfway => "halfway",
+            Self::Random => "random",
+            Self::Relearn => "relearn",
+            Self::Features => "features",
+        }
+    }
+
+    /// Returns the probe of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|probe| probe.name() == name)
+    }
 }
 
 /// How a release names the concepts that it removes.

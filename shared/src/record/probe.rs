@@ -1,4 +1,4 @@
-//! Measurements that a command of the operator made of a release.
+//! What probes measured of a release.
 
 use std::collections::BTreeMap;
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::reference::ArtifactRef;
 
-/// The result of a probe: a command that measures a release by means of its own, for example by
-/// drawing with a diffusion pipeline.
+/// The result of a probe: one of the built-in ones, or a command of the operator that measures a
+/// release by means of its own, for example by drawing with a diffusion pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeRecord {
     /// Its name.
     pub name: String,
-    /// SHA-256 of the probe file.
+    /// SHA-256 of the probe file; of a built-in probe, of its name and version.
     pub file: Digest,
-    /// The command.
+    /// The command; empty for a built-in probe.
     pub command: Vec<String>,
-    /// What the command says its version is.
+    /// Its version, as the command has it.
     pub version: String,
     /// Exit code of the command: 0, because the results of others are not kept.
     pub exit_code: i32,

@@ -120,6 +120,8 @@ registry! { $
     key_moments: KeyMoments,
     keys: Keys,
     least_squares: LeastSquares,
+    relearn: Relearn,
+    features: Features,
 }
 
 fn checked<T: Task>(spec: &[u8]) -> Result<T, String> {

@@ -186,6 +186,25 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
             rank: 8,
         }
         .into(),
+        Relearn {
+            change: seed.is_multiple_of(2).then(|| artifact(5)),
+            sources: vec![RelearnSource { shards: files(2), most: 1 }],
+            batch_size: 64,
+            rate: 1e-4,
+            steps: vec![10, 11 + (seed % 100) as u32],
+            items: vec![item("test", Label::Caption)],
+            classes: artifact(2),
+        }
+        .into(),
+        Features {
+            change: seed.is_multiple_of(2).then(|| artifact(5)),
+            reference: vec![item("validation", Label::Caption)],
+            shown: vec![item("test", Label::Caption)],
+            classes: artifact(2),
+            removed: artifact(6),
+            neighbours: (seed % 100) as u32,
+        }
+        .into(),
     ]
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use lethe_shared::digest::Digest;
-use lethe_shared::reference::{ArtifactRef, FileSpec, ModelSpec};
-use lethe_shared::task::{Evaluate, EvaluateOutput, Label};
+use lethe_shared::reference::{ArtifactRef, ClassTexts, FileSpec, ModelSpec};
+use lethe_shared::task::{Evaluate, EvaluateItem, EvaluateOutput, Label};
 use lethe_shared::vocabulary::Tower;
 use safetensors::SafeTensors;
 use tch::Tensor;
@@ -54,15 +54,7 @@ fn evaluate(
     for item in &task.items {
         let (images, captions) =
             embedded_images(context, &model, composed.as_deref(), &item.shards, stages)?;
-        let labels = match item.label {
-            Label::Class(class) if (class as usize) < classes.texts.names.len() => {
-                vec![class; captions.len()]
-            }
-            Label::Class(class) => {
-                return Err(Error::Input(format!("class {class} is not in the class list")));
-            }
-            Label::Caption => data::classes_of(&captions, &classes.texts)?,
-        };
+        let labels = labels(item, &captions, &classes.texts)?;
         let ranks = ranks(
             &images,
             &class_embeddings,
@@ -103,15 +95,30 @@ fn evaluate(
     Ok(output)
 }
 
+/// Returns the true classes of an item's images.
+pub(super) fn labels(
+    item: &EvaluateItem,
+    captions: &[String],
+    classes: &ClassTexts,
+) -> Result<Vec<u32>, Error> {
+    match item.label {
+        Label::Class(class) if (class as usize) < classes.names.len() => {
+            Ok(vec![class; captions.len()])
+        }
+        Label::Class(class) => Err(Error::Input(format!("class {class} is not in the class list"))),
+        Label::Caption => data::classes_of(captions, classes),
+    }
+}
+
 /// The classes that are removed.
-struct Removed {
-    classes: Vec<u32>,
+pub(super) struct Removed {
+    pub(super) classes: Vec<u32>,
     /// Marks the other classes: `[c]`, boolean.
-    retained: Tensor,
+    pub(super) retained: Tensor,
 }
 
 impl Removed {
-    fn of(
+    pub(super) fn of(
         context: JobContext<'_>,
         artifact: &ArtifactRef,
         class_count: usize,
@@ -227,7 +234,7 @@ impl ComposedModel {
 }
 
 /// Reads the tensors of a change, with the parameters that they replace.
-fn changed_tensors(
+pub(super) fn changed_tensors(
     context: JobContext<'_>,
     model: &LoadedModel,
     change: &ArtifactRef,

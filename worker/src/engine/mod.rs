@@ -28,6 +28,8 @@
 //! | `direction.rs` | one concept with preconditioned directions: scores of its layers, then direction and step |
 //! | `effects.rs` | the effect of each edit on each concept |
 //! | `evaluate.rs` | zero-shot hits of the model, original or changed |
+//! | `features.rs` | what a change does to embeddings |
+//! | `relearn.rs` | fine-tuning of an edited model, and what it recognises afterwards |
 //! | `margins/` | composition by margins: a constraint per forget image |
 //! | `least_squares/` | composition by least squares: states of removed texts mapped to those of a mean text |
 
@@ -38,6 +40,7 @@ mod effects;
 mod error;
 mod evaluate;
 mod evaluation_data;
+mod features;
 mod forget_set;
 mod image_embeddings;
 mod job_context;
@@ -48,6 +51,7 @@ mod moments;
 mod options;
 mod protect;
 mod ranking;
+mod relearn;
 mod retain;
 mod search;
 mod shared_values;

@@ -11,10 +11,10 @@
 //! | `text.rs` | hidden characters, JSON in scripts, words of a command line, numbers |
 //! | `source.rs` | the input of a report |
 //! | `notes.rs` | warnings for readers who rely on the release |
-//! | `summary.rs` | headline, retained classes, concepts without an edit, times, glossary |
+//! | `summary.rs` | headline, three questions, retained classes, concepts without an edit, times, glossary |
 //! | `recognition.rs` | what can still be told of removed concepts |
 //! | `towers.rs` | what the change of each tower does by itself |
-//! | `probes.rs` | what commands of the operator measured and drew |
+//! | `probes.rs` | what probes measured and drew |
 //! | `concepts.rs` | the table of concepts |
 //! | `agreement.rs` | predictions beside measurements |
 //! | `matrix.rs` | the effect matrix, near-duplicates side by side |
@@ -54,7 +54,9 @@ pub fn render(source: &Source<'_>) -> String {
     let body = html! {
         (summary::headline(source))
         main { "\n"
-            (summary::origin(source))
+            (summary::facts(record))
+            (summary::questions(record))
+            (summary::origin(record))
             (notes::section(record))
             (commands::section(record))
             (summary::retained(record))

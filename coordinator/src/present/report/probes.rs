@@ -1,4 +1,4 @@
-//! What commands of the operator measured and drew.
+//! What probes measured and drew.
 
 use data_encoding::BASE64;
 use lethe_shared::record::{ProbePicture, ProbeRecord};
@@ -6,6 +6,7 @@ use lethe_shared::reference::ArtifactRef;
 use maud::{Markup, html};
 
 use super::source::Source;
+use crate::present::card::short;
 use crate::probe::media_type;
 
 /// Size of all pictures of a page, bytes.
@@ -18,7 +19,8 @@ pub(super) fn section(source: &Source<'_>) -> Markup {
         @if !source.record.probes.is_empty() {
             section id="probes" { h2 { "Probes" } "\n"
                 p.soft {
-                    "Measured by commands of the operator after the release was made, with means of their own. The numbers are the commands'."
+                    "Built-in probes are jobs as those of a run, and give the same numbers again. Other probes are commands of the operator "
+                    "with means of their own, and the numbers are the commands'."
                 } "\n"
                 @for probe in &source.record.probes { (one(probe, source, &mut room)) }
             } "\n"
@@ -32,12 +34,12 @@ fn one(probe: &ProbeRecord, source: &Source<'_>, room: &mut usize) -> Markup {
     let left_out = probe.pictures.len() - pictures.len();
     html! {
         h3 { (probe.name) " " span.soft { "(version " (probe.version) ")" } } "\n"
-        p.soft { code { (probe.command.join(" ")) } } "\n"
+        p.soft { @if probe.command.is_empty() { "built in" } @else { code { (probe.command.join(" ")) } } } "\n"
         div.wide {
             table.plain {
                 thead { tr { th { "measured" } th.n { "value" } } }
                 tbody { "\n"
-                    @for (name, value) in &probe.numbers { tr { td { (name) } td.n { (value) } } "\n" }
+                    @for (name, value) in &probe.numbers { tr { td { (name) } td.n { (short(*value)) } } "\n" }
                 }
             }
         } "\n"

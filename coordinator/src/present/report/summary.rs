@@ -1,4 +1,4 @@
-//! Headline, retained classes, concepts without an edit, times, glossary.
+//! Headline, three questions, retained classes, concepts without an edit, times, glossary.
 
 use lethe_shared::record::verdict::{ConceptStatus, Criterion};
 use lethe_shared::record::{Composition, Retained, UtilityOn};
@@ -8,6 +8,7 @@ use super::source::Source;
 use super::text::{count, percent};
 use crate::compose::measure::Spread;
 use crate::compose::protected;
+use crate::present::answers;
 use crate::present::card::claimed;
 use crate::present::run_summary::Report;
 use crate::progress::human_bytes;
@@ -34,14 +35,44 @@ pub(super) fn headline(source: &Source<'_>) -> Markup {
     }
 }
 
-/// Returns facts about the whole release, and its origin.
-pub(super) fn origin(source: &Source<'_>) -> Markup {
-    let record = source.record;
-    let row = |name: &str, value: &str| html! { div { dt { (name) } dd { code { (value) } } } };
+/// Returns facts about the whole release.
+pub(super) fn facts(record: &Composition) -> Markup {
     html! {
         div.facts { "\n"
-            @for (value, unit, name) in facts(record) { div.fact { b { (value) small { " " (unit) } } span { (name) } } "\n" }
+            @for (value, unit, name) in numbers(record) { div.fact { b { (value) small { " " (unit) } } span { (name) } } "\n" }
         } "\n"
+    }
+}
+
+/// Returns three questions about the release with their answers.
+pub(super) fn questions(record: &Composition) -> Markup {
+    let answers = answers::answers(record);
+    html! {
+        @if !answers.is_empty() {
+            section.questions id="questions" { "\n"
+                @for answer in answers {
+                    div { h3 { (answer.question) }
+                        @for sentence in answer.sentences { p { (in_code(&sentence)) } }
+                    } "\n"
+                }
+            } "\n"
+        }
+    }
+}
+
+/// Returns a sentence in which words between backquotes are code.
+fn in_code(sentence: &str) -> Markup {
+    html! {
+        @for (number, part) in sentence.split('`').enumerate() {
+            @if number % 2 == 1 { code { (part) } } @else { (part) }
+        }
+    }
+}
+
+/// Returns where the release comes from.
+pub(super) fn origin(record: &Composition) -> Markup {
+    let row = |name: &str, value: &str| html! { div { dt { (name) } dd { code { (value) } } } };
+    html! {
         dl.origin {
             (row("run", &record.run))
             (row("base", &record.base.address))
@@ -56,7 +87,7 @@ pub(super) fn origin(source: &Source<'_>) -> Markup {
 }
 
 /// Returns value, unit and meaning of each fact.
-fn facts(record: &Composition) -> Vec<(String, String, String)> {
+fn numbers(record: &Composition) -> Vec<(String, String, String)> {
     let total = record.concepts.len() + record.missing.len();
     let mut facts = Vec::new();
     if record.concepts.iter().all(|concept| concept.composed.is_some()) {
