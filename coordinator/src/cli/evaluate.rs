@@ -25,6 +25,7 @@ use super::evaluate_model;
 use super::find;
 use super::probe;
 use super::workers::Workers;
+use crate::compose::apply::Change;
 use crate::compose::gate_rules;
 use crate::compose::rounding::{self, Rounding};
 use crate::exec::dispatch::Dispatcher;
@@ -229,8 +230,12 @@ async fn judge(
     let released = released.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
     let mut change = evaluate::change(&plan.checkpoint, &released, &release.record)?;
     if let Some(rounding) = options.rounded {
-        change =
-            tokio::task::block_in_place(|| rounding::rounded(&plan.checkpoint, &change, rounding))?;
+        let rounded = tokio::task::spawn_blocking(move || {
+            rounding::rounded(&released, &Change::new(), rounding)
+        });
+        let rounded =
+            rounded.await.map_err(|error| Failure::Infrastructure(error.to_string()))??;
+        change.extend(rounded);
     }
     retry(&RetryPolicy::service(options.workers.give_up()), "probe the store", &cancel, || {
         store.probe()
