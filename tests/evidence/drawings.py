@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the demo's diffusion pipeline still draws after removals, by Lethe and by what else is used on pipelines.
 
-usage: drawings.py LETHE STORE [--each N] [--only WORDS]
+usage: drawings.py LETHE STORE [--each N] [--only WORDS] [--picture FILE]
 
 Rows: Lethe's releases of 1, 10, 100 and 300 concepts, that of a hundred at strengths 0.5 and 1.5, edits added up as SLUG adds them (`sum`), Lethe's `preconditioned`, UCE
 (arXiv 2308.14761: closed form on the keys and values of the cross-attention) and ESD-x (2303.07345: fine-tuning of the cross-attention).
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
 from transformers import CLIPTextModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,15 +200,41 @@ class Lethe:
         return CLIPTextModel.from_pretrained(Path(release) / "targets/pipeline/text_encoder").float().eval()
 
 
+def sheet(bench, text, removed, path):
+    """Draws classes of each group that the unedited pipeline draws right, before and after, and writes the drawings as one picture."""
+    chosen = []
+    for group, names, count in (("removed", removed, 8), ("covered", bench.retained["covered"], 4), ("never seen", bench.retained["unseen"], 4)):
+        right = [name for name, hit in zip(names, bench.right(bench.text, bench.unet, names, 0)) if hit]
+        # Short names fit below a drawing.
+        chosen += [(group, name) for name in sorted(right, key=len)[:count]]
+    side, line = 96, 14
+    page = Image.new("RGB", (side * len(chosen) + 60, 2 * side + 3 * line), "white")
+    pen = ImageDraw.Draw(page)
+    for row, (name, encoder) in enumerate((("before", bench.text), ("after", text))):
+        pen.text((2, line + row * side + side // 2), name, fill="black")
+        for column, picture in enumerate(bench.draw(encoder, bench.unet, [name for _, name in chosen], 0)):
+            page.paste(picture.resize((side, side), Image.NEAREST), (60 + column * side, line + row * side))
+    for column, (group, name) in enumerate(chosen):
+        if column == 0 or chosen[column - 1][0] != group:
+            pen.text((62 + column * side, 1), group, fill="black")
+        pen.text((62 + column * side, line + 2 * side + 2), name[:15], fill="black")
+    page.quantize(128).save(path, optimize=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lethe")
     parser.add_argument("store")
     parser.add_argument("--each", type=int, default=100, help="classes of each group that are drawn")
     parser.add_argument("--only", nargs="+", action="extend", help="rows whose names begin like this")
+    parser.add_argument("--picture", type=Path, help="write drawings before and after the removal of a hundred concepts to this PNG file, and nothing else")
     options = parser.parse_args()
     bench, lethe = Bench(options.each), Lethe(options.lethe, options.store)
     wanted = lambda name: not options.only or any(name.startswith(word) for word in options.only)
+
+    if options.picture:
+        release, _, _ = lethe.run(bench.removed[100], JOB / "concepts-100.csv")
+        return sheet(bench, lethe.text(release), bench.removed[100], options.picture)
 
     everything = sorted(row["class"] for row in rows(JOB / "concepts-300.csv"))
     drawn = bench.right(bench.text, bench.unet, everything, 0)

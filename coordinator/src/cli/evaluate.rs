@@ -254,6 +254,10 @@ async fn judge(
                 evaluation = evaluation.write(store, fence, release).await?;
             }
             record = evaluation.onto(record);
+            if options.rounded.is_some() {
+                // They are of the weights before rounding.
+                record.probes.clear();
+            }
         }
         if !probes.is_empty() {
             let measured =

@@ -258,7 +258,11 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         .layers
         .iter()
         .map(|layers| ("layers shared with targets", layers.len().to_string()));
-    let rows: Vec<_> = rows.into_iter().chain(targets).chain(layers).collect();
+    let probes: Vec<&str> =
+        plan.manifest.evaluation.probes.iter().map(|probe| probe.name()).collect();
+    let probes = (!probes.is_empty())
+        .then(|| ("probes", format!("{}; their jobs are not counted above", probes.join(", "))));
+    let rows: Vec<_> = rows.into_iter().chain(probes).chain(targets).chain(layers).collect();
     let lines: Vec<String> =
         rows.iter().map(|(name, value)| format!("  {name:<26}{value}")).collect();
     format!("everything the manifest names exists and is valid\n{}", lines.join("\n"))

@@ -493,8 +493,9 @@ pub fn forget_evaluation(
     edited.chunks(CONCEPTS_PER_JOB).map(slice).collect()
 }
 
-/// Returns the job that fine-tunes a changed model: on `pairs` pairs of each removed concept, or on
-/// retained pairs if that is 0. The model is evaluated on the forget sets of the removed concepts,
+/// Returns the job that fine-tunes a changed model: on `pairs` pairs of each removed concept among a
+/// batch of retained ones, without which a single concept could be told from nothing; or on retained
+/// pairs alone if that is 0. The model is evaluated on the forget sets of the removed concepts,
 /// and on the test set, or without one on the validation set.
 pub fn relearn(
     plan: &Plan,
@@ -504,16 +505,18 @@ pub fn relearn(
     classes: ArtifactRef,
     training: Training<'_>,
 ) -> TypedJob<Relearn> {
-    let sources = if pairs == 0 {
-        let most = training.steps.iter().max().map_or(1, |steps| steps * training.batch_size);
-        vec![RelearnSource { shards: specs(&plan.retain), most }]
-    } else {
+    let retained = match pairs {
+        0 => training.steps.iter().max().map_or(1, |steps| steps * training.batch_size),
+        _ => training.batch_size,
+    };
+    let mut sources = vec![RelearnSource { shards: specs(&plan.retain), most: retained }];
+    if pairs > 0 {
         let source = |planned: &&PlannedConcept| RelearnSource {
             shards: specs(&planned.forget),
             most: pairs,
         };
-        removed.iter().map(source).collect()
-    };
+        sources.extend(removed.iter().map(source));
+    }
     let (name, set) = match plan.test.as_slice() {
         [] => (VALIDATION, &plan.validation),
         _ => (TEST, &plan.test),

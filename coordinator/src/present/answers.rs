@@ -53,9 +53,9 @@ fn gone(record: &Composition) -> Vec<String> {
         vec![format!("{removed} of {all} concepts are forgotten on their own forget images.")];
     if let Some(of) = group(record, |on| on.removed) {
         said.push(format!(
-            "On images that no forget set has, top-1 accuracy on the removed classes fell from {} to {}.",
-            percent(of.before.ta1),
-            percent(of.after.ta1)
+            "On images that no forget set has, top-1 accuracy on the removed classes is {} ({} before).",
+            percent(of.after.ta1),
+            percent(of.before.ta1)
         ));
     }
     let candidates = record.recognition.iter().flat_map(|recognition| &recognition.candidates);
