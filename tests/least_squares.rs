@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use lethe_shared::checkpoint::Checkpoint;
+use lethe_shared::record::Composition;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::vocabulary::Tower;
 use lethe_tests::nats::{NatsServer, Version};
@@ -46,13 +47,27 @@ impl Texts {
 
     /// Returns the states after the last block at every token: `[texts, tokens · width]`.
     fn states(&self, texts: &[&str]) -> Tensor {
+        self.outputs(texts).0.flatten(1, 2)
+    }
+
+    /// Returns the states after the last block at the ends of the texts: `[texts, width]`.
+    fn ends(&self, texts: &[&str]) -> Tensor {
+        let (states, ends) = self.outputs(texts);
+        let rows: Vec<Tensor> =
+            (0..).zip(ends).map(|(text, end)| states.get(text).get(end)).collect();
+        Tensor::stack(&rows, 0)
+    }
+
+    /// Returns the states after the last block at every token, and the places of the ends.
+    fn outputs(&self, texts: &[&str]) -> (Tensor, Vec<i64>) {
         let _guard = tch::no_grad_guard();
         let encoded: Vec<Vec<u32>> =
             texts.iter().map(|text| self.folder.tokenizer.encode(text).unwrap()).collect();
         let batch = self.clip.whole_batch(&encoded, None, Device::Cpu).unwrap();
         let layer = self.clip.architecture().find(LAST).unwrap();
         let weights = self.parameters.weights();
-        self.clip.block_states(&weights, &batch, layer).unwrap().outputs.flatten(1, 2)
+        let states = self.clip.block_states(&weights, &batch, layer).unwrap().outputs;
+        (states, Vec::try_from(&batch.pooled).unwrap())
     }
 }
 
@@ -109,6 +124,44 @@ fn nothing_of_a_concept_is_left_at_any_token_of_its_texts() {
     let ours = read(&folder(&said).join("model.safetensors"));
     assert_eq!(tower[LAST], ours[LAST]);
     assert_ne!(ours[LAST], read(&base_model().join("model.safetensors"))[LAST]);
+}
+
+/// With `tokens = "read"`, all layers share the removal of what CLIP reads.
+#[test]
+fn what_clip_reads_is_removed_by_all_layers_together() {
+    let job = job("tokens = \"read\"");
+    let planned = last_line(&job.command("plan", &[]).output().unwrap());
+    let run = job.run("store");
+    assert_eq!(planned["jobs"], run["summary"]["jobs_done"], "plan counts the jobs");
+    let found = record(&run);
+    assert_eq!(found.layers.len(), 4, "{:?}", found.layers.keys());
+    for concept in &found.concepts {
+        assert_eq!((concept.composed.unwrap().fa5, concept.layers.len()), (0.0, 4));
+    }
+    let address = run["release"].as_str().unwrap();
+    let verified = lethe(&["verify", address, "--recompute"]);
+    assert!(verified.status.success(), "{}", stderr(&verified));
+    let compose = |arguments: &[&str]| succeed(&[&["compose", address][..], arguments].concat());
+    assert_eq!(model(&compose(&[])), model(&run));
+    let one = CONCEPTS[0];
+    let without = compose(&["--restore", one]);
+    assert_eq!(model(&without), model(&compose(&["--strength", &format!("{one}=0")])));
+    job.replace("job.toml", "workers = 2", "workers = 3");
+    assert_eq!(job.run("another")["digest"], run["digest"]);
+
+    // It keeps more of the retained classes than edits of one layer that change every token.
+    let every = record(&self::job("").run("store"));
+    let kept = |record: &Composition| record.utility.test.as_ref().unwrap().after.ta1;
+    assert!(kept(&found) >= kept(&every) - 0.02, "{} {}", kept(&found), kept(&every));
+    // The state of the end of a removed text is that of a mean text; the states before are not.
+    let (base, edited) = (Texts::open(&base_model()), Texts::open(&folder(&run)));
+    let names: Vec<&str> = found.concepts.iter().map(|concept| concept.class.as_str()).collect();
+    let classes = std::fs::read_to_string(job.path("classes.txt")).unwrap();
+    let mean = base.ends(&classes.lines().collect::<Vec<_>>());
+    let mean = mean.mean_dim([0].as_slice(), true, Kind::Float);
+    let (before, after) = (base.ends(&names) - &mean, edited.ends(&names) - &mean);
+    let left = (&before * &after).sum(Kind::Float) / before.square().sum(Kind::Float);
+    assert!(left.double_value(&[]) < 0.3, "{left}");
 }
 
 #[test]
@@ -194,6 +247,8 @@ fn what_the_method_does_not_have_is_refused() {
     let other = SmallJob::new().lenient();
     other.replace("job.toml", "[execution]", "[composition]\nretain_weight = 9\n\n[execution]");
     refused(&other, "composition.retain_weight has no effect on the method `preconditioned`");
+    other.replace("job.toml", "retain_weight = 9", "tokens = \"read\"");
+    refused(&other, "composition.tokens has no effect on the method `preconditioned`");
     let protected = job("");
     protected.write("protect.txt", b"pizza\n");
     protected.replace("job.toml", "[data]", "[data]\nprotect = \"protect.txt\"");

@@ -53,6 +53,17 @@ impl Towers {
     }
 }
 
+/// Which tokens of a text an edit acts on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TextTokens {
+    /// All tokens of the context, padding included: what a diffusion pipeline reads.
+    #[default]
+    All,
+    /// The token that CLIP reads: the end of the text.
+    Read,
+}
+
 /// Precision of matrix multiplications in a model's towers. Weights, activations between blocks,
 /// sums, directions and edits always have float32 or better.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

@@ -13,6 +13,7 @@ use crate::exec::jobs;
 use crate::failure::Failure;
 use crate::intake::plan::{Plan, groups};
 use crate::progress::human_bytes;
+use crate::run;
 
 /// The last line of `lethe plan --json`.
 #[derive(Debug, Serialize)]
@@ -128,8 +129,11 @@ fn corrections(plan: &Plan) -> Result<usize, Failure> {
     }
     if composition.method() == CompositionMethod::LeastSquares {
         // In place of the retain gradient there are moments, also of the covered classes' texts and
-        // of unlabelled ones; and there is the solution.
-        return Ok(1 + plan.retain_texts.len() + 1);
+        // of unlabelled ones; and there is the solution. Further layers need the same again.
+        let further = run::least_squares_layers(plan)?.len() - 1;
+        let texts = plan.retain_texts.len();
+        let of_layer = plan.retain.len() + 1 + texts + 1 + plan.concepts.len() + 1;
+        return Ok(1 + texts + 1 + further * of_layer);
     }
     let mut moments = 0;
     for tower in [Tower::Text, Tower::Vision] {

@@ -114,7 +114,7 @@ fn padding(plan: &Plan) -> Option<u32> {
 }
 
 /// Returns the jobs over the retain set and over the slices of unlabelled `texts` that sum the second
-/// moments of a layer's inputs at every token.
+/// moments of a layer's inputs at the tokens of the texts.
 pub fn key_moments(
     plan: &Plan,
     texts: &[ArtifactRef],
@@ -122,12 +122,7 @@ pub fn key_moments(
 ) -> (Vec<TypedJob<KeyMoments>>, Vec<TypedJob<KeyMoments>>) {
     let of_shard = |shard: &ShardRef| {
         let source = MomentSource::Captions(shard.spec());
-        job(
-            plan,
-            None,
-            KeyMoments { source, padding: padding(plan), layer: layer.to_owned() },
-            [shard],
-        )
+        job(plan, None, key_moments_of(plan, source, layer), [shard])
     };
     let of_texts = |texts: &ArtifactRef| key_moments_of_texts(plan, *texts, layer);
     (plan.retain.iter().map(of_shard).collect(), texts.iter().map(of_texts).collect())
@@ -135,8 +130,25 @@ pub fn key_moments(
 
 /// Returns the job that sums those moments over some texts.
 pub fn key_moments_of_texts(plan: &Plan, texts: ArtifactRef, layer: &str) -> TypedJob<KeyMoments> {
-    let source = MomentSource::Texts(texts);
-    job(plan, None, KeyMoments { source, padding: padding(plan), layer: layer.to_owned() }, [])
+    job(plan, None, key_moments_of(plan, MomentSource::Texts(texts), layer), [])
+}
+
+fn key_moments_of(plan: &Plan, source: MomentSource, layer: &str) -> KeyMoments {
+    let tokens = plan.manifest.composition.tokens;
+    KeyMoments { source, padding: padding(plan), layer: layer.to_owned(), tokens }
+}
+
+/// A layer that takes a share of the residuals of removed texts, in `least-squares`.
+#[derive(Debug, Clone, Copy)]
+pub struct ShareOfLayer<'a> {
+    /// The layer.
+    pub layer: &'a str,
+    /// The layer after whose block the states are read.
+    pub read: &'a str,
+    /// Edits of the layers before.
+    pub change: Option<ArtifactRef>,
+    /// The share, above 0 and at most 1.
+    pub share: f64,
 }
 
 /// Default of `composition.vision_cost`: on the demo, it keeps most of the retained classes.
@@ -294,28 +306,33 @@ pub fn constraints(
 /// the square of this number takes.
 const MAX_ROWS: usize = 12_000;
 
-/// Returns one job per concept that computes its keys and residuals at a layer.
+/// Returns one job for each of these concepts that computes its keys and residuals at a layer.
 pub fn keys(
     plan: &Plan,
-    layer: &str,
+    concepts: &[&PlannedConcept],
+    at: ShareOfLayer<'_>,
     inverses: &[ArtifactRef],
     classes: ArtifactRef,
 ) -> Vec<TypedJob<Keys>> {
     let rows = (MAX_ROWS / plan.concepts.len().max(1)).clamp(2, 16) as u32;
-    let one = |planned: &PlannedConcept| {
+    let one = |planned: &&PlannedConcept| {
         let task = Keys {
             class: planned.concept.class_index,
             forget: specs(&planned.forget),
             classes,
             padding: padding(plan),
-            layer: layer.to_owned(),
+            layer: at.layer.to_owned(),
+            read: at.read.to_owned(),
+            tokens: plan.manifest.composition.tokens,
+            change: at.change,
+            share: at.share,
             inverses: inverses.to_vec(),
             texts: plan.manifest.composition.images,
             rows,
         };
         job(plan, Some(&planned.concept.id), task, &planned.forget)
     };
-    plan.concepts.iter().map(one).collect()
+    concepts.iter().map(one).collect()
 }
 
 /// Default of `composition.retain_weight`: with a hundred concepts of the demo, covered classes are

@@ -10,7 +10,7 @@ use lethe_shared::manifest::{Classes, CompositionMethod, Concept, Error, Manifes
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::DataFile;
 use lethe_shared::reference::{ClassTexts, ShardRef};
-use lethe_shared::vocabulary::{MethodSettings, Tower, Towers};
+use lethe_shared::vocabulary::{MethodSettings, TextTokens, Tower, Towers};
 use lethe_store as store;
 
 use super::concepts::{
@@ -162,10 +162,12 @@ fn method_warning(manifest: &Manifest) -> Option<String> {
     let method = composition.method();
     let draws =
         manifest.release.target.iter().find(|target| target.kind == TargetKind::StableDiffusion);
-    if let Some(target) = draws.filter(|_| method != CompositionMethod::LeastSquares) {
+    let changes_all =
+        method == CompositionMethod::LeastSquares && manifest.composition.tokens == TextTokens::All;
+    if let Some(target) = draws.filter(|_| !changes_all) {
         return Some(format!(
             "target `{}` reads the text tower's state at every token, and composition.method `{}` changes mostly the one that CLIP reads: \
-             many removed concepts are still drawn. `least-squares` changes all of them",
+             many removed concepts are still drawn. `least-squares` (with tokens = \"all\") changes all of them",
             target.name,
             method.name()
         ));

@@ -44,6 +44,7 @@ use self::context::Run;
 use self::edits::{EditedConcept, Edits, Stored};
 use self::judgement::HeldOut;
 pub use self::judgement::{ModelJudgement, judge_change, judge_model};
+pub use self::least_squares::layers as least_squares_layers;
 use crate::attest::key::SigningKey;
 use crate::compose::apply::{self, Change, Directions};
 use crate::compose::measure::Judgement;

@@ -3,7 +3,7 @@
 use super::id::{MAX_NAME, is_id};
 use super::sections::{CompositionMethod, CompositionSection, Manifest, Names, Required};
 use super::targets;
-use crate::vocabulary::Towers;
+use crate::vocabulary::{TextTokens, Towers};
 
 /// A wrong value.
 pub(super) struct Wrong {
@@ -147,9 +147,13 @@ fn what_applies(composition: &CompositionSection) -> Result<(), Wrong> {
 fn least_squares(composition: &CompositionSection) -> Result<(), Wrong> {
     let method = composition.method();
     if method != CompositionMethod::LeastSquares {
-        return match composition.retain_weight {
-            Some(_) => wrong(
-                "composition.retain_weight",
+        let given = [
+            ("composition.retain_weight", composition.retain_weight.is_some()),
+            ("composition.tokens", composition.tokens != TextTokens::default()),
+        ];
+        return match given.into_iter().find(|(_, given)| *given) {
+            Some((field, _)) => wrong(
+                field,
                 format!(
                     "has no effect on the method `{}`; it is a setting of `least-squares`",
                     method.name()

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::gates::Gates;
 use super::targets::ReleaseTarget;
 use crate::address::Address;
-use crate::vocabulary::{MethodSettings, Precision, Stop, Tower, Towers};
+use crate::vocabulary::{MethodSettings, Precision, Stop, TextTokens, Tower, Towers};
 
 /// A manifest as it is written; see [the module](super) for an overview.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -289,6 +289,10 @@ pub struct CompositionSection {
     /// more of what is removed. By default 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retain_weight: Option<f64>,
+    /// `least-squares`: which states of a removed text change. `all`: those of every token, by edits of
+    /// the last layer that ends an MLP, for diffusion pipelines. `read`: that of the token which CLIP
+    /// reads, by edits that are spread over all layers that end an MLP; retained classes keep more.
+    pub tokens: TextTokens,
     /// `preconditioned` and `margins`: ridge ρ on the second moments of inputs, as a share of their
     /// mean diagonal. A larger value shortens the steps and protects less.
     pub ridge: f64,
@@ -333,6 +337,7 @@ impl Default for CompositionSection {
             images: 16,
             rank: None,
             retain_weight: None,
+            tokens: TextTokens::All,
             ridge: 0.0003,
             output_ridge: 0.3,
             null_energy: 0.01,

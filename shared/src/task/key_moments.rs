@@ -3,11 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::reference::{ArtifactRef, FileSpec, Locations};
+use crate::vocabulary::TextTokens;
 use super::kind::Task;
 use super::{MomentSource, MomentsOutput};
 
-/// Sums C = Σ x xᵀ over the inputs x of one layer of the text tower, at every token of the context:
-/// also at those after the end of a text, which a diffusion model reads.
+/// Sums C = Σ x xᵀ over the inputs x of one layer of the text tower: at every token of the context,
+/// also at those after the end of a text, which a diffusion model reads; or at every token up to the
+/// end of a text.
 ///
 /// The output has the form of [`Moments`](super::Moments): its items are tokens, and its moments of
 /// output gradients are the identity, because the change of every state counts the same.
@@ -20,11 +22,13 @@ pub struct KeyMoments {
     pub padding: Option<u32>,
     /// The layer.
     pub layer: String,
+    /// [`TextTokens::Read`] leaves out the tokens after the end of a text.
+    pub tokens: TextTokens,
 }
 
 impl Task for KeyMoments {
     const KIND: &'static str = "key-moments";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Output = MomentsOutput;
 
     fn label(&self, _: Option<&str>, locations: &Locations) -> String {

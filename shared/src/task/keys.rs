@@ -5,14 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::measurement::{Accuracy, Answers};
 use crate::reference::{ArtifactRef, FileSpec, Locations};
+use crate::vocabulary::TextTokens;
 use super::kind::{Task, check_at_least_one, places};
 
 /// Computes the keys and the residuals of one concept at one layer of the text tower.
 ///
 /// A *key* is an input of the layer at one token of a text of the concept; its *residual* is the
-/// state after the layer's block at that token of a mean text, minus the state of this text. An
-/// edit Δ that maps each key to its residual leaves nothing of the concept in what is read of its
-/// texts.
+/// state after the block of the layer that is read, at that token of a mean text, minus the state of
+/// this text, times a share. An edit Δ that maps each key to its whole residual leaves nothing of
+/// the concept in what is read of its texts; edits of several layers take a share each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keys {
@@ -26,6 +27,14 @@ pub struct Keys {
     pub padding: Option<u32>,
     /// The layer: the one that ends the MLP of a block.
     pub layer: String,
+    /// The layer after whose block the states are read: the same, or one of a later block.
+    pub read: String,
+    /// The tokens whose states are to be those of a mean text.
+    pub tokens: TextTokens,
+    /// The edits of earlier layers, a safetensors artifact.
+    pub change: Option<ArtifactRef>,
+    /// The share of a residual that this layer takes, above 0 and at most 1.
+    pub share: f64,
     /// Preconditioner of the layer, as in [`Direction::inverses`](super::Direction::inverses).
     pub inverses: Vec<ArtifactRef>,
     /// Most texts: the class text, and captions of the pairs.
@@ -52,7 +61,7 @@ pub struct KeysOutput {
 
 impl Task for Keys {
     const KIND: &'static str = "keys";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Output = KeysOutput;
 
     fn label(&self, concept: Option<&str>, locations: &Locations) -> String {
@@ -72,6 +81,11 @@ impl Task for Keys {
 
     fn check(&self) -> Result<(), String> {
         check_at_least_one(self.texts, "texts")?;
-        check_at_least_one(self.rows, "rows")
+        check_at_least_one(self.rows, "rows")?;
+        if self.share > 0.0 && self.share <= 1.0 {
+            Ok(())
+        } else {
+            Err(format!("a share of {} is out of range", self.share))
+        }
     }
 }

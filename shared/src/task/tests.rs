@@ -3,7 +3,7 @@ use crate::address::Address;
 use crate::job::Job;
 use crate::measurement::{Accuracy, Answers, Chosen, Hits, LayerAnswer};
 use crate::outcome::Execution;
-use crate::vocabulary::{MethodSettings, Precision, Stop, Tower, Towers};
+use crate::vocabulary::{MethodSettings, Precision, Stop, TextTokens, Tower, Towers};
 
 pub(crate) fn artifact(seed: u64) -> ArtifactRef {
     ArtifactRef { digest: Digest::of(&seed.to_le_bytes()), bytes: seed }
@@ -165,6 +165,7 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
             source: MomentSource::Captions(file(seed)),
             padding: Some(0),
             layer: "layer.0".into(),
+            tokens: TextTokens::Read,
         }
         .into(),
         Keys {
@@ -173,6 +174,10 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
             classes: artifact(2),
             padding: None,
             layer: "layer.0".into(),
+            read: "layer.3".into(),
+            tokens: TextTokens::Read,
+            change: seed.is_multiple_of(2).then(|| artifact(5)),
+            share: 0.25,
             inverses: vec![artifact(3)],
             texts: 16,
             rows: 16,

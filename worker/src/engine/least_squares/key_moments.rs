@@ -1,11 +1,12 @@
-//! Second moments of a layer's inputs at every token of retained texts.
+//! Second moments of a layer's inputs at the tokens of retained texts.
 
 use std::collections::BTreeMap;
 
 use lethe_shared::task::{KeyMoments, MomentsOutput};
+use lethe_shared::vocabulary::TextTokens;
 use tch::{Kind, Tensor};
 
-use super::for_each_pass;
+use super::{Pass, for_each_pass, up_to_ends};
 use crate::engine::error::Error;
 use crate::engine::job_context::{JobContext, Perform, StageTimes};
 use crate::engine::loaded_model::LoadedModel;
@@ -26,8 +27,15 @@ impl Perform for KeyMoments {
         let mut sum = SymmetricSum::zeros(inputs, device)?;
         let mut items = 0;
         stages.time("moments", || {
-            for_each_pass(context, &model, &texts, (layer, self.padding), |states| {
-                let inputs = states.inputs.f_flatten(0, 1)?.f_to_kind(Kind::Float)?;
+            let weights = model.parameters.weights();
+            let pass = Pass { model: &model, weights: &weights, padding: self.padding };
+            for_each_pass(context, &pass, &texts, |batch| {
+                let inputs = pass.block(batch, layer)?.inputs;
+                let inputs = match self.tokens {
+                    TextTokens::All => inputs.f_flatten(0, 1)?,
+                    TextTokens::Read => up_to_ends(batch, &inputs)?,
+                };
+                let inputs = inputs.f_to_kind(Kind::Float)?;
                 items += inputs.size()[0].unsigned_abs();
                 sum.add_product(&inputs, &inputs)
             })

@@ -1,11 +1,13 @@
 //! The keys and residuals of one concept.
 
 use lethe_shared::task::{Keys, KeysOutput};
+use lethe_shared::vocabulary::TextTokens;
 use tch::{Kind, Tensor};
 
-use super::{KEYS, MeanStates, RESIDUALS, for_each_pass, preconditioner, put};
+use super::{KEYS, MeanStates, Pass, RESIDUALS, at_ends, for_each_pass, preconditioner, put};
 use crate::engine::class_list::ClassList;
 use crate::engine::error::Error;
+use crate::engine::evaluate;
 use crate::engine::forget_set;
 use crate::engine::job_context::{JobContext, Perform, StageTimes};
 use crate::engine::loaded_model::LoadedModel;
@@ -30,7 +32,7 @@ impl Perform for Keys {
         })?;
         let _guard = tch::no_grad_guard();
         let mean = stages.time("classes", || {
-            MeanStates::of(context, &model, &classes, &self.layer, self.padding)
+            MeanStates::of(context, &model, &classes, &self.read, self.padding, self.tokens)
         })?;
         let texts = texts(
             classes.texts.prompts().nth(self.class as usize).unwrap_or_default(),
@@ -38,25 +40,37 @@ impl Perform for Keys {
             self.texts as usize,
         );
         let mean = mean.0.get();
+        let mut weights = model.parameters.weights();
+        if let Some(change) = &self.change {
+            for (id, tensor) in evaluate::changed_tensors(context, &model, change)? {
+                weights = weights.with(id, tensor.get());
+            }
+        }
+        let (layer, read) = (model.layer(&self.layer)?, model.layer(&self.read)?);
+        let pass = Pass { model: &model, weights: &weights, padding: self.padding };
         let (mut keys, mut residuals) = (Vec::new(), Vec::new());
         stages.time("keys", || {
-            for_each_pass(
-                context,
-                &model,
-                &texts,
-                (model.layer(&self.layer)?, self.padding),
-                |states| {
+            for_each_pass(context, &pass, &texts, |batch| {
+                let states = pass.block(batch, layer)?;
+                let outputs = match layer == read {
+                    true => states.outputs,
+                    false => pass.block(batch, read)?.outputs,
+                };
+                let inputs = states.inputs.f_to_kind(Kind::Double)?;
+                let outputs = outputs.f_to_kind(Kind::Double)?;
+                let (inputs, off) = match self.tokens {
                     // The first token is the same in all texts: it has no residual.
-                    let after_first = |states: &Tensor| -> Result<Tensor, crate::model::Error> {
-                        let tokens = states.size()[1];
-                        Ok(states.f_narrow(1, 1, tokens - 1)?.f_flatten(0, 1)?)
-                    };
-                    keys.push(after_first(&states.inputs.f_to_kind(Kind::Double)?)?);
-                    let off = mean.f_sub(&states.outputs.f_to_kind(Kind::Double)?)?;
-                    residuals.push(after_first(&off)?);
-                    Ok(())
-                },
-            )
+                    TextTokens::All => {
+                        (after_first(&inputs)?, after_first(&mean.f_sub(&outputs)?)?)
+                    }
+                    TextTokens::Read => {
+                        (at_ends(batch, &inputs)?, mean.f_sub(&at_ends(batch, &outputs)?)?)
+                    }
+                };
+                keys.push(inputs);
+                residuals.push(off.f_mul_scalar(self.share)?);
+                Ok(())
+            })
         })?;
         let (keys, residuals) = (Tensor::f_cat(&keys, 0)?, Tensor::f_cat(&residuals, 0)?);
         let (preconditioner, _) = preconditioner(&inverses, &self.layer)?;
@@ -68,6 +82,12 @@ impl Perform for Keys {
         let thumbnails = stages.time("thumbnails", || thumbnails::of(context, &self.forget))?;
         Ok(KeysOutput { before: forget.before, factors, said: forget.said, thumbnails })
     }
+}
+
+/// Returns the rows of `[texts, tokens, width]` after the first token of each text.
+fn after_first(states: &Tensor) -> Result<Tensor, crate::model::Error> {
+    let tokens = states.size()[1];
+    Ok(states.f_narrow(1, 1, tokens - 1)?.f_flatten(0, 1)?)
 }
 
 /// Returns the texts of a concept: its class text, then different captions, evenly spaced where

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit;
 use lethe_shared::reference::{ArtifactRef, ModelSpec};
+use lethe_shared::vocabulary::TextTokens;
 use safetensors::SafeTensors;
 use tch::{Kind, Tensor};
 
@@ -26,7 +27,7 @@ use super::loaded_model::LoadedModel;
 use super::moments::Matrices;
 use super::shared_values::SharedValue;
 use crate::model::weights::{tensor_from_bytes, tensor_to_bytes};
-use crate::model::{BlockStates, ParameterId};
+use crate::model::{BlockStates, ParameterId, TokenBatch, Weights};
 use crate::shared_tensor::SharedTensor;
 
 /// Names of the factors of a concept.
@@ -37,15 +38,22 @@ const MEAN_TEXTS: usize = 512;
 /// Most tokens of a pass.
 const PASS_TOKENS: i64 = 4096;
 
-/// Passes texts through the tower up to the block of a layer, some at a time.
+/// What passes through the tower.
+struct Pass<'a> {
+    model: &'a LoadedModel,
+    weights: &'a Weights,
+    padding: Option<u32>,
+}
+
+/// Passes texts through the tower, some at a time: padded to the whole context.
 fn for_each_pass(
     context: JobContext<'_>,
-    model: &LoadedModel,
+    pass: &Pass<'_>,
     texts: &[String],
-    (layer, padding): (ParameterId, Option<u32>),
-    mut act: impl FnMut(&BlockStates) -> Result<(), crate::model::Error>,
+    mut act: impl FnMut(&TokenBatch) -> Result<(), crate::model::Error>,
 ) -> Result<(), Error> {
-    let (clip, weights) = (&model.clip, model.parameters.weights());
+    let Pass { model, padding, .. } = *pass;
+    let clip = &model.clip;
     let encoded = model.encode(texts)?;
     let tokens = clip.config().context_length;
     let micro_batch = context
@@ -56,22 +64,48 @@ fn for_each_pass(
     for (start, count) in micro_batch.passes(encoded.len() as i64) {
         context.check_cancelled()?;
         let part = &encoded[start as usize..(start + count) as usize];
-        micro_batch.run(count, || {
-            let batch = clip.whole_batch(part, padding, model.parameters.device())?;
-            act(&clip.block_states(&weights, &batch, layer)?)
-        })?;
+        micro_batch
+            .run(count, || act(&clip.whole_batch(part, padding, model.parameters.device())?))?;
     }
     Ok(())
 }
 
-/// The state after the block of a layer at each token of a mean text: the mean over the class texts
-/// by the unedited model. `[tokens, width]`, float64.
+impl Pass<'_> {
+    /// Returns what the block of a layer does at every token.
+    fn block(
+        &self,
+        batch: &TokenBatch,
+        layer: ParameterId,
+    ) -> Result<BlockStates, crate::model::Error> {
+        self.model.clip.block_states(self.weights, batch, layer)
+    }
+}
+
+/// Returns the rows of `[texts, tokens, width]` at the ends of the texts: `[texts, width]`.
+fn at_ends(batch: &TokenBatch, states: &Tensor) -> Result<Tensor, crate::model::Error> {
+    let size = states.size();
+    let starts =
+        Tensor::f_arange(size[0], (Kind::Int64, states.device()))?.f_mul_scalar(size[1])?;
+    let rows = starts.f_add(&batch.pooled)?;
+    Ok(states.f_flatten(0, 1)?.f_index_select(0, &rows)?)
+}
+
+/// Returns the rows of `[texts, tokens, width]` up to the ends of the texts: `[rows, width]`.
+fn up_to_ends(batch: &TokenBatch, states: &Tensor) -> Result<Tensor, crate::model::Error> {
+    let places = Tensor::f_arange(states.size()[1], (Kind::Int64, states.device()))?;
+    let is_inside = places.f_unsqueeze(0)?.f_le_tensor(&batch.pooled.f_unsqueeze(1)?)?;
+    let rows = is_inside.f_flatten(0, 1)?.f_nonzero()?.f_flatten(0, 1)?;
+    Ok(states.f_flatten(0, 1)?.f_index_select(0, &rows)?)
+}
+
+/// The state after the block of a layer in a mean text, by the unedited model: the mean over the
+/// class texts at each token `[tokens, width]`, or at their ends `[width]`; float64.
 #[derive(Debug)]
 struct MeanStates(SharedTensor);
 
 impl SharedValue for MeanStates {
-    /// Model, class list, layer, padding.
-    type Key = (ModelSpec, Digest, String, Option<u32>);
+    /// Model, class list, layer, padding, tokens.
+    type Key = (ModelSpec, Digest, String, Option<u32>, TextTokens);
 }
 
 impl MeanStates {
@@ -81,15 +115,24 @@ impl MeanStates {
         classes: &ClassList,
         layer: &str,
         padding: Option<u32>,
+        tokens: TextTokens,
     ) -> Result<Arc<Self>, Error> {
-        context.shared((context.job.model, classes.digest, layer.to_owned(), padding), || {
+        let key = (context.job.model, classes.digest, layer.to_owned(), padding, tokens);
+        context.shared(key, || {
             let prompts: Vec<String> = classes.texts.prompts().collect();
             let most = MEAN_TEXTS.min(prompts.len());
             let chosen: Vec<String> =
                 (0..most).map(|place| prompts[place * prompts.len() / most].clone()).collect();
             let mut sum: Option<Tensor> = None;
-            for_each_pass(context, model, &chosen, (model.layer(layer)?, padding), |states| {
-                let part = states.outputs.f_sum_dim_intlist([0].as_slice(), false, Kind::Double)?;
+            let (layer, weights) = (model.layer(layer)?, model.parameters.weights());
+            let pass = Pass { model, weights: &weights, padding };
+            for_each_pass(context, &pass, &chosen, |batch| {
+                let states = pass.block(batch, layer)?.outputs;
+                let states = match tokens {
+                    TextTokens::All => states,
+                    TextTokens::Read => at_ends(batch, &states)?,
+                };
+                let part = states.f_sum_dim_intlist([0].as_slice(), false, Kind::Double)?;
                 match &mut sum {
                     None => sum = Some(part),
                     Some(sum) => drop(sum.f_add_(&part)?),
