@@ -247,7 +247,7 @@ def ccup(demo):
 @torch.no_grad()
 def emcid(demo):
     """The closed form of EMCID and MEMIT: the state of the last token of a removed text becomes that of the mean retained text, by edits of the
-    text tower's MLPs, each of which takes an equal share of what is left; every token of retained texts holds them back."""
+    text tower's MLPs, each of which takes an equal share of the remaining change; every token of retained texts holds them back."""
     sources = sorted({(concept, caption) for concept, caption in zip(demo.owner.tolist(), demo.captions)} | set(enumerate(demo.removed)))
     sources = [text for _, text in sources]
     end = demo.tokenizer.eos_token_id
