@@ -78,7 +78,7 @@ fn a_run_and_a_later_evaluation_measure_the_same() {
     ] {
         assert!(page.contains(says), "{says}");
     }
-    assert!(!page.contains("--probe relearn"), "nothing is said to be unmeasured");
+    assert!(!page.contains("RELEASE --probe relearn"), "nothing is said to be unmeasured");
 }
 
 /// Numbers that follow from others, on a removal in full.

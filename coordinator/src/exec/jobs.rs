@@ -5,10 +5,10 @@ use lethe_shared::manifest::CompositionMethod;
 use lethe_shared::reference::{ArtifactRef, FileSpec, Locations, ShardRef};
 use lethe_shared::task::{
     AnyTask, Condense, Constraints, Correction, Direction, Effects, EffectsPart, Evaluate,
-    EvaluateItem, Features, ImageEffects, ImageEffectsPart, Kernel, KeyMoments, Keys, Label,
-    LeastSquares, Margins, MarginsOf, MomentSource, Moments, MomentsOutput, MomentsPart,
-    MomentsReduce, Protect, Relearn, RelearnSource, RetainGradient, RetainGradientOutput,
-    RetainPart, RetainReduce, Search, Survey, Task, Tokens, WeightedChange, WeightedConstraints,
+    EvaluateItem, ImageEffects, ImageEffectsPart, Kernel, KeyMoments, Keys, Label, LeastSquares,
+    Margins, MarginsOf, MomentSource, Moments, MomentsOutput, MomentsPart, MomentsReduce, Protect,
+    RetainGradient, RetainGradientOutput, RetainPart, RetainReduce, Search, Survey, Task, Tokens,
+    WeightedChange, WeightedConstraints,
 };
 use lethe_shared::vocabulary::{MethodSettings, Tower, Towers};
 
@@ -20,7 +20,7 @@ use crate::intake::plan::{Plan, PlannedConcept};
 pub const CONCEPTS_PER_JOB: usize = 25;
 
 /// Returns a job of this plan. `shards` are the files that it reads.
-fn job<'a, T: Task + Into<AnyTask>>(
+pub(super) fn job<'a, T: Task + Into<AnyTask>>(
     plan: &Plan,
     concept: Option<&str>,
     task: T,
@@ -29,7 +29,7 @@ fn job<'a, T: Task + Into<AnyTask>>(
     TypedJob::new(&plan.run, concept, plan.model.spec(), task, Locations::of(&plan.model, shards))
 }
 
-fn specs(shards: &[ShardRef]) -> Vec<FileSpec> {
+pub(super) fn specs(shards: &[ShardRef]) -> Vec<FileSpec> {
     shards.iter().map(ShardRef::spec).collect()
 }
 
@@ -510,91 +510,8 @@ pub fn forget_evaluation(
     edited.chunks(CONCEPTS_PER_JOB).map(slice).collect()
 }
 
-/// Returns the job that fine-tunes a changed model: on `pairs` pairs of each removed concept among a
-/// batch of retained ones, without which a single concept could be told from nothing; or on retained
-/// pairs alone if that is 0. The model is evaluated on the forget sets of the removed concepts,
-/// and on the test set, or without one on the validation set.
-pub fn relearn(
-    plan: &Plan,
-    removed: &[&PlannedConcept],
-    pairs: u32,
-    change: Option<ArtifactRef>,
-    classes: ArtifactRef,
-    training: Training<'_>,
-) -> TypedJob<Relearn> {
-    let retained = match pairs {
-        0 => training.steps.iter().max().map_or(1, |steps| steps * training.batch_size),
-        _ => training.batch_size,
-    };
-    let mut sources = vec![RelearnSource { shards: specs(&plan.retain), most: retained }];
-    if pairs > 0 {
-        let source = |planned: &&PlannedConcept| RelearnSource {
-            shards: specs(&planned.forget),
-            most: pairs,
-        };
-        sources.extend(removed.iter().map(source));
-    }
-    let (name, set) = match plan.test.as_slice() {
-        [] => (VALIDATION, &plan.validation),
-        _ => (TEST, &plan.test),
-    };
-    let mut items: Vec<EvaluateItem> = removed.iter().map(forget_set).collect();
-    if !set.is_empty() {
-        items.push(held_out_set(name, set));
-    }
-    let task = Relearn {
-        change,
-        sources,
-        batch_size: training.batch_size,
-        rate: training.rate,
-        steps: training.steps.to_vec(),
-        items,
-        classes,
-    };
-    let forget = removed.iter().flat_map(|planned| &planned.forget);
-    job(plan, None, task, plan.retain.iter().chain(set).chain(forget))
-}
-
-/// Returns the job that compares the embeddings of a changed model with the base model's. Forget
-/// and validation images are the reference of a classifier, test images are classified; without a
-/// test set, validation images are, and forget images are the reference.
-pub fn features(
-    plan: &Plan,
-    edited: &[&PlannedConcept],
-    change: Option<ArtifactRef>,
-    classes: ArtifactRef,
-    removed: ArtifactRef,
-    neighbours: u32,
-) -> TypedJob<Features> {
-    let set =
-        |name: &str, shards: &[ShardRef]| (!shards.is_empty()).then(|| held_out_set(name, shards));
-    let mut reference: Vec<EvaluateItem> = edited.iter().map(forget_set).collect();
-    let shown = match set(TEST, &plan.test) {
-        Some(test) => {
-            reference.extend(set(VALIDATION, &plan.validation));
-            Some(test)
-        }
-        None => set(VALIDATION, &plan.validation),
-    };
-    let shown = shown.into_iter().collect();
-    let forget = edited.iter().flat_map(|planned| &planned.forget);
-    let task = Features { change, reference, shown, classes, removed, neighbours };
-    job(plan, None, task, plan.validation.iter().chain(&plan.test).chain(forget))
-}
-
-/// How a changed model is fine-tuned.
-#[derive(Debug, Clone, Copy)]
-pub struct Training<'a> {
-    /// Pairs per step.
-    pub batch_size: u32,
-    /// Learning rate.
-    pub rate: f64,
-    /// Numbers of steps after which the model is evaluated, ascending.
-    pub steps: &'a [u32],
-}
-
 /// Returns a concept's forget set as a set to evaluate.
-fn forget_set(planned: &&PlannedConcept) -> EvaluateItem {
+pub(super) fn forget_set(planned: &&PlannedConcept) -> EvaluateItem {
     EvaluateItem {
         name: forget_item(&planned.concept.id),
         shards: specs(&planned.forget),
@@ -603,7 +520,7 @@ fn forget_set(planned: &&PlannedConcept) -> EvaluateItem {
 }
 
 /// Returns a set whose captions are class names as a set to evaluate.
-fn held_out_set(name: &str, shards: &[ShardRef]) -> EvaluateItem {
+pub(super) fn held_out_set(name: &str, shards: &[ShardRef]) -> EvaluateItem {
     EvaluateItem { name: name.to_owned(), shards: specs(shards), label: Label::Caption }
 }
 

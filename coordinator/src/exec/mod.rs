@@ -3,6 +3,7 @@
 //! | file | content |
 //! |---|---|
 //! | [`jobs`] | the jobs of each phase, from plan and earlier outcomes |
+//! | [`probe_jobs`] | the jobs of built-in probes |
 //! | [`dispatch`] | publishes jobs and waits for their outcomes |
 //! | [`pending`] | the unfinished jobs, and where each one is |
 //! | [`batch`] | jobs and their outputs by kind of task |
@@ -15,4 +16,5 @@ pub mod dispatch;
 pub mod embedded;
 pub mod jobs;
 pub mod pending;
+pub mod probe_jobs;
 pub mod workforce;

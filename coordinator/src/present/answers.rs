@@ -36,7 +36,7 @@ fn probe(record: &Composition, probe: BuiltInProbe) -> Option<&ProbeRecord> {
 
 /// Says that a built-in probe would measure something.
 fn not_measured(what: &str, probe: BuiltInProbe) -> String {
-    format!("{what} was not measured (`lethe evaluate --probe {}` does).", probe.name())
+    format!("{what} was not measured (`lethe evaluate RELEASE --probe {}` does).", probe.name())
 }
 
 /// Returns the accuracy on a group of classes: on the test set, or without one on the validation

@@ -24,7 +24,8 @@ use crate::compose::measure::Judgement;
 use crate::compose::rounding::{self, Rounding};
 use crate::compose::wording::Wording;
 use crate::exec::dispatch::Dispatcher;
-use crate::exec::jobs::{self, Training};
+use crate::exec::jobs;
+use crate::exec::probe_jobs::{self, Training};
 use crate::failure::Failure;
 use crate::intake::plan::{Plan, PlannedConcept};
 
@@ -260,7 +261,7 @@ impl Run<'_> {
         let of_removed = |class: u32| removed.contains(&class);
         let of_retained = |class: u32| !of_removed(class);
         let jobs = [(subject.base_plan, None), (plan, change)].map(|(plan, change)| {
-            jobs::features(plan, subject.edited, change, classes, lists, NEIGHBOURS)
+            probe_jobs::features(plan, subject.edited, change, classes, lists, NEIGHBOURS)
         });
         let mut found = Found::default();
         for (when, output) in ["before.", ""].into_iter().zip(self.all("probe", jobs.into()).await?)
@@ -312,13 +313,13 @@ impl Run<'_> {
         for (lesson, pairs) in LESSONS {
             let jobs = RATES.map(|rate| {
                 let training = Training { batch_size: BATCH, rate, steps: &STEPS };
-                jobs::relearn(plan, &removed, pairs, change, self.classes, training)
+                probe_jobs::relearn(plan, &removed, pairs, change, self.classes, training)
             });
             let outputs = self.all("probe", jobs.into()).await?;
             let mut most: Option<Relearned> = None;
             for (rate, RelearnOutput { hits }) in RATES.into_iter().zip(outputs) {
                 for (steps, hits) in STEPS.into_iter().zip(hits) {
-                    let now = Relearned::of(subject, &removed, rate, steps, &hits)?;
+                    let now = Relearned::of(&removed, rate, steps, &hits)?;
                     if most.as_ref().is_none_or(|most| now.is_more_than(most)) {
                         most = Some(now);
                     }
@@ -348,14 +349,13 @@ struct Relearned {
 
 impl Relearned {
     fn of(
-        subject: &Subject<'_>,
         removed: &[&PlannedConcept],
         rate: f64,
         steps: u32,
         hits: &BTreeMap<String, Hits>,
     ) -> Result<Self, Failure> {
         let classes: BTreeSet<u32> =
-            subject.edited.iter().map(|planned| planned.concept.class_index).collect();
+            removed.iter().map(|planned| planned.concept.class_index).collect();
         let of_removed = |class: u32| classes.contains(&class);
         let set = [jobs::TEST, jobs::VALIDATION].into_iter().find_map(|set| hits.get(set));
         let shown = set.filter(|hits| hits.classes.keys().any(|&class| of_removed(class)));
