@@ -77,9 +77,9 @@ bench-queue: setup setup-test ## Send 5,000 jobs that do nothing through a real 
 	@cargo build --release --locked --workspace
 	@target/release/bench-queue $(or $(JOBS),5000) $(or $(WORKERS),4)
 
-bench-margins: setup ## What composition by margins keeps, beside the default, on draws of the demo's concepts (DRAWS=, MODEL=)
+bench-margins: setup ## What each method of composition keeps, on draws of the demo's concepts (DRAWS=, MODEL=, METHODS="least-squares margins")
 	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
-	@python3 tests/bench/margins.py target/release/lethe $(or $(MODEL),tests/model) $(DRAWS)
+	@python3 tests/bench/margins.py target/release/lethe $(or $(MODEL),tests/model) $(or $(DRAWS),3) $(METHODS)
 
 bench-width: emoji-data ## How many concepts a model has room for, by the width of its MLPs
 	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker --bin emoji-train

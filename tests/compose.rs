@@ -87,7 +87,14 @@ fn only(job: SmallJob, concepts: &[&str], composition: &str) -> SmallJob {
 fn the_demo_s_release_is_composed_again_without_a_device() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
-    let manifest = demo().join("small.toml");
+    let manifest = folder.path().join("preconditioned.toml");
+    let mut text = std::fs::read_to_string(demo().join("small.toml")).unwrap();
+    for name in
+        ["model", "retain-*.tar", "validation.tar", "test.tar", "classes.txt", "concepts-8.csv"]
+    {
+        text = text.replace(&format!("\"{name}\""), &format!("\"{}/{name}\"", demo().display()));
+    }
+    std::fs::write(&manifest, text + "\n[composition]\nmethod = \"preconditioned\"\n").unwrap();
     let output =
         lethe(&["run", manifest.to_str().unwrap(), "--store", store.to_str().unwrap(), "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -11,8 +11,8 @@ use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::processes::{Process, worker};
 use lethe_tests::releases::{digest, folder, lethe, model, record, succeed};
 use lethe_tests::targets::{read, stable_diffusion, text_tower};
-use lethe_tests::{CONCEPTS, SmallJob, base_model, last_line, stderr};
-use lethe_worker::model::{Clip, Parameters};
+use lethe_tests::{CONCEPTS, SmallJob, base_model, demo, last_line, stderr};
+use lethe_worker::model::{BlockStates, Clip, Input, Parameters};
 use lethe_worker::model_folder::ModelFolder;
 use tch::{Device, Kind, Tensor};
 
@@ -66,8 +66,13 @@ impl Texts {
         let batch = self.clip.whole_batch(&encoded, None, Device::Cpu).unwrap();
         let layer = self.clip.architecture().find(LAST).unwrap();
         let weights = self.parameters.weights();
-        let states = self.clip.block_states(&weights, &batch, layer).unwrap().outputs;
-        (states, Vec::try_from(&batch.pooled).unwrap())
+        let mut states = None;
+        let keep = |_, block: BlockStates| {
+            states = Some(block.outputs);
+            Ok(())
+        };
+        self.clip.each_block(&weights, Input::Texts(&batch), &[layer], keep).unwrap();
+        (states.unwrap(), Vec::try_from(&batch.pooled).unwrap())
     }
 }
 
@@ -150,7 +155,7 @@ fn what_clip_reads_is_removed_by_all_layers_together() {
     assert_eq!(job.run("another")["digest"], run["digest"]);
 
     // It keeps more of the retained classes than edits of one layer that change every token.
-    let every = record(&self::job("").run("store"));
+    let every = record(&self::job("tokens = \"all\"").run("store"));
     let kept = |record: &Composition| record.utility.test.as_ref().unwrap().after.ta1;
     assert!(kept(&found) >= kept(&every) - 0.02, "{} {}", kept(&found), kept(&every));
     // The state of the end of a removed text is that of a mean text; the states before are not.
@@ -225,6 +230,51 @@ fn a_larger_weight_keeps_more_of_every_state() {
     assert_eq!(found.layers.keys().collect::<Vec<_>>(), [BEFORE]);
 }
 
+/// What a plan of the small job says of its method, with another model, these settings and these
+/// lines at the end.
+fn planned(model: &Path, settings: &str, end: &str) -> (String, String) {
+    let job = SmallJob::new().lenient();
+    let composition = format!("[composition]\n{settings}\n\n[execution]");
+    job.replace("job.toml", "[execution]", &composition);
+    job.replace("job.toml", base_model().to_str().unwrap(), model.to_str().unwrap());
+    let manifest = std::fs::read_to_string(job.path("job.toml")).unwrap();
+    job.write("job.toml", format!("{manifest}{end}").as_bytes());
+    job.write("protect.txt", b"pizza\n");
+    stable_diffusion(&job.path("pipeline"), &text_tower(&model.join("model.safetensors"), 4), 4);
+    let output = job.command("plan", &[]).output().unwrap();
+    let said = last_line(&output);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = |field: &str| said[field].as_str().unwrap_or_default().to_owned();
+    (text("method"), text("tokens"))
+}
+
+#[test]
+fn the_default_follows_from_the_model_and_from_what_reads_it() {
+    let (wide, narrow) = (demo().join("model"), base_model());
+    let of = |method: &str, tokens: &str| (method.to_owned(), tokens.to_owned());
+    let pipeline =
+        "\n[[release.target]]\nname = \"sd\"\nkind = \"stable-diffusion\"\nuri = \"pipeline\"\n";
+    assert_eq!(planned(&wide, "", ""), of("least-squares", "read"));
+    assert_eq!(planned(&narrow, "", ""), of("preconditioned", ""));
+    assert_eq!(planned(&narrow, "", pipeline), of("least-squares", "all"));
+    assert_eq!(planned(&narrow, "retain_weight = 30", ""), of("least-squares", "read"));
+    assert_eq!(planned(&wide, "layers = 2", ""), of("preconditioned", ""));
+    assert_eq!(planned(&wide, "towers = \"both\"", ""), of("margins", ""));
+    assert_eq!(planned(&wide, "method = \"preconditioned\"", ""), of("preconditioned", ""));
+}
+
+/// Concepts that the solution leaves recognised are solved again, and further than a mean text.
+#[test]
+fn rounds_forget_what_the_first_solution_leaves() {
+    let left = |rounds: &str| {
+        let job = job(&format!("retain_weight = 3000\n{rounds}"));
+        let found = record(&job.run("store"));
+        found.concepts.iter().filter(|concept| concept.composed.unwrap().fa5 > 0.0).count()
+    };
+    let (once, again) = (left("rounds = 0"), left(""));
+    assert!(once > 0 && again == 0, "{once} {again}");
+}
+
 #[test]
 fn what_the_method_does_not_have_is_refused() {
     let refused = |job: &SmallJob, says: &str| {
@@ -245,7 +295,9 @@ fn what_the_method_does_not_have_is_refused() {
         refused(&job(settings), says);
     }
     let other = SmallJob::new().lenient();
-    other.replace("job.toml", "[execution]", "[composition]\nretain_weight = 9\n\n[execution]");
+    let preconditioned =
+        "[composition]\nmethod = \"preconditioned\"\nretain_weight = 9\n\n[execution]";
+    other.replace("job.toml", "[execution]", preconditioned);
     refused(&other, "composition.retain_weight has no effect on the method `preconditioned`");
     other.replace("job.toml", "retain_weight = 9", "tokens = \"read\"");
     refused(&other, "composition.tokens has no effect on the method `preconditioned`");

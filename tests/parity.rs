@@ -20,7 +20,7 @@ use lethe_shared::task::Tokens;
 use lethe_shared::vocabulary::{Precision, Tower};
 use lethe_worker::corpus::{ActivationBudget, Corpus};
 use lethe_worker::micro_batch::MicroBatch;
-use lethe_worker::model::{Input, ParameterId, Part, Stage, TokenBatch, Weights};
+use lethe_worker::model::{BlockStates, Input, ParameterId, Part, Stage, TokenBatch, Weights};
 use lethe_worker::slug::gradient::{GradientSum, Images, Loss};
 use lethe_worker::slug::loss;
 use lethe_worker::slug::moments::MomentSum;
@@ -405,8 +405,14 @@ fn states(name: &str) {
     let _guard = tch::no_grad_guard();
     let weights = golden.parameters.weights();
     let pooled = Vec::<i64>::try_from(&texts.pooled).unwrap();
+    let mut blocks = Vec::new();
+    let keep = |_, block: BlockStates| {
+        blocks.push(block);
+        Ok(())
+    };
+    golden.clip.each_block(&weights, Input::Texts(&whole), &layers, keep).unwrap();
     for tap in graph.tapped() {
-        let states = golden.clip.block_states(&weights, &whole, tap.layer).unwrap();
+        let states = &blocks[layers.iter().position(|&layer| layer == tap.layer).unwrap()];
         for (text, &end) in (0i64..).zip(&pooled) {
             let ours = states.inputs.get(text);
             // The last block of the usual pass has the pooled token alone.
@@ -421,7 +427,11 @@ fn states(name: &str) {
         }
     }
     let vision = golden.clip.fc2_layers(Tower::Vision)[0];
-    assert!(golden.clip.block_states(&weights, &whole, vision).is_err());
+    let one = |layers: &[_]| {
+        golden.clip.each_block(&weights, Input::Texts(&whole), layers, |_, _| Ok(()))
+    };
+    assert!(one(&[vision]).is_err());
+    assert!(one(&[layers[1], layers[0]]).is_err(), "layers must be front to back");
 }
 
 /// Towers that multiply in bfloat16 give nearly the same embeddings and gradients as in float32.

@@ -88,7 +88,7 @@ fn folder(said: &Value) -> &Path {
 
 #[test]
 fn a_pipeline_gets_the_edits_and_follows_its_release() {
-    let job = job("rounds = 2", &target("sd15", "stable-diffusion"));
+    let job = job("method = \"preconditioned\"\nrounds = 2", &target("sd15", "stable-diffusion"));
     let source = job.path("sd15");
     pipeline(&source, TEXT_BLOCKS);
     // A second precision, a pickle of the same weights, a whole checkpoint beside it, a hidden

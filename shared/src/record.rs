@@ -23,7 +23,7 @@ pub use self::tower_alone::TowerAlone;
 pub use self::utility::{Group, Retained, Utility, UtilityOn, WorstClass};
 use self::verdict::{Criterion, Verdict};
 use crate::digest::Digest;
-use crate::manifest::Gates;
+use crate::manifest::{CompositionMethod, Gates};
 use crate::measurement::{RankedLayer, Trial};
 use crate::reference::{ArtifactRef, ShardRef};
 use crate::vocabulary::{MethodSettings, Precision, Tower};
@@ -127,6 +127,15 @@ impl Composition {
             format!("edits of {} layers", layers.len())
         } else {
             "single-layer edits".to_owned()
+        }
+    }
+
+    /// Returns what a run with this method uses the validation set for, besides measuring, for pages.
+    pub fn use_of_validation(&self) -> &'static str {
+        if self.method == CompositionMethod::LeastSquares.name() {
+            "used for nothing else"
+        } else {
+            "used by the step search or the choice of layers too"
         }
     }
 

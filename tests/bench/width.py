@@ -11,7 +11,7 @@ import random
 import sys
 import tempfile
 
-from margins import JOB, METHODS, SEED, run
+from margins import HEADER, JOB, METHODS, SEED, run
 
 COUNTS = [25, 50, 100, 200, 300]
 
@@ -22,7 +22,7 @@ def main() -> None:
         rows = list(csv.DictReader(file))
     chooser = random.Random(SEED)
     draws = {count: sorted(chooser.sample(range(len(rows)), count)) for count in COUNTS}
-    print("| model | method | FA@1/5, % | covered kept, % | never seen kept, % | removed kept, % | ‖Δ‖/‖W‖ | kB an edit |\n|---|---|---|---|---|---|---|---|")
+    print(HEADER)
     for model in models:
         with tempfile.TemporaryDirectory() as store:
             for count, places in draws.items():

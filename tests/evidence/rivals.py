@@ -438,9 +438,10 @@ def main():
     if wanted("base"):
         bench.show("base", JOB / "model", None, None)
     for name, method, more in (
+        ("Lethe, `least-squares` (default)", "least-squares", 'tokens = "read"'),
         ("Lethe, `preconditioned`", "preconditioned", ""),
         ("Lethe, `margins`, both towers", "margins", 'towers = "both"'),
-        ("Lethe, `least-squares`", "least-squares", ""),
+        ("Lethe, every token: `least-squares`", "least-squares", 'tokens = "all"'),
     ):
         if wanted(name):
             bench.show(name, *bench.run(method, more))

@@ -101,7 +101,7 @@ def main():
     print(f"The peer is {how}; gradient alone {clock.cpu['gradient']:.2f} s.\n")
     print("| | wall s | CPU s | times faster (CPU) |\n|---|---|---|---|")
     print(f"| authors' procedure, PyTorch {torch.__version__.split('+')[0]} | {total['wall']:.1f} | {total['cpu']:.1f} | 1 |")
-    for name, (wall, cpu, *_) in (("Lethe, the same procedure (`sum`)", full), ("Lethe, default (`preconditioned`)", default)):
+    for name, (wall, cpu, *_) in (("Lethe, the same procedure (`sum`)", full), ("Lethe, `preconditioned`", default)):
         print(f"| {name} | {wall:.2f} | {cpu:.2f} | {total['cpu'] / cpu:.0f} |")
     print("\n| per concept, s | gradient | ranking | search | whole job | one validation pass | whole of gradient and pass |\n|---|---|---|---|---|---|---|")
     for name, (*_, store, report) in (("`sum`", full), ("`preconditioned`", default)):

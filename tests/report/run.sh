@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Removes eight concepts from the demo model and uses the report in headless Chromium, as a reader would.
+# Removes eight concepts from the demo model, by least squares and by preconditioned edits, and uses the reports in headless Chromium, as
+# a reader would.
 #
 # Needs target/release/lethe: `make test-report` sees to it. Installs Debian's chromium where there is none.
 set -euo pipefail
@@ -23,7 +24,9 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 echo "report: removing eight concepts …"
-target/release/lethe run jobs/emoji/small.toml --store "$work/store" --json > "$work/run.json"
+cp -r jobs/emoji "$work/job"
+rm "$work"/job/retain-0000[12].tar
+target/release/lethe run "$work/job/small.toml" --store "$work/store" --json > "$work/run.json"
 field() { python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])[sys.argv[2]])' "$work/run.json" "$1"; }
 release=$(field release)
 
@@ -34,4 +37,10 @@ target/release/lethe report "$(field run)" --store "$work/store" --output "$work
 grep -q 'id="times"' "$work/timed.html" || die "the report of a run lacks its times"
 if grep -q 'id="times"' "$release/report.html"; then die "the report in a release depends on how long it took"; fi
 
+python3 -B tests/report/check.py "$work/timed.html" worst edited
+
+echo "report: removing them by preconditioned edits …"
+printf '\n[composition]\nmethod = "preconditioned"\n' >> "$work/job/small.toml"
+target/release/lethe run "$work/job/small.toml" --store "$work/store" --json > "$work/run.json"
+target/release/lethe report "$(field run)" --store "$work/store" --output "$work/timed.html" > /dev/null
 python3 -B tests/report/check.py "$work/timed.html"

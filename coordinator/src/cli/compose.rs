@@ -158,8 +158,12 @@ pub(super) async fn main(options: &Compose) -> Result<u8, Failure> {
         print(&serde_json::to_string(&composed).map_err(Failure::input)?)?;
     } else {
         let (digest, name, number) = (record.digest, &record.name, published.number);
+        let predictions = match preview.cost {
+            Some(_) => ", and the numbers above are predictions",
+            None => "",
+        };
         print(&format!(
-            "{}\n  digest   {digest}\n  release  {release}\n  name     {name}:{number}\n  this release is not measured yet, and the numbers above are predictions; `lethe evaluate` measures it",
+            "{}\n  digest   {digest}\n  release  {release}\n  name     {name}:{number}\n  this release is not measured yet{predictions}; `lethe evaluate` measures it",
             table(&preview)
         ))?;
     }
@@ -196,6 +200,18 @@ fn table(preview: &Preview) -> String {
         if before == after { format!("{before:.4}") } else { format!("{before:.4} → {after:.4}") }
     };
     let optional = |values: Option<(f64, f64)>| values.map(pair).unwrap_or_default();
+    let Some(cost) = preview.cost else {
+        // Edits that are added up as they are: nothing is solved again that could be predicted.
+        let mut lines = vec![format!("  {:<24}strength", "concept")];
+        lines.extend(
+            preview
+                .concepts
+                .iter()
+                .map(|concept| format!("  {:<24}{}", concept.id, pair(concept.strength))),
+        );
+        lines.push("  edits are scaled and added up; their effect is not predicted".to_owned());
+        return lines.join("\n");
+    };
     let mut lines = vec![format!(
         "  {:<24}{:<20}{:<22}{:<22}{}",
         "concept", "strength", "step", "loss rise wanted", "predicted"
@@ -205,9 +221,7 @@ fn table(preview: &Preview) -> String {
         let (wanted, raise) = (optional(concept.wanted), optional(concept.raise));
         lines.push(format!("  {:<24}{strength:<20}{step:<22}{wanted:<22}{raise}", concept.id));
     }
-    if let Some(cost) = preview.cost {
-        lines.push(format!("  predicted cost on retained data: {}", pair(cost)));
-    }
+    lines.push(format!("  predicted cost on retained data: {}", pair(cost)));
     lines.join("\n")
 }
 

@@ -3,7 +3,7 @@
 use lethe_operations::log::say;
 use lethe_shared::exit;
 use lethe_shared::manifest::{CompositionMethod, Spread, TargetKind};
-use lethe_shared::vocabulary::Tower;
+use lethe_shared::vocabulary::{TextTokens, Tower};
 use serde::Serialize;
 
 use super::common::{Common, print};
@@ -33,6 +33,10 @@ struct Planned {
     never_seen_classes: usize,
     validation_pairs: u64,
     test_pairs: u64,
+    /// The composition method, and of `least-squares` the tokens whose states change.
+    method: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<TextTokens>,
     jobs: usize,
     dose_jobs: usize,
     shard_bytes: u64,
@@ -81,6 +85,8 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
         never_seen_classes: plan.classes.names().len() - plan.concepts.len() - plan.covered.len(),
         validation_pairs: pairs(&plan.validation),
         test_pairs: pairs(&plan.test),
+        method: composition.method().name(),
+        tokens: composition.tokens,
         jobs: plan.retain.len()
             + 1
             + 2 * held_out
@@ -90,7 +96,8 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
             + corrections(&plan)?,
         dose_jobs: match composition.method() {
             CompositionMethod::Margins => margin_rounds(&plan, slices)?,
-            CompositionMethod::LeastSquares => 0,
+            // The last layer's solution, and the forget sets.
+            CompositionMethod::LeastSquares => composition.rounds as usize * (1 + slices),
             method if method.corrects() => composition.rounds as usize * slices,
             _ => 0,
         },
@@ -129,11 +136,10 @@ fn corrections(plan: &Plan) -> Result<usize, Failure> {
     }
     if composition.method() == CompositionMethod::LeastSquares {
         // In place of the retain gradient there are moments, also of the covered classes' texts and
-        // of unlabelled ones; and there is the solution. Further layers need the same again.
-        let further = run::least_squares_layers(plan)?.len() - 1;
-        let texts = plan.retain_texts.len();
-        let of_layer = plan.retain.len() + 1 + texts + 1 + plan.concepts.len() + 1;
-        return Ok(1 + texts + 1 + further * of_layer);
+        // of unlabelled ones; they are reduced by layer. Each layer has a solution, and each but the
+        // first has the concepts' jobs again.
+        let layers = run::least_squares_layers(plan)?.len();
+        return Ok(plan.retain_texts.len() + 2 * layers + (layers - 1) * plan.concepts.len());
     }
     let mut moments = 0;
     for tower in [Tower::Text, Tower::Vision] {
@@ -214,6 +220,16 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         ),
         ("validation, test pairs", format!("{}, {}", planned.validation_pairs, planned.test_pairs)),
         ("data", human_bytes(planned.shard_bytes)),
+        (
+            "method",
+            match planned.tokens {
+                None => planned.method.to_owned(),
+                Some(TextTokens::All) => format!("{}, of every token of a text", planned.method),
+                Some(TextTokens::Read) => {
+                    format!("{}, of the token that CLIP reads", planned.method)
+                }
+            },
+        ),
         (
             "jobs",
             match planned.dose_jobs {

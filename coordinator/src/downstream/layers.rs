@@ -47,6 +47,19 @@ pub fn candidates(base: &Checkpoint, tower: Tower) -> Result<usize, checkpoint::
     Ok(mlp_ends(&TowerMap::of(base.tensors(), tower)?).len())
 }
 
+/// Returns the number of inputs of a tower's layers that end an MLP, of the narrowest one.
+///
+/// # Errors
+/// When the checkpoint has no such tower.
+pub fn mlp_units(base: &Checkpoint, tower: Tower) -> Result<u64, checkpoint::Error> {
+    let own = TowerMap::of(base.tensors(), tower)?;
+    let units = mlp_ends(&own).into_iter().filter_map(|layer| {
+        let shape = &base.tensors().get(layer)?.shape;
+        shape.last().map(|&inputs| inputs as u64)
+    });
+    Ok(units.min().unwrap_or_default())
+}
+
 /// Returns the layers that may be edited: the one that the manifest names, or those that all targets
 /// of a tower contain and use, over the towers that edits may change. `None` when neither restricts
 /// them.

@@ -6,9 +6,9 @@ use lethe_shared::reference::{ArtifactRef, FileSpec, Locations, ShardRef};
 use lethe_shared::task::{
     AnyTask, Condense, Constraints, Correction, Direction, Effects, EffectsPart, Evaluate,
     EvaluateItem, ImageEffects, ImageEffectsPart, Kernel, KeyMoments, Keys, Label, LeastSquares,
-    Margins, MarginsOf, MomentSource, Moments, MomentsOutput, MomentsPart, MomentsReduce, Protect,
-    RetainGradient, RetainGradientOutput, RetainPart, RetainReduce, Search, Survey, Task, Tokens,
-    WeightedChange, WeightedConstraints,
+    LeastSquaresPart, Margins, MarginsOf, MomentSource, Moments, MomentsOutput, MomentsPart,
+    MomentsReduce, Protect, RetainGradient, RetainGradientOutput, RetainPart, RetainReduce, Search,
+    Survey, Task, Tokens, WeightedChange, WeightedConstraints,
 };
 use lethe_shared::vocabulary::{MethodSettings, Tower, Towers};
 
@@ -113,29 +113,26 @@ fn padding(plan: &Plan) -> Option<u32> {
     plan.targets.iter().find_map(Target::padding)
 }
 
-/// Returns the jobs over the retain set and over the slices of unlabelled `texts` that sum the second
-/// moments of a layer's inputs at the tokens of the texts.
+/// Returns the jobs that sum the second moments of the inputs of these layers at the tokens of texts:
+/// those over the retain set and the list `covered`, and those over the slices of unlabelled `texts`.
 pub fn key_moments(
     plan: &Plan,
+    covered: ArtifactRef,
     texts: &[ArtifactRef],
-    layer: &str,
+    layers: &[String],
 ) -> (Vec<TypedJob<KeyMoments>>, Vec<TypedJob<KeyMoments>>) {
-    let of_shard = |shard: &ShardRef| {
-        let source = MomentSource::Captions(shard.spec());
-        job(plan, None, key_moments_of(plan, source, layer), [shard])
+    let task = |source| KeyMoments {
+        source,
+        padding: padding(plan),
+        layers: layers.to_vec(),
+        tokens: plan.manifest.composition.tokens(),
     };
-    let of_texts = |texts: &ArtifactRef| key_moments_of_texts(plan, *texts, layer);
-    (plan.retain.iter().map(of_shard).collect(), texts.iter().map(of_texts).collect())
-}
-
-/// Returns the job that sums those moments over some texts.
-pub fn key_moments_of_texts(plan: &Plan, texts: ArtifactRef, layer: &str) -> TypedJob<KeyMoments> {
-    job(plan, None, key_moments_of(plan, MomentSource::Texts(texts), layer), [])
-}
-
-fn key_moments_of(plan: &Plan, source: MomentSource, layer: &str) -> KeyMoments {
-    let tokens = plan.manifest.composition.tokens;
-    KeyMoments { source, padding: padding(plan), layer: layer.to_owned(), tokens }
+    let of_shard =
+        |shard: &ShardRef| job(plan, None, task(MomentSource::Captions(shard.spec())), [shard]);
+    let of_texts = |texts: &ArtifactRef| job(plan, None, task(MomentSource::Texts(*texts)), []);
+    // Captions name retained classes among other words; their class texts are what users write.
+    let paired = plan.retain.iter().map(of_shard).chain([of_texts(&covered)]).collect();
+    (paired, texts.iter().map(of_texts).collect())
 }
 
 /// A layer that takes a share of the residuals of removed texts, in `least-squares`.
@@ -314,7 +311,7 @@ pub fn keys(
     inverses: &[ArtifactRef],
     classes: ArtifactRef,
 ) -> Vec<TypedJob<Keys>> {
-    let rows = (MAX_ROWS / plan.concepts.len().max(1)).clamp(2, 16) as u32;
+    let rows = (MAX_ROWS / plan.concepts.len().max(1)).clamp(1, 16) as u32;
     let one = |planned: &&PlannedConcept| {
         let task = Keys {
             class: planned.concept.class_index,
@@ -323,7 +320,7 @@ pub fn keys(
             padding: padding(plan),
             layer: at.layer.to_owned(),
             read: at.read.to_owned(),
-            tokens: plan.manifest.composition.tokens,
+            tokens: plan.manifest.composition.tokens(),
             change: at.change,
             share: at.share,
             inverses: inverses.to_vec(),
@@ -339,11 +336,11 @@ pub fn keys(
 /// still drawn and removed ones no more.
 const RETAIN_WEIGHT: f64 = 100.0;
 
-/// Returns the job that solves the edits of all concepts at a layer.
+/// Returns the job that solves the edits of concepts at a layer.
 pub fn least_squares(
     plan: &Plan,
     layer: &str,
-    concepts: Vec<ArtifactRef>,
+    concepts: Vec<LeastSquaresPart>,
     inverses: &[ArtifactRef],
 ) -> TypedJob<LeastSquares> {
     let composition = &plan.manifest.composition;

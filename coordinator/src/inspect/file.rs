@@ -216,7 +216,10 @@ pub(super) async fn manifest(address: &Address, cache: &Path) -> Result<Inspecti
     };
     inspection.row(
         "composition",
-        format!("{}, towers = {:?}", manifest.composition.method().name(), towers),
+        format!(
+            "{}, towers = {towers:?}",
+            manifest.composition.method.map_or("default method", |method| method.name())
+        ),
     );
     for target in &manifest.release.target {
         inspection

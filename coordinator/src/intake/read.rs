@@ -5,8 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lethe_shared::address::Address;
+use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
-use lethe_shared::manifest::{Classes, CompositionMethod, Concept, Error, Manifest, TargetKind};
+use lethe_shared::manifest::{
+    Classes, CompositionMethod, Concept, Error, Manifest, ReleaseTarget, TargetKind,
+};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::DataFile;
 use lethe_shared::reference::{ClassTexts, ShardRef};
@@ -77,6 +80,7 @@ impl Plan {
         let OpenModel { reference: model, checkpoint, warnings: of_model } =
             open_model(&manifest, cache).await?;
         let targets = Target::open_all(&manifest, &checkpoint, cache).await?;
+        settle(&mut manifest, &checkpoint)?;
         let place = |problem: layers::Problem| {
             let place = format!("{}: {}", manifest.file.display(), problem.field);
             Error::new(place, problem.sentence).to_string()
@@ -155,16 +159,28 @@ impl Plan {
     }
 }
 
+/// Sets the defaults of the composition that follow from the model and the targets.
+fn settle(manifest: &mut Manifest, checkpoint: &Checkpoint) -> Result<(), Failure> {
+    let draws = draws(manifest).is_some();
+    let inputs = layers::mlp_units(checkpoint, Tower::Text)?;
+    let protects = manifest.data.protect.is_some();
+    manifest.composition.settle(inputs, draws, protects);
+    Ok(())
+}
+
+/// Returns the first diffusion pipeline among the targets.
+fn draws(manifest: &Manifest) -> Option<&ReleaseTarget> {
+    manifest.release.target.iter().find(|target| target.kind == TargetKind::StableDiffusion)
+}
+
 /// Returns a warning where another method keeps far more of the retained classes, or removes far
 /// more from a target.
 fn method_warning(manifest: &Manifest) -> Option<String> {
     let composition = &manifest.composition;
     let method = composition.method();
-    let draws =
-        manifest.release.target.iter().find(|target| target.kind == TargetKind::StableDiffusion);
     let changes_all =
-        method == CompositionMethod::LeastSquares && manifest.composition.tokens == TextTokens::All;
-    if let Some(target) = draws.filter(|_| !changes_all) {
+        method == CompositionMethod::LeastSquares && composition.tokens() == TextTokens::All;
+    if let Some(target) = draws(manifest).filter(|_| !changes_all) {
         return Some(format!(
             "target `{}` reads the text tower's state at every token, and composition.method `{}` changes mostly the one that CLIP reads: \
              many removed concepts are still drawn. `least-squares` (with tokens = \"all\") changes all of them",

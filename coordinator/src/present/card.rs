@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use lethe_shared::manifest::BuiltInProbe;
+use lethe_shared::manifest::{BuiltInProbe, CompositionMethod};
 use lethe_shared::printable::printable_message;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{
@@ -54,11 +54,12 @@ pub fn render(record: &Composition, files: &[String]) -> String {
     let mut page = metadata(record, files);
     let _ = write!(
         page,
-        "\n# {}\n\nA CLIP checkpoint from which {} concepts were removed by {} (SLUG, arXiv 2407.11867), made with Lethe.\n\n\
+        "\n# {}\n\nA CLIP checkpoint from which {} concepts were removed by {} ({}), made with Lethe.\n\n\
          | | |\n|---|---|\n| base | `{}` |\n| base digest | `{}` |\n| this digest | `{}` |\n| composition | {} |\n",
         record.name,
         claimed(record),
         record.kind_of_edits(),
+        source(record),
         plain(&record.base.address),
         record.base.digest,
         record.digest,
@@ -95,6 +96,15 @@ pub fn render(record: &Composition, files: &[String]) -> String {
     protected(&mut page, record);
     not_shown(&mut page, record);
     page
+}
+
+/// Returns the paper that the edits of this checkpoint follow.
+fn source(record: &Composition) -> &'static str {
+    if record.method == CompositionMethod::LeastSquares.name() {
+        "least squares, after MEMIT, arXiv 2210.07229"
+    } else {
+        "SLUG, arXiv 2407.11867"
+    }
 }
 
 /// Returns the number of concepts that this checkpoint claims to have removed: those measured as
@@ -220,17 +230,35 @@ fn removed(page: &mut String, record: &Composition) {
         page,
         "Concepts forgotten within their tolerance, of those that the base model knew: {alone}{together} with all edits.\n"
     );
-    *page += "| concept | layer | step λ | coefficient | strength | forget pairs | FA@5 before | alone | composed | status |\n\
-              |---|---|---|---|---|---|---|---|---|---|\n";
+    // Edits that were solved together have neither a step nor a result of their own.
+    let is_searched = record.concepts.iter().any(|concept| {
+        concept.alone.is_some() || (concept.step, concept.coefficient) != (1.0, 1.0)
+    });
+    let (of_search, alone) =
+        if is_searched { (" step λ | coefficient |", " alone |") } else { ("", "") };
+    let rule = "---|".repeat(if is_searched { 10 } else { 7 });
+    let _ = writeln!(
+        page,
+        "| concept | layer |{of_search} strength | forget pairs | FA@5 before |{alone} composed | status |\n|{rule}"
+    );
+    let measured = |share: Option<f64>| share.map_or_else(|| "-".to_owned(), percent);
     for concept in &record.concepts {
-        let ConceptRecord { name, layer, step, coefficient, strength, pairs, .. } = concept;
+        let ConceptRecord { name, layer, layers, step, coefficient, strength, pairs, .. } = concept;
+        let others = match layers.len() {
+            0 | 1 => String::new(),
+            number => format!(" most, of {number}"),
+        };
+        let (mut of_search, mut alone) = (String::new(), String::new());
+        if is_searched {
+            of_search = format!(" {step:.4} | {coefficient:.3} |");
+            alone = format!(" {} |", measured(concept.alone.map(|alone| alone.fa5)));
+        }
         let _ = writeln!(
             page,
-            "| {} | `{layer}` | {step:.4} | {coefficient:.3} | {strength} | {pairs} | {} | {} | {} | {} |",
+            "| {} | `{layer}`{others} |{of_search} {strength} | {pairs} | {} |{alone} {} | {} |",
             plain(name),
             percent(concept.before.fa5),
-            concept.alone.map_or_else(|| "-".to_owned(), |alone| percent(alone.fa5)),
-            concept.composed.map_or_else(|| "-".to_owned(), |composed| percent(composed.fa5)),
+            measured(concept.composed.map(|composed| composed.fa5)),
             record.verdict(concept).status.name()
         );
     }
@@ -282,12 +310,13 @@ fn tested(page: &mut String, record: &Composition) {
     *page += "| data | files | items | SHA-256 |\n|---|---|---|---|\n";
     let Origin { retain, retain_texts, retain_images, protect, validation, test, .. } = origin;
     let protect: Vec<DataFile> = protect.iter().copied().collect();
+    let validation_use = format!("validation: {}", record.use_of_validation());
     let sets = [
         ("retain pairs", retain),
         ("retain texts", retain_texts),
         ("retain images", retain_images),
         ("protected names", &protect),
-        ("validation: used by the step search and the choice of layers too", validation),
+        (validation_use.as_str(), validation),
         ("test: used for nothing else", test),
     ];
     let items = |files: &[DataFile]| files.iter().map(|file| file.items).sum::<u64>();

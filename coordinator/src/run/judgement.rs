@@ -7,11 +7,12 @@ use lethe_shared::measurement::{Answers, Hits, ImageRanks, NameSearch};
 use lethe_shared::record::{Measured, TowerAlone, Utility};
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::task::EvaluateOutput;
-use lethe_shared::vocabulary::{Tower, Towers};
+use lethe_shared::vocabulary::{Stop, Tower, Towers};
 
 use super::context::Run;
 use super::edits::EditedConcept;
 use crate::compose::apply::{self, Change};
+use crate::compose::effect_matrix::Recognition;
 use crate::compose::measure::{self, ConceptRanks, Fates, Judgement};
 use crate::exec::dispatch::Dispatcher;
 use crate::exec::jobs;
@@ -287,6 +288,34 @@ fn judge(
         jobs_found: 0,
         jobs_done: 0,
     }
+}
+
+/// Measures how well a changed model still recognises each of these concepts, by its own criterion.
+/// With the classes `removed`, the jobs are those of the final evaluation.
+pub(super) async fn recognition(
+    run: &mut Run<'_>,
+    concepts: &[&PlannedConcept],
+    change: ArtifactRef,
+    removed: Option<ArtifactRef>,
+) -> Result<Vec<Recognition>, Failure> {
+    let tasks = jobs::forget_evaluation(run.plan, concepts, Some(change), run.classes, removed);
+    let (mut hits, mut best) = (BTreeMap::new(), BTreeMap::new());
+    for output in run.all("doses", tasks).await? {
+        hits.extend(output.items);
+        best.extend(output.best);
+    }
+    let recognition = |planned: &&PlannedConcept| {
+        let item = jobs::forget_item(&planned.concept.id);
+        let hits = counted(&hits, planned)?;
+        let own = |class: u32| class == planned.concept.class_index;
+        let share = match planned.stop {
+            Stop::Fa1 => hits.mean_top1(own),
+            // A manifest that names a share of ranks uses margins.
+            Stop::Fa5 | Stop::Rank(_) => hits.mean_top5(own),
+        };
+        Ok(Recognition { share, best: best.get(&item).copied().unwrap_or(0) })
+    };
+    concepts.iter().map(recognition).collect()
 }
 
 /// Returns the hits on a concept's forget images. Without any hits, the concept cannot be measured,

@@ -1,11 +1,12 @@
 //! Edits by least squares (`docs/composition.md`, "`least-squares`").
 //!
-//! The phases are, for each layer that changes, front to back:
-//! 1. Collect the second moments of the layer's inputs over retained texts.
-//! 2. Compute each concept's keys (inputs of the layer at its texts) and residuals (how far the
-//!    states of its texts are from those of a mean text, under the edits of the layers before).
-//! 3. Solve the edit that maps all keys to this layer's share of their residuals and moves retained
-//!    texts least. It is the sum of one direction per concept.
+//! The phases are:
+//! 1. Collect the second moments of the inputs of the layers that change, over retained texts.
+//! 2. For each of these layers, front to back, compute each concept's keys (inputs of the layer at
+//!    its texts) and residuals (how far the states of its texts are from those of a mean text, under
+//!    the edits of the layers before), and solve the edit that maps all keys to this layer's share of
+//!    their residuals and moves retained texts least. It is the sum of one direction per concept.
+//! 3. At the last layer, solve again for concepts that the composed model still recognises.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +14,14 @@ use bytes::Bytes;
 use lethe_shared::checkpoint::tower::{Map, Part, TowerMap, Weight};
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::reference::ArtifactRef;
-use lethe_shared::task::{KeysOutput, LeastSquaresEdit};
+use lethe_shared::task::{KeysOutput, LeastSquaresEdit, LeastSquaresPart};
 use lethe_shared::vocabulary::{TextTokens, Tower};
 use safetensors::SafeTensors;
 
 use super::context::{Run, concept_results};
 use super::edits::{ConceptEdit, EditedConcept, Edits, Stored, unsolved};
-use super::judgement::{HeldOut, held_out};
+use super::judgement::{HeldOut, held_out, recognition};
+use crate::compose::effect_matrix::Recognition;
 use crate::exec::batch::Batch;
 use crate::exec::jobs::{self, ShareOfLayer};
 use crate::failure::Failure;
@@ -34,35 +36,35 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let mut missing = Vec::new();
     // What the first layer's jobs say of each concept, and each concept's edits by layer.
     let mut known: BTreeMap<&str, KeysOutput> = BTreeMap::new();
-    let mut solved: BTreeMap<&str, Vec<(&String, LeastSquaresEdit)>> = BTreeMap::new();
+    let mut solved: Solved<'_> = BTreeMap::new();
     let mut change = None;
-    for (place, layer) in layers.iter().enumerate() {
-        let inverses = std::slice::from_ref(&moments[place]);
+    for (place, (layer, inverse)) in layers.iter().zip(&moments).enumerate() {
+        let inverses = std::slice::from_ref(inverse);
         let share = 1.0 / (layers.len() - place) as f64;
         let at = ShareOfLayer { layer, read, change, share };
         let tasks = jobs::keys(plan, &concepts, at, inverses, run.classes);
         let ended = run.of_concepts("concepts", tasks).await?;
         let results = concept_results(&concepts, ended, &mut missing)?;
         concepts = results.iter().map(|(planned, _)| *planned).collect();
+        // A concept without keys here has no edit, on no layer.
+        solved.retain(|id, _| concepts.iter().any(|planned| planned.concept.id == **id));
         if results.is_empty() {
             break;
         }
-        let keys = results.iter().map(|(_, output)| output.factors).collect();
-        let task = jobs::least_squares(plan, layer, keys, inverses);
-        let edits = run.one("directions", task).await?.edits;
-        if edits.len() != results.len() {
-            return Err(Failure::Infrastructure(
-                "the solved edits are not those of the concepts; an outcome is damaged".to_owned(),
-            ));
-        }
-        for ((planned, output), edit) in results.into_iter().zip(edits) {
-            let id = planned.concept.id.as_str();
-            known.entry(id).or_insert(output);
-            solved.entry(id).or_default().push((layer, edit));
+        let at = Layer { name: layer, inverses, concepts: &concepts };
+        let keys: Vec<ArtifactRef> = results.iter().map(|(_, output)| output.factors).collect();
+        for (planned, output) in results {
+            known.entry(planned.concept.id.as_str()).or_insert(output);
         }
         if place + 1 < layers.len() {
+            let edits = solve(run, &at, &keys, &vec![1.0; keys.len()]).await?;
+            add(&mut solved, &at, edits);
+            // Later layers are solved for what these leave, whatever the strengths.
             let directions = Stored::of(plan, run.dispatcher);
-            change = Some(run.compose(&in_full(&solved), &directions).await?.1);
+            change = Some(run.compose(&applied(&solved, |_| 1.0), &directions).await?.1);
+        } else {
+            let edits = solve_until_forgotten(run, &at, &keys, &solved).await?;
+            add(&mut solved, &at, edits);
         }
     }
     let mut found = Vec::with_capacity(concepts.len());
@@ -74,6 +76,92 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     }
     let recipe = unsolved(&found)?;
     Ok((Edits { found, missing, recipe, moments, protected: None }, base))
+}
+
+/// The edits of each concept so far, by layer.
+type Solved<'a> = BTreeMap<&'a str, Vec<(&'a String, LeastSquaresEdit)>>;
+
+/// A layer that is solved, and the concepts that have keys there.
+struct Layer<'a, 'b> {
+    name: &'a String,
+    inverses: &'b [ArtifactRef],
+    concepts: &'b [&'a PlannedConcept],
+}
+
+/// Adds the edits of a layer to those of the layers before.
+fn add<'a>(solved: &mut Solved<'a>, at: &Layer<'a, '_>, edits: Vec<LeastSquaresEdit>) {
+    for (planned, edit) in at.concepts.iter().zip(edits) {
+        solved.entry(planned.concept.id.as_str()).or_default().push((at.name, edit));
+    }
+}
+
+/// Solves the edits of all concepts at a layer, with the residuals of each multiplied by a factor.
+async fn solve(
+    run: &mut Run<'_>,
+    at: &Layer<'_, '_>,
+    keys: &[ArtifactRef],
+    overshoots: &[f64],
+) -> Result<Vec<LeastSquaresEdit>, Failure> {
+    let part = |(&factors, &overshoot)| LeastSquaresPart { factors, overshoot };
+    let parts: Vec<LeastSquaresPart> = keys.iter().zip(overshoots).map(part).collect();
+    let count = parts.len();
+    let task = jobs::least_squares(run.plan, at.name, parts, at.inverses);
+    let edits = run.one("directions", task).await?.edits;
+    if edits.len() == count {
+        Ok(edits)
+    } else {
+        let problem = "the solved edits are not those of the concepts; an outcome is damaged";
+        Err(Failure::Infrastructure(problem.to_owned()))
+    }
+}
+
+/// Factor on the residuals of a concept that is still recognised, per round.
+const FURTHER: f64 = 1.5;
+
+/// Solves the last layer. As long as the composed model still recognises concepts, their residuals
+/// are raised and the layer is solved again: their states then go beyond the mean text's. Returns the
+/// edits that leave the fewest concepts recognised.
+async fn solve_until_forgotten(
+    run: &mut Run<'_>,
+    at: &Layer<'_, '_>,
+    keys: &[ArtifactRef],
+    before: &Solved<'_>,
+) -> Result<Vec<LeastSquaresEdit>, Failure> {
+    let plan = run.plan;
+    let strengths: BTreeMap<&str, f64> = at
+        .concepts
+        .iter()
+        .map(|planned| (planned.concept.id.as_str(), planned.concept.strength))
+        .collect();
+    let strength = |id: &str| strengths.get(id).copied().unwrap_or(1.0);
+    let mut overshoots = vec![1.0; keys.len()];
+    let mut best: Option<(usize, Vec<LeastSquaresEdit>)> = None;
+    for round in 0..=plan.manifest.composition.rounds {
+        let edits = solve(run, at, keys, &overshoots).await?;
+        let mut all: Solved<'_> = before.clone();
+        add(&mut all, at, edits.clone());
+        let directions = Stored::of(plan, run.dispatcher);
+        let (_, change) = run.compose(&applied(&all, strength), &directions).await?;
+        let removed = Some(run.removed);
+        let measured = recognition(run, at.concepts, change, removed).await?;
+        // Only concepts with strength 1 are expected to be forgotten.
+        let is_left = |(planned, measured): (&&PlannedConcept, &Recognition)| {
+            planned.concept.strength == 1.0 && measured.share > planned.tolerance
+        };
+        let left: Vec<bool> = at.concepts.iter().zip(&measured).map(is_left).collect();
+        let count = left.iter().filter(|&&left| left).count();
+        tracing::info!(round, recognised = count, "least squares");
+        if best.as_ref().is_none_or(|(fewest, _)| count < *fewest) {
+            best = Some((count, edits));
+        }
+        if count == 0 {
+            break;
+        }
+        for (overshoot, _) in overshoots.iter_mut().zip(&left).filter(|(_, left)| **left) {
+            *overshoot *= FURTHER;
+        }
+    }
+    Ok(best.map(|(_, edits)| edits).unwrap_or_default())
 }
 
 /// Returns the layers that change, front to back: of those of the text tower that may and that end
@@ -91,7 +179,7 @@ pub fn layers(plan: &Plan) -> Result<Vec<String>, Failure> {
     let allowed =
         |name: &&String| plan.layers.as_ref().is_none_or(|layers| layers.contains(name.as_str()));
     let mut layers: Vec<String> = ends.filter(allowed).cloned().collect();
-    if plan.manifest.composition.tokens == TextTokens::All {
+    if plan.manifest.composition.tokens() == TextTokens::All {
         layers.drain(..layers.len().saturating_sub(1));
     }
     if layers.is_empty() {
@@ -100,24 +188,23 @@ pub fn layers(plan: &Plan) -> Result<Vec<String>, Failure> {
     Ok(layers)
 }
 
-/// Returns the edits that are solved so far, each in full: later layers are solved for what these
-/// leave.
-fn in_full(solved: &BTreeMap<&str, Vec<(&String, LeastSquaresEdit)>>) -> Vec<Edit> {
-    let one = |concept: &str, layer: &String, edit: &LeastSquaresEdit| Edit {
-        concept: concept.to_owned(),
-        layer: layer.clone(),
-        spread: false,
-        step: 1.0,
-        strength: 1.0,
-        coefficient: 1.0,
-        direction: edit.direction,
-    };
-    solved
-        .iter()
-        .flat_map(|(concept, edits)| {
-            edits.iter().map(move |(layer, edit)| one(concept, layer, edit))
-        })
-        .collect()
+/// Returns the edits of some layers, with the strength of each concept.
+fn applied(solved: &Solved<'_>, strength: impl Fn(&str) -> f64) -> Vec<Edit> {
+    let mut edits = Vec::new();
+    for (&concept, of_layers) in solved {
+        for (layer, edit) in of_layers {
+            edits.push(Edit {
+                concept: concept.to_owned(),
+                layer: (*layer).clone(),
+                spread: false,
+                step: 1.0,
+                strength: strength(concept),
+                coefficient: 1.0,
+                direction: edit.direction,
+            });
+        }
+    }
+    edits
 }
 
 /// Of so many texts, one is empty.
@@ -151,23 +238,25 @@ async fn statistics(
     }
     let covered = put(&covered(plan)).await?;
     let mut batch = Batch::default();
-    let mut tickets = Vec::with_capacity(layers.len());
-    for layer in layers {
-        let (mut paired, unlabelled) = jobs::key_moments(plan, &texts, layer);
-        // Captions name retained classes among other words; their class texts are what users write.
-        paired.push(jobs::key_moments_of_texts(plan, covered, layer));
-        tickets.push((batch.add(paired), batch.add(unlabelled)));
-    }
+    let (paired, unlabelled) = jobs::key_moments(plan, covered, &texts, layers);
+    let (paired, unlabelled) = (batch.add(paired), batch.add(unlabelled));
     let base = batch.add(jobs::base_evaluation(plan, run.classes, run.removed));
     let mut results = run.must("statistics", &batch).await?;
     let base = held_out(results.take(&base)?);
-    let mut reduces = Vec::with_capacity(layers.len());
-    for (paired, unlabelled) in &tickets {
-        let (paired, unlabelled) = (results.take(paired)?, results.take(unlabelled)?);
-        reduces.extend(jobs::moments_reduces(plan, Tower::Text, &paired, &unlabelled));
-    }
+    let (paired, unlabelled) = (results.take(&paired)?, results.take(&unlabelled)?);
+    let reduces = jobs::moments_reduces(plan, Tower::Text, &paired, &unlabelled);
     let reduced = run.all("statistics", reduces).await?;
-    Ok((base, reduced.iter().map(|output| output.inverse).collect()))
+    // There is one output per layer of a sum, in the order of their names.
+    let names = paired.first().into_iter().flat_map(|sums| sums.layers.keys());
+    let by_name: BTreeMap<&String, ArtifactRef> =
+        names.zip(reduced.iter().map(|output| output.inverse)).collect();
+    let of_layer = |layer: &String| {
+        by_name.get(layer).copied().ok_or_else(|| {
+            Failure::Infrastructure(format!("there are no moments of layer {layer}"))
+        })
+    };
+    let inverses = layers.iter().map(of_layer).collect::<Result<_, Failure>>()?;
+    Ok((base, inverses))
 }
 
 /// Returns a concept with its edits of some layers.

@@ -9,19 +9,17 @@
 //! 5. Solve the coefficients together, and adjust the targets over some rounds of evaluation of the
 //!    composed model.
 
-use std::collections::BTreeMap;
-
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::task::EffectsPart;
-use lethe_shared::vocabulary::{Stop, Tower};
+use lethe_shared::vocabulary::Tower;
 use safetensors::SafeTensors;
 
 use super::context::Run;
 use super::directions::directions;
 use super::edits::{EditedConcept, Edits, Stored, unsolved};
-use super::judgement::{HeldOut, counted};
+use super::judgement::{HeldOut, recognition};
 use super::statistics::{Surveyed, protect, survey};
-use crate::compose::effect_matrix::{Criterion, Recognition, adjust};
+use crate::compose::effect_matrix::{Criterion, adjust};
 use crate::compose::recipe::Recipe;
 use crate::compose::{layers, near_duplicates};
 use crate::exec::jobs;
@@ -83,11 +81,13 @@ async fn solve(
         top: u64::from(found.planned.stop.rank(others)),
     };
     let criteria: Vec<Criterion> = found.iter().map(criterion).collect();
+    let planned: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
     let mut best: Option<(usize, f64, Vec<f64>)> = None;
     for round in 0..=rounds {
         recipe = recipe.with_targets(&wanted);
         let edits = recipe.edits();
-        let measured = measure_recognition(run, found, &edits, &stored).await?;
+        let (_, change) = run.compose(&edits, &stored).await?;
+        let measured = recognition(run, &planned, change, None).await?;
         // Only concepts with strength 1 are expected to be forgotten.
         let judged = |i: usize| found[i].planned.concept.strength == 1.0;
         let recognised = (0..found.len())
@@ -151,35 +151,4 @@ async fn recipe(
     let parts =
         (0..found.len()).map(|i| found[i].part(Some(found[i].edit.step * own(i)))).collect();
     Recipe::solved(parts, effect).map_err(damaged)
-}
-
-/// Measures each concept in the model composed of these edits.
-async fn measure_recognition(
-    run: &mut Run<'_>,
-    found: &[EditedConcept<'_>],
-    edits: &[Edit],
-    stored: &Stored<'_>,
-) -> Result<Vec<Recognition>, Failure> {
-    let (_, change) = run.compose(edits, stored).await?;
-    let planned: Vec<&PlannedConcept> = found.iter().map(|found| found.planned).collect();
-    let evaluated = run
-        .all("doses", jobs::forget_evaluation(run.plan, &planned, Some(change), run.classes, None))
-        .await?;
-    let (mut hits, mut best) = (BTreeMap::new(), BTreeMap::new());
-    for output in evaluated {
-        hits.extend(output.items);
-        best.extend(output.best);
-    }
-    let recognition = |found: &EditedConcept<'_>| {
-        let item = jobs::forget_item(&found.planned.concept.id);
-        let hits = counted(&hits, found.planned)?;
-        let own = |class: u32| class == found.planned.concept.class_index;
-        let share = match found.planned.stop {
-            Stop::Fa1 => hits.mean_top1(own),
-            // A manifest that names a share of ranks uses margins.
-            Stop::Fa5 | Stop::Rank(_) => hits.mean_top5(own),
-        };
-        Ok(Recognition { share, best: best.get(&item).copied().unwrap_or(0) })
-    };
-    found.iter().map(recognition).collect()
 }

@@ -3,7 +3,7 @@
 use super::id::{MAX_NAME, is_id};
 use super::sections::{CompositionMethod, CompositionSection, Manifest, Names, Required};
 use super::targets;
-use crate::vocabulary::{TextTokens, Towers};
+use crate::vocabulary::Towers;
 
 /// A wrong value.
 pub(super) struct Wrong {
@@ -149,7 +149,7 @@ fn least_squares(composition: &CompositionSection) -> Result<(), Wrong> {
     if method != CompositionMethod::LeastSquares {
         let given = [
             ("composition.retain_weight", composition.retain_weight.is_some()),
-            ("composition.tokens", composition.tokens != TextTokens::default()),
+            ("composition.tokens", composition.tokens.is_some()),
         ];
         return match given.into_iter().find(|(_, given)| *given) {
             Some((field, _)) => wrong(

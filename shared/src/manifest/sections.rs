@@ -178,9 +178,10 @@ pub enum CompositionMethod {
     /// constraints are solved together at the least cost to retained data, without a search per
     /// concept, and measured again for some rounds.
     Margins,
-    /// The states of a concept's texts are mapped to those of a mean text, at every token of the
-    /// context, by one edit of one layer of the text tower that is solved for all concepts together
-    /// (MEMIT, arXiv 2210.07229). For models that read every state, as diffusion pipelines do.
+    /// The states of a concept's texts are mapped to those of a mean text, by edits of the text tower
+    /// that are solved for all concepts together (MEMIT, arXiv 2210.07229; EMCID, arXiv 2403.13807): at
+    /// the token that CLIP reads, by edits of all layers that end an MLP; or at every token of the
+    /// context, as diffusion pipelines read them, by edits of one layer.
     LeastSquares,
     /// Steps along g P, with coefficients solved together. P projects onto the directions with the
     /// smallest second moments over retained data (AlphaEdit, arXiv 2410.02355).
@@ -245,9 +246,11 @@ impl Spread {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompositionSection {
-    /// The method: by default `preconditioned` where edits may change the text tower only, and
-    /// `margins` otherwise. A field that names no method applies to `preconditioned`, `null-space` and
-    /// `margins`.
+    /// The method. By default `margins`, unless edits may change the text tower only; then
+    /// `least-squares` where the text tower's MLPs have 2,048 units or more or a diffusion pipeline is
+    /// among the targets, and `preconditioned` where they do not or where the manifest has a setting
+    /// that only `preconditioned` knows. A field that names no method applies to `preconditioned`,
+    /// `null-space` and `margins`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<CompositionMethod>,
     /// Towers that edits may change; only their layers are scored. (SLUG's full search, of `sum`,
@@ -281,7 +284,8 @@ pub struct CompositionSection {
     pub images: u32,
     /// Largest rank of a concept's direction at a layer. A smaller rank makes
     /// the edits in a release smaller and less efficient. By default 2 for the text tower; for the
-    /// vision tower 32 with `margins`, and no limit otherwise; with `least-squares` 8.
+    /// vision tower 32 with `margins`, and no limit otherwise; with `least-squares` 8, or 1 with tokens =
+    /// "read".
     #[schemars(range(min = 1, max = 1024))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
@@ -291,8 +295,10 @@ pub struct CompositionSection {
     pub retain_weight: Option<f64>,
     /// `least-squares`: which states of a removed text change. `all`: those of every token, by edits of
     /// the last layer that ends an MLP, for diffusion pipelines. `read`: that of the token which CLIP
-    /// reads, by edits that are spread over all layers that end an MLP; retained classes keep more.
-    pub tokens: TextTokens,
+    /// reads, by edits that are spread over all layers that end an MLP; retained classes keep more. By
+    /// default `all` where a diffusion pipeline is among the targets, and `read` otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TextTokens>,
     /// `preconditioned` and `margins`: ridge ρ on the second moments of inputs, as a share of their
     /// mean diagonal. A larger value shortens the steps and protects less.
     pub ridge: f64,
@@ -316,13 +322,18 @@ pub struct CompositionSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub change: Option<f64>,
     /// All methods: share of a concept's forget images that the verdict allows to be recognised by the
-    /// measure `method.stop`. `preconditioned` and `null-space` use it in their rounds too.
+    /// measure `method.stop`. `preconditioned`, `null-space` and `least-squares` use it in their rounds too.
     pub tolerance: f64,
-    /// Most rounds of evaluating the composed model on the forget sets and adjusting coefficients; 0
-    /// uses the coefficients as solved. `margins` makes at least one.
+    /// Most rounds of evaluating the composed model on the forget sets and adjusting coefficients, or
+    /// with `least-squares` solving the last layer again for concepts that are still recognised; 0
+    /// uses them as solved. `margins` makes at least one.
     #[schemars(range(max = 100))]
     pub rounds: u32,
 }
+
+/// Width of the text tower's MLPs from which on `least-squares` is the default: narrower ones lose more
+/// by it than by `preconditioned` (`docs/research/composition.md`).
+const WIDE: u64 = 2048;
 
 impl Default for CompositionSection {
     fn default() -> Self {
@@ -337,7 +348,7 @@ impl Default for CompositionSection {
             images: 16,
             rank: None,
             retain_weight: None,
-            tokens: TextTokens::All,
+            tokens: None,
             ridge: 0.0003,
             output_ridge: 0.3,
             null_energy: 0.01,
@@ -352,20 +363,52 @@ impl Default for CompositionSection {
 }
 
 impl CompositionSection {
-    /// Returns the method. By default it follows from the towers, because each method keeps more of
-    /// the retained classes in one of them (`docs/research/margins.md`).
+    /// Returns the method. Where the manifest names none, it follows from the towers, because each
+    /// method keeps more of the retained classes in one of them (`docs/research/margins.md`), and from
+    /// settings that only `least-squares` has. [`settle`](Self::settle) sets it where it follows from
+    /// the model.
     pub fn method(&self) -> CompositionMethod {
         self.method.unwrap_or(match self.towers {
+            Towers::Text if self.retain_weight.is_some() || self.tokens.is_some() => {
+                CompositionMethod::LeastSquares
+            }
             Towers::Text => CompositionMethod::Preconditioned,
             Towers::Vision | Towers::Both => CompositionMethod::Margins,
         })
+    }
+
+    /// Sets the defaults that follow from the model and the targets, where the manifest leaves them
+    /// open. `inputs` is the width of the text tower's layers that end an MLP; `draws` says whether a
+    /// diffusion pipeline is among the targets, and `protects` whether texts are protected.
+    pub fn settle(&mut self, inputs: u64, draws: bool, protects: bool) {
+        let defaults = Self::default();
+        let is_tuned = protects
+            || self.layers != defaults.layers
+            || self.change.is_some()
+            || self.output_ridge != defaults.output_ridge;
+        let is_open = self.method.is_none() && self.towers == Towers::Text;
+        if is_open && !is_tuned && (inputs >= WIDE || draws) {
+            self.method = Some(CompositionMethod::LeastSquares);
+        }
+        if self.method() == CompositionMethod::LeastSquares && self.tokens.is_none() {
+            self.tokens = Some(if draws { TextTokens::All } else { TextTokens::Read });
+        }
+    }
+
+    /// Returns the tokens of a text whose states `least-squares` changes.
+    pub fn tokens(&self) -> TextTokens {
+        self.tokens.unwrap_or_default()
     }
 
     /// Returns the largest rank of a concept's direction at a layer of this tower; `None` keeps
     /// directions whole.
     pub fn rank(&self, tower: Tower) -> Option<u32> {
         self.rank.or(match (tower, self.method()) {
-            (_, CompositionMethod::LeastSquares) => Some(8),
+            (_, CompositionMethod::LeastSquares) => match self.tokens() {
+                TextTokens::All => Some(8),
+                // A concept has one state there: more rows add little (docs/research/composition.md).
+                TextTokens::Read => Some(1),
+            },
             (Tower::Text, _) => Some(2),
             (Tower::Vision, CompositionMethod::Margins) => Some(32),
             // One gradient of all images has a high rank, and cutting it costs accuracy.

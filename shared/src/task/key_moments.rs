@@ -1,4 +1,4 @@
-//! Second moments of a layer's inputs at every token of retained texts.
+//! Second moments of the inputs of some layers at the tokens of retained texts.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,9 +7,9 @@ use crate::vocabulary::TextTokens;
 use super::kind::Task;
 use super::{MomentSource, MomentsOutput};
 
-/// Sums C = Σ x xᵀ over the inputs x of one layer of the text tower: at every token of the context,
-/// also at those after the end of a text, which a diffusion model reads; or at every token up to the
-/// end of a text.
+/// Sums C = Σ x xᵀ over the inputs x of layers of the text tower: at every token of the context, also
+/// at those after the end of a text, which a diffusion model reads; or at every token up to the end of
+/// a text.
 ///
 /// The output has the form of [`Moments`](super::Moments): its items are tokens, and its moments of
 /// output gradients are the identity, because the change of every state counts the same.
@@ -20,15 +20,15 @@ pub struct KeyMoments {
     pub source: MomentSource,
     /// The token that texts are padded with; `None`: each with its own end-of-text token.
     pub padding: Option<u32>,
-    /// The layer.
-    pub layer: String,
+    /// The layers, front to back.
+    pub layers: Vec<String>,
     /// [`TextTokens::Read`] leaves out the tokens after the end of a text.
     pub tokens: TextTokens,
 }
 
 impl Task for KeyMoments {
     const KIND: &'static str = "key-moments";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Output = MomentsOutput;
 
     fn label(&self, _: Option<&str>, locations: &Locations) -> String {
@@ -49,6 +49,9 @@ impl Task for KeyMoments {
     }
 
     fn check(&self) -> Result<(), String> {
+        if self.layers.is_empty() {
+            return Err("there are no layers".to_owned());
+        }
         match self.source {
             MomentSource::Captions(_) | MomentSource::Texts(_) => Ok(()),
             MomentSource::Images(_) | MomentSource::ImagesAlone(_) => Err("key moments are those of texts".to_owned()),

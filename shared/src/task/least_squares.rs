@@ -12,20 +12,32 @@ use super::kind::{Task, check_at_least_one};
 /// minimise  Σ_c ‖K_c Δᵀ − R_c‖²  +  w · tr(Δ (C + ρ·tr(C)/n · I) Δᵀ)
 /// ```
 ///
-/// C is the mean of x xᵀ over the tokens of retained texts. Returns Δ as a sum over concepts.
+/// C is the mean of x xᵀ over the tokens of retained texts, and R_c has the residuals of a concept
+/// times its factor. Returns Δ as a sum over concepts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeastSquares {
     /// The layer.
     pub layer: String,
-    /// [`KeysOutput::factors`](super::KeysOutput::factors) of each concept.
-    pub concepts: Vec<ArtifactRef>,
+    /// The concepts.
+    pub concepts: Vec<LeastSquaresPart>,
     /// Preconditioner of the layer.
     pub inverses: Vec<ArtifactRef>,
     /// w: the weight of retained texts, in concepts.
     pub retain_weight: f64,
     /// Largest rank of the direction of a concept.
     pub rank: u32,
+}
+
+/// The keys of one concept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeastSquaresPart {
+    /// [`KeysOutput::factors`](super::KeysOutput::factors).
+    pub factors: ArtifactRef,
+    /// Multiplies the residuals: above 1, states go beyond those of a mean text, away from the
+    /// concept's own.
+    pub overshoot: f64,
 }
 
 /// The edits, in the order of [`LeastSquares::concepts`].
@@ -52,7 +64,7 @@ pub struct LeastSquaresEdit {
 
 impl Task for LeastSquares {
     const KIND: &'static str = "least-squares";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     type Output = LeastSquaresOutput;
 
     fn label(&self, _: Option<&str>, _: &Locations) -> String {
@@ -69,6 +81,13 @@ impl Task for LeastSquares {
 
     fn check(&self) -> Result<(), String> {
         check_at_least_one(self.rank, "rank")?;
-        if self.retain_weight > 0.0 && self.retain_weight.is_finite() { Ok(()) } else { Err("the weight of retained texts is out of range".to_owned()) }
+        let in_range = |value: f64| value > 0.0 && value.is_finite();
+        if !in_range(self.retain_weight) {
+            return Err("the weight of retained texts is out of range".to_owned());
+        }
+        match self.concepts.iter().all(|part| in_range(part.overshoot)) {
+            true => Ok(()),
+            false => Err("a factor of residuals is out of range".to_owned()),
+        }
     }
 }

@@ -164,7 +164,7 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
         KeyMoments {
             source: MomentSource::Captions(file(seed)),
             padding: Some(0),
-            layer: "layer.0".into(),
+            layers: vec!["layer.0".into(), "layer.1".into()],
             tokens: TextTokens::Read,
         }
         .into(),
@@ -185,7 +185,10 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
         .into(),
         LeastSquares {
             layer: "layer.0".into(),
-            concepts: vec![artifact(1), artifact(2)],
+            concepts: vec![
+                LeastSquaresPart { factors: artifact(1), overshoot: 1.0 },
+                LeastSquaresPart { factors: artifact(2), overshoot: 1.5 },
+            ],
             inverses: vec![artifact(3)],
             retain_weight: 100.0,
             rank: 8,

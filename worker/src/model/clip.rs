@@ -108,36 +108,54 @@ impl Clip {
         })
     }
 
-    /// Returns what a text block does at every token: the inputs of the layer that ends its MLP,
-    /// and the states after the block.
+    /// Passes texts through the text tower once, and calls `act` with the place of each of `layers`,
+    /// which are front to back, and with what its block does at every token (of a prefix tree: at every
+    /// node): the inputs of the layer that ends its MLP, and the states after the block.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when the layer ends no MLP of the text tower; otherwise when libtorch
-    /// returns an error.
-    pub fn block_states(
+    /// [`Error::Tensor`] when a layer ends no MLP of the text tower or comes after a later one;
+    /// otherwise when libtorch or `act` returns an error.
+    pub fn each_block(
         &self,
         weights: &Weights,
-        batch: &TokenBatch,
-        layer: ParameterId,
-    ) -> Result<BlockStates, Error> {
-        let blocks = self.blocks(Tower::Text);
-        let Some(place) = blocks.iter().position(|block| block.fc2.weight == layer) else {
-            return Err(Error::Tensor {
+        texts: Input<'_>,
+        layers: &[ParameterId],
+        mut act: impl FnMut(usize, BlockStates) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (blocks, config) = (self.blocks(Tower::Text), &self.config.text);
+        let mut state = self.start(weights, texts)?;
+        for (index, &layer) in layers.iter().enumerate() {
+            let wrong = |problem: &str| Error::Tensor {
                 tensor: self.architecture.spec(layer).name.clone(),
-                problem: "ends no MLP of the text tower".into(),
-            });
-        };
-        let start = self.start(weights, Input::Texts(batch))?;
-        let before =
-            self.advance(weights, Tower::Text, &start, Stage::Block(place, Part::Attention))?;
-        let (block, config) = (&blocks[place], &self.config.text);
-        let x = before.residual();
-        let (x, attended) =
-            block::attention(weights, block, config, x, &before.tokens, Reach::All)?;
-        let x = block::out_proj(weights, block, &x, &attended)?;
-        let inputs = block::fc1(weights, block, config, &x)?;
-        let outputs = block::fc2(weights, block, &x, &inputs)?;
-        Ok(BlockStates { inputs, outputs })
+                problem: problem.into(),
+            };
+            let place = blocks.iter().position(|block| block.fc2.weight == layer);
+            let place = place.ok_or_else(|| wrong("ends no MLP of the text tower"))?;
+            if place < state.block {
+                return Err(wrong("comes after a layer of a later block"));
+            }
+            let before =
+                self.advance(weights, Tower::Text, &state, Stage::Block(place, Part::Attention))?;
+            let block = &blocks[place];
+            let (x, attended) = block::attention(
+                weights,
+                block,
+                config,
+                before.residual(),
+                &before.tokens,
+                Reach::All,
+            )?;
+            let x = block::out_proj(weights, block, &x, &attended)?;
+            let inputs = block::fc1(weights, block, config, &x)?;
+            let outputs = block::fc2(weights, block, &x, &inputs)?;
+            state = TowerState {
+                activations: Activations::Attention { x: outputs.shallow_clone() },
+                tokens: before.tokens,
+                block: place + 1,
+            };
+            act(index, BlockStates { inputs, outputs })?;
+        }
+        Ok(())
     }
 
     /// Builds the prefix tree of tokenized texts, for passes without an autograd graph.

@@ -31,6 +31,8 @@ pub struct PrefixTree {
     pub(super) pooled: Tensor,
     /// Node of each text's pooled token `[texts]`, int64.
     pooled_nodes: Tensor,
+    /// Number of texts that each node belongs to `[nodes]`, float32.
+    counts: Tensor,
 }
 
 impl PrefixTree {
@@ -42,7 +44,7 @@ impl PrefixTree {
         let tokens = texts.iter().map(Vec::len).max().unwrap_or(0);
         let mut known: HashMap<(Option<i64>, u32), i64> = HashMap::new();
         let (mut ids, mut positions, mut occurrences) = (Vec::new(), Vec::new(), Vec::new());
-        let mut nodes = vec![0i64; texts.len() * tokens];
+        let (mut nodes, mut counts) = (vec![0i64; texts.len() * tokens], Vec::new());
         let (mut pooled, mut pooled_nodes) =
             (Vec::with_capacity(texts.len()), Vec::with_capacity(texts.len()));
         for (number, text) in texts.iter().enumerate() {
@@ -53,9 +55,11 @@ impl PrefixTree {
                     ids.push(i64::from(id));
                     positions.push(position as i64);
                     occurrences.push(place as i64);
+                    counts.push(0f32);
                     ids.len() as i64 - 1
                 });
                 nodes[place] = node;
+                counts[node as usize] += 1.0;
                 parent = Some(node);
             }
             pooled.push(text.len() as i64 - 1);
@@ -71,6 +75,7 @@ impl PrefixTree {
             occurrences: tensor(&occurrences)?,
             pooled: tensor(&pooled)?,
             pooled_nodes: tensor(&pooled_nodes)?,
+            counts: Tensor::f_from_slice(&counts)?.f_to(device)?,
             texts: Arc::new(texts),
         })
     }
@@ -121,6 +126,7 @@ impl PrefixTree {
             occurrences: self.occurrences.shallow_clone(),
             pooled: self.pooled.shallow_clone(),
             pooled_nodes: self.pooled_nodes.shallow_clone(),
+            counts: self.counts.shallow_clone(),
         }
     }
 
@@ -140,9 +146,17 @@ impl PrefixTree {
         Ok(of_tokens.f_reshape([-1, of_tokens.size()[2]])?.f_index_select(0, &self.occurrences)?)
     }
 
+    /// Returns the number of texts that each node belongs to `[nodes]`, float32.
+    pub fn counts(&self) -> &Tensor {
+        &self.counts
+    }
+
     /// Takes the values of each text's pooled token `[texts, width]` from those of nodes `[nodes,
     /// width]`.
-    pub(super) fn at_pooled(&self, of_nodes: &Tensor) -> Result<Tensor, Error> {
+    ///
+    /// # Errors
+    /// When libtorch returns an error.
+    pub fn at_pooled(&self, of_nodes: &Tensor) -> Result<Tensor, Error> {
         Ok(of_nodes.f_index_select(0, &self.pooled_nodes)?)
     }
 }
@@ -167,5 +181,6 @@ mod tests {
         assert_eq!(tree.to_nodes(&tokens).unwrap(), tree.ids.view([-1, 1]));
         assert_eq!(values(&tree.select([2, 1]).unwrap().ids), [1, 6, 2, 5, 2]);
         assert!(tree.select([4]).is_err());
+        assert_eq!(Vec::<f32>::try_from(tree.counts()).unwrap(), [4., 3., 2., 2., 1., 1., 1.]);
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use lethe_shared::record::verdict::ConceptStatus;
-use lethe_shared::record::{ConceptRecord, TopPredictions};
+use lethe_shared::record::{Composition, ConceptRecord, TopPredictions};
 use maud::{Markup, html};
 
 use super::notes::cost;
@@ -17,25 +17,50 @@ use super::text::{count, percent};
 const PICTURES: usize = 3 << 20;
 /// Largest picture of one concept, bytes.
 const PICTURE: usize = 32 << 10;
-/// Columns: CSS class and heading.
-const COLUMNS: [(&str, &str); 9] = [
-    ("", "concept"),
-    ("", "top prediction before"),
-    ("", "top prediction after"),
-    ("n", "FA@5 before"),
-    ("n", "alone"),
-    ("n", "released"),
-    ("n", "cost, points"),
-    ("", "layer"),
-    ("n", "λ/R"),
-];
+
+/// Columns that a page has where one of its concepts has a value.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    /// FA@5 with the concept's own edit alone.
+    alone: bool,
+    /// What the edit alone costs.
+    cost: bool,
+}
+
+impl Shown {
+    fn of(record: &Composition) -> Self {
+        Self {
+            alone: record.concepts.iter().any(|concept| concept.alone.is_some()),
+            cost: record.concepts.iter().any(|concept| cost(concept).is_some()),
+        }
+    }
+
+    /// Returns the columns: CSS class and heading.
+    fn columns(self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let columns = [
+            ("", "concept", true),
+            ("", "top prediction before", true),
+            ("", "top prediction after", true),
+            ("n", "FA@5 before", true),
+            ("n", "alone", self.alone),
+            ("n", "released", true),
+            ("n", "cost, points", self.cost),
+            ("", "layer", true),
+            ("n", "λ/R", true),
+        ];
+        columns
+            .into_iter()
+            .filter(|(_, _, is_shown)| *is_shown)
+            .map(|(class, name, _)| (class, name))
+    }
+}
 
 /// Returns the section.
 pub(super) fn section(source: &Source<'_>) -> Markup {
     let record = source.record;
     let twins: BTreeSet<&str> =
         record.near_duplicates.iter().flatten().map(String::as_str).collect();
-    let mut room = PICTURES;
+    let (mut room, shown) = (PICTURES, Shown::of(record));
     let mut rows = Vec::with_capacity(record.concepts.len());
     for (number, concept) in record.concepts.iter().enumerate() {
         let picture =
@@ -45,6 +70,7 @@ pub(super) fn section(source: &Source<'_>) -> Markup {
             (concept, record.verdict(concept).status),
             picture,
             twins.contains(concept.id.as_str()),
+            shown,
         ));
     }
     let pictures = source.thumbnails.len().min(record.concepts.len());
@@ -53,10 +79,10 @@ pub(super) fn section(source: &Source<'_>) -> Markup {
             @if rows.is_empty() {
                 p { "None." }
             } @else {
-                (controls(source))
+                (controls(source, shown))
                 div.wide {
                     table.concepts {
-                        thead { tr { @for (class, name) in COLUMNS { th class=(class) scope="col" { (name) } } } } "\n"
+                        thead { tr { @for (class, name) in shown.columns() { th class=(class) scope="col" { (name) } } } } "\n"
                         tbody { "\n" @for row in rows { (row) "\n" } }
                     }
                 } "\n"
@@ -77,7 +103,7 @@ fn is_shown(picture: &Bytes, room: &mut usize) -> bool {
     *room > 0
 }
 
-fn controls(source: &Source<'_>) -> Markup {
+fn controls(source: &Source<'_>, shown: Shown) -> Markup {
     let record = source.record;
     let numbers = |values: &mut dyn Iterator<Item = &'_ str>| {
         values.fold(BTreeMap::<String, usize>::new(), |mut numbers, value| {
@@ -96,7 +122,7 @@ fn controls(source: &Source<'_>) -> Markup {
                     option value="" { "all" }
                     option value="found" { "still in the top five" }
                     option value="unseen" { "not measured together" }
-                    option value="costly" { "cost of 0.5 points or more" }
+                    @if shown.cost { option value="costly" { "cost of 0.5 points or more" } }
                     option value="twin" { "near-duplicate of another" }
                     option value="partial" { "strength other than 1" }
                 }
@@ -104,7 +130,7 @@ fn controls(source: &Source<'_>) -> Markup {
             (select("layer", "Layer", &layers))
             @if !groups.is_empty() { (select("group", "Group", &groups)) }
             output id="count" { (count(record.concepts.len(), "concept")) } "\n"
-            p.soft { "Click a column head to sort. Click a concept to see its search and its candidate layers." }
+            p.soft { "Click a column head to sort. Click a concept to see more of it." }
         } "\n"
     }
 }
@@ -125,6 +151,7 @@ fn row(
     (concept, status): (&ConceptRecord, ConceptStatus),
     picture: Option<&Bytes>,
     twin: bool,
+    shown: Shown,
 ) -> Markup {
     let points = cost(concept);
     let layer = &concept.layer;
@@ -146,14 +173,17 @@ fn row(
             (said("top prediction before", concept, concept.predictions_before.as_ref()))
             (said("top prediction after", concept, concept.predictions_composed.as_ref()))
             (share("FA@5 before", Some(concept.before.fa5), false))
-            (share("FA@5 alone", concept.alone.map(|alone| alone.fa5), true))
+            @if shown.alone { (share("FA@5 alone", concept.alone.map(|alone| alone.fa5), true)) }
             (share("FA@5 released", concept.composed.map(|composed| composed.fa5), true))
-            td.n data-label="cost, points" data-v=(points.map_or_else(String::new, |points| format!("{points:.4}"))) {
-                (points.map_or_else(|| "–".to_owned(), minus))
+            @if shown.cost {
+                td.n data-label="cost, points" data-v=(points.map_or_else(String::new, |points| format!("{points:.4}"))) {
+                    (points.map_or_else(|| "–".to_owned(), minus))
+                }
             }
             td.layer data-label="layer" data-v=(layer) {
                 // Lines may break at the dots of a tensor's name.
                 code { @for (i, part) in layer.split('.').enumerate() { @if i > 0 { "." wbr; } (part) } }
+                @if concept.layers.len() > 1 { small { "most; " (concept.layers.len()) " layers change" } }
             }
             @let step = format!("{:.3}", concept.relative_step);
             td.n data-label="λ/R" data-v=(step) { (step) }

@@ -69,9 +69,11 @@ pub(super) fn of<'a>(source: &Source<'a>) -> Data<'a> {
             ("step λ", format!("{:.4}", concept.step)),
             ("strength α", concept.strength.to_string()),
             ("coefficient", format!("{:.3}", concept.coefficient)),
-            ("importance", format!("{:.4}", concept.importance)),
-            ("alignment", format!("{:.4}", concept.alignment)),
         ];
+        if !concept.ranking.is_empty() {
+            facts.push(("importance", format!("{:.4}", concept.importance)));
+            facts.push(("alignment", format!("{:.4}", concept.alignment)));
+        }
         facts.extend(concept.by_others.map(|share| {
             ("share of its forgetting by other edits", format!("{:.0} %", 100.0 * share))
         }));
@@ -174,7 +176,7 @@ pub(super) fn layers(record: &Composition) -> Markup {
                     } "\n"
                     @if edited.len() > 1 { div.chart data-chart="edited" role="img" aria-label="edits by layer" {} }
                 } "\n"
-                @if !record.concepts.is_empty() {
+                @if record.concepts.iter().any(|concept| !concept.ranking.is_empty()) {
                     div.scripted hidden { h3 { "Pareto fronts" } "\n"
                         p.soft {
                             "Every candidate layer of a concept. A layer is on its tower's front if no other layer of that tower is both more important "

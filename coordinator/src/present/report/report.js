@@ -219,7 +219,8 @@
       values.append(pair);
     }
     const charts = element("div", undefined, { class: "two" });
-    for (const [kind, caption] of [["search", "Search on its layer"], ["pareto", "Its candidate layers"]]) {
+    for (const [kind, caption, points] of [["search", "Search on its layer", concept.search], ["pareto", "Its candidate layers", concept.ranking]]) {
+      if (!points.length) continue;
       const part = element("div");
       part.append(element("p", caption, { class: "caption" }), element("div", undefined, { class: "chart", "data-chart": kind, "data-concept": row.dataset.concept, role: "img", "aria-label": caption }));
       charts.append(part);

@@ -148,7 +148,7 @@ pub(super) fn targets(record: &Composition) -> Markup {
 pub(super) fn retained(record: &Composition) -> Markup {
     let sets = [
         ("Test", "used for nothing else", "test", &record.utility.test),
-        ("Validation", "the step search used it too", "validation", &record.utility.validation),
+        ("Validation", record.use_of_validation(), "validation", &record.utility.validation),
     ];
     let is_on_a_set = record.utility.validation.is_some() || record.utility.test.is_some();
     html! {

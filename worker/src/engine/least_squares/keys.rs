@@ -1,10 +1,9 @@
 //! The keys and residuals of one concept.
 
 use lethe_shared::task::{Keys, KeysOutput};
-use lethe_shared::vocabulary::TextTokens;
 use tch::{Kind, Tensor};
 
-use super::{KEYS, MeanStates, Pass, RESIDUALS, at_ends, for_each_pass, preconditioner, put};
+use super::{KEYS, MeanStates, Pass, RESIDUALS, for_each_pass, preconditioner, put};
 use crate::engine::class_list::ClassList;
 use crate::engine::error::Error;
 use crate::engine::evaluate;
@@ -13,6 +12,7 @@ use crate::engine::job_context::{JobContext, Perform, StageTimes};
 use crate::engine::loaded_model::LoadedModel;
 use crate::engine::moments::Matrices;
 use crate::engine::thumbnails;
+use crate::model::Input;
 use crate::slug::margin::wide_product;
 
 /// Rows whose share of the keys' energy is below this are left out.
@@ -47,29 +47,31 @@ impl Perform for Keys {
             }
         }
         let (layer, read) = (model.layer(&self.layer)?, model.layer(&self.read)?);
-        let pass = Pass { model: &model, weights: &weights, padding: self.padding };
+        let pass =
+            Pass { model: &model, weights: &weights, padding: self.padding, tokens: self.tokens };
+        let layers: &[_] = if layer == read { &[layer] } else { &[layer, read] };
         let (mut keys, mut residuals) = (Vec::new(), Vec::new());
         stages.time("keys", || {
-            for_each_pass(context, &pass, &texts, |batch| {
-                let states = pass.block(batch, layer)?;
-                let outputs = match layer == read {
-                    true => states.outputs,
-                    false => pass.block(batch, read)?.outputs,
-                };
-                let inputs = states.inputs.f_to_kind(Kind::Double)?;
-                let outputs = outputs.f_to_kind(Kind::Double)?;
-                let (inputs, off) = match self.tokens {
-                    // The first token is the same in all texts: it has no residual.
-                    TextTokens::All => {
-                        (after_first(&inputs)?, after_first(&mean.f_sub(&outputs)?)?)
+            for_each_pass(context, &pass, &texts, |texts| {
+                pass.each_block(texts, layers, |place, states| {
+                    if place == 0 {
+                        let inputs = states.inputs.f_to_kind(Kind::Double)?;
+                        keys.push(match texts {
+                            Input::PrefixTree(tree) => tree.at_pooled(&inputs)?,
+                            // The first token is the same in all texts: it has no residual.
+                            _ => after_first(&inputs)?,
+                        });
                     }
-                    TextTokens::Read => {
-                        (at_ends(batch, &inputs)?, mean.f_sub(&at_ends(batch, &outputs)?)?)
+                    if place + 1 == layers.len() {
+                        let outputs = states.outputs.f_to_kind(Kind::Double)?;
+                        let off = match texts {
+                            Input::PrefixTree(tree) => mean.f_sub(&tree.at_pooled(&outputs)?)?,
+                            _ => after_first(&mean.f_sub(&outputs)?)?,
+                        };
+                        residuals.push(off.f_mul_scalar(self.share)?);
                     }
-                };
-                keys.push(inputs);
-                residuals.push(off.f_mul_scalar(self.share)?);
-                Ok(())
+                    Ok(())
+                })
             })
         })?;
         let (keys, residuals) = (Tensor::f_cat(&keys, 0)?, Tensor::f_cat(&residuals, 0)?);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit;
 use lethe_shared::reference::{ArtifactRef, ModelSpec};
-use lethe_shared::vocabulary::TextTokens;
+use lethe_shared::vocabulary::{TextTokens, Tower};
 use safetensors::SafeTensors;
 use tch::{Kind, Tensor};
 
@@ -27,7 +27,7 @@ use super::loaded_model::LoadedModel;
 use super::moments::Matrices;
 use super::shared_values::SharedValue;
 use crate::model::weights::{tensor_from_bytes, tensor_to_bytes};
-use crate::model::{BlockStates, ParameterId, TokenBatch, Weights};
+use crate::model::{BlockStates, Input, ParameterId, Weights};
 use crate::shared_tensor::SharedTensor;
 
 /// Names of the factors of a concept.
@@ -43,59 +43,54 @@ struct Pass<'a> {
     model: &'a LoadedModel,
     weights: &'a Weights,
     padding: Option<u32>,
+    tokens: TextTokens,
 }
 
-/// Passes texts through the tower, some at a time: padded to the whole context.
+/// Passes texts through the tower, some at a time: padded to the whole context, or where only their
+/// ends are read, as a prefix tree. Texts with a common beginning should follow each other.
 fn for_each_pass(
     context: JobContext<'_>,
     pass: &Pass<'_>,
     texts: &[String],
-    mut act: impl FnMut(&TokenBatch) -> Result<(), crate::model::Error>,
+    mut act: impl FnMut(Input<'_>) -> Result<(), crate::model::Error>,
 ) -> Result<(), Error> {
-    let Pass { model, padding, .. } = *pass;
+    let Pass { model, padding, tokens, .. } = *pass;
     let clip = &model.clip;
     let encoded = model.encode(texts)?;
-    let tokens = clip.config().context_length;
+    let length = match tokens {
+        TextTokens::All => clip.config().context_length,
+        TextTokens::Read => encoded.iter().map(Vec::len).max().unwrap_or_default() as i64,
+    };
     let micro_batch = context
         .micro_batch
-        .for_item_bytes(clip.pass_bytes(lethe_shared::vocabulary::Tower::Text, tokens, false))
-        .and_limited_to((PASS_TOKENS / tokens.max(1)).max(1));
+        .for_item_bytes(clip.pass_bytes(Tower::Text, length, false))
+        .and_limited_to((PASS_TOKENS / length.max(1)).max(1));
     let _guard = tch::no_grad_guard();
     for (start, count) in micro_batch.passes(encoded.len() as i64) {
         context.check_cancelled()?;
         let part = &encoded[start as usize..(start + count) as usize];
-        micro_batch
-            .run(count, || act(&clip.whole_batch(part, padding, model.parameters.device())?))?;
+        micro_batch.run(count, || {
+            let device = model.parameters.device();
+            match tokens {
+                TextTokens::All => act(Input::Texts(&clip.whole_batch(part, padding, device)?)),
+                TextTokens::Read => act(Input::PrefixTree(&clip.prefix_tree(part, device)?)),
+            }
+        })?;
     }
     Ok(())
 }
 
 impl Pass<'_> {
-    /// Returns what the block of a layer does at every token.
-    fn block(
+    /// Calls `act` with the place of each of these layers, front to back, and with what its block does
+    /// at every token.
+    fn each_block(
         &self,
-        batch: &TokenBatch,
-        layer: ParameterId,
-    ) -> Result<BlockStates, crate::model::Error> {
-        self.model.clip.block_states(self.weights, batch, layer)
+        texts: Input<'_>,
+        layers: &[ParameterId],
+        act: impl FnMut(usize, BlockStates) -> Result<(), crate::model::Error>,
+    ) -> Result<(), crate::model::Error> {
+        self.model.clip.each_block(self.weights, texts, layers, act)
     }
-}
-
-/// Returns the rows of `[texts, tokens, width]` at the ends of the texts: `[texts, width]`.
-fn at_ends(batch: &TokenBatch, states: &Tensor) -> Result<Tensor, crate::model::Error> {
-    let size = states.size();
-    let starts =
-        Tensor::f_arange(size[0], (Kind::Int64, states.device()))?.f_mul_scalar(size[1])?;
-    let rows = starts.f_add(&batch.pooled)?;
-    Ok(states.f_flatten(0, 1)?.f_index_select(0, &rows)?)
-}
-
-/// Returns the rows of `[texts, tokens, width]` up to the ends of the texts: `[rows, width]`.
-fn up_to_ends(batch: &TokenBatch, states: &Tensor) -> Result<Tensor, crate::model::Error> {
-    let places = Tensor::f_arange(states.size()[1], (Kind::Int64, states.device()))?;
-    let is_inside = places.f_unsqueeze(0)?.f_le_tensor(&batch.pooled.f_unsqueeze(1)?)?;
-    let rows = is_inside.f_flatten(0, 1)?.f_nonzero()?.f_flatten(0, 1)?;
-    Ok(states.f_flatten(0, 1)?.f_index_select(0, &rows)?)
 }
 
 /// The state after the block of a layer in a mean text, by the unedited model: the mean over the
@@ -125,19 +120,20 @@ impl MeanStates {
                 (0..most).map(|place| prompts[place * prompts.len() / most].clone()).collect();
             let mut sum: Option<Tensor> = None;
             let (layer, weights) = (model.layer(layer)?, model.parameters.weights());
-            let pass = Pass { model, weights: &weights, padding };
-            for_each_pass(context, &pass, &chosen, |batch| {
-                let states = pass.block(batch, layer)?.outputs;
-                let states = match tokens {
-                    TextTokens::All => states,
-                    TextTokens::Read => at_ends(batch, &states)?,
-                };
-                let part = states.f_sum_dim_intlist([0].as_slice(), false, Kind::Double)?;
-                match &mut sum {
-                    None => sum = Some(part),
-                    Some(sum) => drop(sum.f_add_(&part)?),
-                }
-                Ok(())
+            let pass = Pass { model, weights: &weights, padding, tokens };
+            for_each_pass(context, &pass, &chosen, |texts| {
+                pass.each_block(texts, &[layer], |_, states| {
+                    let states = match texts {
+                        Input::PrefixTree(tree) => tree.at_pooled(&states.outputs)?,
+                        _ => states.outputs,
+                    };
+                    let part = states.f_sum_dim_intlist([0].as_slice(), false, Kind::Double)?;
+                    match &mut sum {
+                        None => sum = Some(part),
+                        Some(sum) => drop(sum.f_add_(&part)?),
+                    }
+                    Ok(())
+                })
             })?;
             let sum = sum.ok_or_else(|| Error::Input("the class list is empty".into()))?;
             Ok(Self(SharedTensor::new(sum.f_div_scalar(most as f64)?)))

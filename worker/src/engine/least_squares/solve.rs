@@ -35,9 +35,9 @@ impl Perform for LeastSquares {
         let (mut keys, mut residuals) = (Vec::new(), Vec::new());
         for concept in &self.concepts {
             context.check_cancelled()?;
-            let (own, off) = stages.time("store", || read(context, concept))?;
+            let (own, off) = stages.time("store", || read(context, &concept.factors))?;
             keys.push(own);
-            residuals.push(off);
+            residuals.push(off.f_mul_scalar(concept.overshoot)?);
         }
         let counts: Vec<i64> = keys.iter().map(|keys| keys.size()[0]).collect();
         let factor = 1.0 / (self.retain_weight * scale);
