@@ -381,8 +381,7 @@ fn a_full_disk_ends_the_run_and_loses_nothing() {
     let job = SmallJob::new();
     std::fs::create_dir(job.path("disk")).unwrap();
     // A disk of half a megabyte in a mount namespace, which ends with the process.
-    let script =
-        "mount -t tmpfs -o size=512k tmpfs \"$1\" && exec \"$2\" run \"$3\" --store \"$1/store\" --give-up 10";
+    let script = "mount -t tmpfs -o size=512k tmpfs \"$1\" && exec \"$2\" run \"$3\" --store \"$1/store\" --give-up 10";
     let namespace = if is_root() { "-m" } else { "-Urm" };
     let output = Command::new("unshare")
         .args([namespace, "sh", "-c", script, "sh"])
