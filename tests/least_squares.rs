@@ -14,6 +14,7 @@ use lethe_tests::targets::{read, stable_diffusion, text_tower};
 use lethe_tests::{CONCEPTS, SmallJob, base_model, demo, last_line, stderr};
 use lethe_worker::model::{BlockStates, Clip, Input, Parameters};
 use lethe_worker::model_folder::ModelFolder;
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 /// The layer that ends the last MLP of the text tower, and the one before.
@@ -228,6 +229,34 @@ fn a_larger_weight_keeps_more_of_every_state() {
     assert!(weak > usual && usual > strong, "{weak} {usual} {strong}");
     let found = record(&job(&format!("layer = \"{BEFORE}\"")).run("store"));
     assert_eq!(found.layers.keys().collect::<Vec<_>>(), [BEFORE]);
+}
+
+/// What one run removes can be added to what another one has removed, as new concepts come.
+#[test]
+fn edits_of_another_run_are_added() {
+    let run = |ids: &[&str]| {
+        let job = job("");
+        let table = std::fs::read_to_string(job.path("concepts.csv")).unwrap();
+        let chosen = |row: &&str| {
+            row.starts_with("id,") || ids.iter().any(|id| row.starts_with(&format!("{id},")))
+        };
+        let rows: Vec<&str> = table.lines().filter(chosen).collect();
+        job.write("concepts.csv", rows.join("\n").as_bytes());
+        let run = job.run("store");
+        (job, run)
+    };
+    let ((_ours, part), (_theirs, other)) = (run(&CONCEPTS[..2]), run(&CONCEPTS[2..]));
+    let address = |run: &Value| run["release"].as_str().unwrap().to_owned();
+    let from = format!("{}:{}", address(&other), CONCEPTS[2]);
+    let both = succeed(&["compose", &address(&part), "--add", &from]);
+    let measured = succeed(&["evaluate", &address(&both)]);
+    for id in CONCEPTS {
+        assert!(measured["concepts"][id]["fa5"].as_f64().unwrap() <= 0.2, "{id}: {measured}");
+    }
+    let verified = lethe(&["verify", &address(&both), "--recompute"]);
+    assert!(verified.status.success(), "{}", stderr(&verified));
+    let again = succeed(&["compose", &address(&both), "--restore", CONCEPTS[2]]);
+    assert_eq!(model(&again), model(&part));
 }
 
 /// What a plan of the small job says of its method, with another model, these settings and these
