@@ -14,7 +14,7 @@ use bytes::Bytes;
 use lethe_shared::checkpoint::tower::{Map, Part, TowerMap, Weight};
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::reference::ArtifactRef;
-use lethe_shared::task::{KeysOutput, LeastSquaresEdit, LeastSquaresPart};
+use lethe_shared::task::{ForgetImages, LeastSquaresEdit, LeastSquaresPart};
 use lethe_shared::vocabulary::{TextTokens, Tower};
 use safetensors::SafeTensors;
 
@@ -34,8 +34,8 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let read = &layers[layers.len() - 1];
     let mut concepts: Vec<&PlannedConcept> = plan.concepts.iter().collect();
     let mut missing = Vec::new();
-    // What the first layer's jobs say of each concept, and each concept's edits by layer.
-    let mut known: BTreeMap<&str, KeysOutput> = BTreeMap::new();
+    // What the first layer's jobs say of each concept's images, and each concept's edits by layer.
+    let mut known: BTreeMap<&str, ForgetImages> = BTreeMap::new();
     let mut solved: Solved<'_> = BTreeMap::new();
     let mut change = None;
     for (place, (layer, inverse)) in layers.iter().zip(&moments).enumerate() {
@@ -54,7 +54,9 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
         let at = Layer { name: layer, inverses, concepts: &concepts };
         let keys: Vec<ArtifactRef> = results.iter().map(|(_, output)| output.factors).collect();
         for (planned, output) in results {
-            known.entry(planned.concept.id.as_str()).or_insert(output);
+            if let Some(images) = output.images {
+                known.insert(planned.concept.id.as_str(), images);
+            }
         }
         if place + 1 < layers.len() {
             let edits = solve(run, &at, &keys, &vec![1.0; keys.len()]).await?;
@@ -70,9 +72,9 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     let mut found = Vec::with_capacity(concepts.len());
     for planned in concepts {
         let id = planned.concept.id.as_str();
-        if let Some((keys, edits)) = known.remove(id).zip(solved.remove(id)) {
-            found.push(edited(run, planned, keys, &edits).await?);
-        }
+        let damaged = || Failure::Infrastructure(format!("concept {id} has no measured images"));
+        let images = known.remove(id).ok_or_else(damaged)?;
+        found.push(edited(run, planned, images, &solved.remove(id).unwrap_or_default()).await?);
     }
     let recipe = unsolved(&found)?;
     Ok((Edits { found, missing, recipe, moments, protected: None }, base))
@@ -263,7 +265,7 @@ async fn statistics(
 async fn edited<'a>(
     run: &Run<'_>,
     planned: &'a PlannedConcept,
-    keys: KeysOutput,
+    images: ForgetImages,
     edits: &[(&String, LeastSquaresEdit)],
 ) -> Result<EditedConcept<'a>, Failure> {
     let largest = edits.iter().max_by(|a, b| a.1.size.total_cmp(&b.1.size));
@@ -282,15 +284,15 @@ async fn edited<'a>(
     Ok(EditedConcept {
         planned,
         pairs: planned.pairs(),
-        before: keys.before,
+        before: images.before,
         // No layer is scored: what is read of a text is the last one's output.
         ranking: Vec::new(),
         search: Vec::new(),
         edit,
         alone: None,
         gradients: None,
-        said: Some(keys.said),
-        thumbnails: keys.thumbnails,
+        said: Some(images.said),
+        thumbnails: images.thumbnails,
     })
 }
 

@@ -41,18 +41,28 @@ pub struct Keys {
     pub texts: u32,
     /// Most rows that keys are reduced to.
     pub rows: u32,
+    /// Whether the images are looked at too: once per concept is enough.
+    pub images: bool,
 }
 
 /// The keys and residuals of one concept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeysOutput {
-    /// FA@1 and FA@5 of the unedited model on all forget images.
-    pub before: Accuracy,
     /// `keys` `[rows, inputs]` and `residuals` `[rows, outputs]`, float32: K and R of which KᵀK and
     /// KᵀR are the means over the tokens of the concept's texts.
     pub factors: ArtifactRef,
-    /// Top predictions of the unedited model for the forget images.
+    /// What [`Keys::images`] asks for.
+    pub images: Option<ForgetImages>,
+}
+
+/// What the unedited model makes of a concept's forget images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForgetImages {
+    /// FA@1 and FA@5 on all of them.
+    pub before: Accuracy,
+    /// Its top predictions.
     pub said: Answers,
     /// The first forget images, small: see
     /// [`SearchOutput::thumbnails`](super::SearchOutput::thumbnails).
@@ -61,7 +71,7 @@ pub struct KeysOutput {
 
 impl Task for Keys {
     const KIND: &'static str = "keys";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     type Output = KeysOutput;
 
     fn label(&self, concept: Option<&str>, locations: &Locations) -> String {
@@ -76,7 +86,8 @@ impl Task for Keys {
     }
 
     fn artifacts(output: &Self::Output) -> Vec<ArtifactRef> {
-        [output.factors].into_iter().chain(output.thumbnails).collect()
+        let thumbnails = output.images.as_ref().and_then(|images| images.thumbnails);
+        [output.factors].into_iter().chain(thumbnails).collect()
     }
 
     fn check(&self) -> Result<(), String> {

@@ -181,6 +181,7 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
             inverses: vec![artifact(3)],
             texts: 16,
             rows: 16,
+            images: seed.is_multiple_of(2),
         }
         .into(),
         LeastSquares {

@@ -34,6 +34,13 @@ pub(super) fn load(
     Ok(Pairs { pixels: pixels_of(context, &loaded, model, shard)?, captions: loaded.captions })
 }
 
+/// Loads the captions of a shard without their images.
+pub(super) fn captions(context: JobContext<'_>, shard: &FileSpec) -> Result<Vec<String>, Error> {
+    context.check_cancelled()?;
+    let path = context.fetch(shard)?;
+    input::load_captions(&path).map_err(|problem| context.unusable(shard, &path, &problem))
+}
+
 /// Loads the images of a shard without their captions. Returns pixels as in [`Pairs`], and the keys
 /// of the samples.
 pub(super) fn load_images(

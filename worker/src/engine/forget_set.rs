@@ -5,6 +5,7 @@ use lethe_shared::reference::FileSpec;
 use tch::Tensor;
 
 use super::class_list::ClassList;
+use super::data;
 use super::error::Error;
 use super::image_embeddings;
 use super::job_context::JobContext;
@@ -22,6 +23,15 @@ pub(super) struct ForgetSet {
     pub(super) before: Accuracy,
     /// Top predictions.
     pub(super) said: Answers,
+}
+
+/// Reads the captions of a forget set.
+pub(super) fn captions(context: JobContext<'_>, shards: &[FileSpec]) -> Result<Vec<String>, Error> {
+    let mut captions = Vec::new();
+    for shard in shards {
+        captions.extend(data::captions(context, shard)?);
+    }
+    Ok(captions)
 }
 
 /// Reads the forget set of the concept with this class, and evaluates the unedited model on it.

@@ -111,11 +111,7 @@ pub(super) fn tensor_name(layer: &str, side: Side, part: usize) -> String {
 /// Returns the texts of a source, sorted by length, because padding takes as much time as words.
 pub(super) fn texts(context: JobContext<'_>, source: &MomentSource) -> Result<Vec<String>, Error> {
     let mut texts: Vec<String> = match source {
-        MomentSource::Captions(shard) => {
-            let path = context.fetch(shard)?;
-            crate::input::load_captions(&path)
-                .map_err(|problem| context.unusable(shard, &path, &problem))?
-        }
+        MomentSource::Captions(shard) => data::captions(context, shard)?,
         MomentSource::Texts(artifact) => serde_json::from_slice(&context.get(artifact)?)
             .map_err(|error| Error::Input(format!("the list of texts is damaged: {error}")))?,
         MomentSource::Images(_) | MomentSource::ImagesAlone(_) => Vec::new(),

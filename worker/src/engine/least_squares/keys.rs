@@ -1,6 +1,6 @@
 //! The keys and residuals of one concept.
 
-use lethe_shared::task::{Keys, KeysOutput};
+use lethe_shared::task::{ForgetImages, Keys, KeysOutput};
 use tch::{Kind, Tensor};
 
 use super::{KEYS, MeanStates, Pass, RESIDUALS, for_each_pass, preconditioner, put};
@@ -27,8 +27,12 @@ impl Perform for Keys {
         let model = stages.time("model", || LoadedModel::of(context))?;
         let classes = stages.time("classes", || ClassList::of(context, &model, &self.classes))?;
         let inverses = stages.time("moments", || Matrices::of(context, &self.inverses))?;
-        let forget = stages.time("images", || {
-            forget_set::of(context, &model, &classes, self.class, &self.forget)
+        let (captions, images) = stages.time("images", || {
+            if !self.images {
+                return Ok((forget_set::captions(context, &self.forget)?, None));
+            }
+            let forget = forget_set::of(context, &model, &classes, self.class, &self.forget)?;
+            Ok((forget.captions, Some((forget.before, forget.said))))
         })?;
         let _guard = tch::no_grad_guard();
         let mean = stages.time("classes", || {
@@ -36,7 +40,7 @@ impl Perform for Keys {
         })?;
         let texts = texts(
             classes.texts.prompts().nth(self.class as usize).unwrap_or_default(),
-            &forget.captions,
+            &captions,
             self.texts as usize,
         );
         let mean = mean.0.get();
@@ -81,8 +85,15 @@ impl Perform for Keys {
         })?;
         let parts = [(KEYS, &keys), (RESIDUALS, &residuals)];
         let factors = stages.time("store", || put(context, &parts))?;
-        let thumbnails = stages.time("thumbnails", || thumbnails::of(context, &self.forget))?;
-        Ok(KeysOutput { before: forget.before, factors, said: forget.said, thumbnails })
+        let images = match images {
+            None => None,
+            Some((before, said)) => {
+                let thumbnails =
+                    stages.time("thumbnails", || thumbnails::of(context, &self.forget))?;
+                Some(ForgetImages { before, said, thumbnails })
+            }
+        };
+        Ok(KeysOutput { factors, images })
     }
 }
 
