@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares how Lethe reads images, shards and models with Pillow, webdataset, transformers and open_clip. Then removes eight concepts
-# from the demo model and checks the release with transformers, and what it proves with OpenSSF Model Signing and the Hub's model card
-# parser, and follows the how-to pages of targets. Everything runs in a Python environment of its own. `run.sh inputs` stops after the comparisons.
+# from the demo model and checks the release with transformers, its edits by least squares against PyTorch, and what it proves with OpenSSF
+# Model Signing and the Hub's model card parser, and follows the how-to pages of targets. Everything runs in a Python environment of its own. `run.sh inputs` stops after the comparisons.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -32,7 +32,15 @@ peer tests/ecosystem/check_release.py "$work/emoji" small.toml "$release" "$work
 mkdir "$work/proof"
 peer tests/ecosystem/check_proof.py target/release/lethe "$work/store" emoji-8:1 "$work/proof"
 
-say "the same into two pipelines and a LLaVA …"
+say "edits by least squares, found again from their formulas …"
+head -500 jobs/emoji/retain-texts.txt > "$work/emoji/some-texts.txt"
+sed 's/^retain = .*/retain = ["retain-00000.tar"]\nretain_texts = ["some-texts.txt"]/' jobs/emoji/small.toml > "$work/emoji/least-squares.toml"
+printf '[composition]\nmethod = "least-squares"\nrank = 1024\nrounds = 0\n[policy]\nrequired = []\n[gates]\nutility_kept = 0.0\n' >> "$work/emoji/least-squares.toml"
+target/release/lethe run "$work/emoji/least-squares.toml" --store "$work/least-squares" --json > "$work/least-squares.json"
+release=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/least-squares.json")
+peer tests/ecosystem/check_least_squares.py "$work/emoji" least-squares.toml "$release" "$work/least-squares"
+
+say "the same eight into two pipelines and a LLaVA …"
 mkdir "$work/job"
 cp -rs "$work/emoji/." "$work/job/"
 peer tests/ecosystem/check_targets.py make "$work/emoji/model" "$work"

@@ -8,7 +8,7 @@
 //!    their residuals and moves retained texts least. It is the sum of one direction per concept.
 //! 3. At the last layer, solve again for concepts that the composed model still recognises.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use lethe_shared::checkpoint::tower::{Map, Part, TowerMap, Weight};
@@ -37,6 +37,7 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
     // What the first layer's jobs say of each concept's images, and each concept's edits by layer.
     let mut known: BTreeMap<&str, ForgetImages> = BTreeMap::new();
     let mut solved: Solved<'_> = BTreeMap::new();
+    let directions = Stored::of(plan, run.dispatcher);
     let mut change = None;
     for (place, (layer, inverse)) in layers.iter().zip(&moments).enumerate() {
         let inverses = std::slice::from_ref(inverse);
@@ -47,7 +48,9 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
         let results = concept_results(&concepts, ended, &mut missing)?;
         concepts = results.iter().map(|(planned, _)| *planned).collect();
         // A concept without keys here has no edit, on no layer.
-        solved.retain(|id, _| concepts.iter().any(|planned| planned.concept.id == **id));
+        let ids: BTreeSet<&str> =
+            concepts.iter().map(|planned| planned.concept.id.as_str()).collect();
+        solved.retain(|id, _| ids.contains(id));
         if results.is_empty() {
             break;
         }
@@ -62,10 +65,9 @@ pub(super) async fn edits<'a>(run: &mut Run<'a>) -> Result<(Edits<'a>, HeldOut),
             let edits = solve(run, &at, &keys, &vec![1.0; keys.len()]).await?;
             add(&mut solved, &at, edits);
             // Later layers are solved for what these leave, whatever the strengths.
-            let directions = Stored::of(plan, run.dispatcher);
             change = Some(run.compose(&applied(&solved, |_| 1.0), &directions).await?.1);
         } else {
-            let edits = solve_until_forgotten(run, &at, &keys, &solved).await?;
+            let edits = solve_until_forgotten(run, &at, &keys, &solved, &directions).await?;
             add(&mut solved, &at, edits);
         }
     }
@@ -119,6 +121,8 @@ async fn solve(
 
 /// Factor on the residuals of a concept that is still recognised, per round.
 const FURTHER: f64 = 1.5;
+/// Rounds in a row without fewer concepts recognised, after which no further one is made.
+const MOST_IN_VAIN: u32 = 4;
 
 /// Solves the last layer. As long as the composed model still recognises concepts, their residuals
 /// are raised and the layer is solved again: their states then go beyond the mean text's. Returns the
@@ -128,6 +132,7 @@ async fn solve_until_forgotten(
     at: &Layer<'_, '_>,
     keys: &[ArtifactRef],
     before: &Solved<'_>,
+    directions: &Stored<'_>,
 ) -> Result<Vec<LeastSquaresEdit>, Failure> {
     let plan = run.plan;
     let strengths: BTreeMap<&str, f64> = at
@@ -138,12 +143,12 @@ async fn solve_until_forgotten(
     let strength = |id: &str| strengths.get(id).copied().unwrap_or(1.0);
     let mut overshoots = vec![1.0; keys.len()];
     let mut best: Option<(usize, Vec<LeastSquaresEdit>)> = None;
+    let mut in_vain = 0;
     for round in 0..=plan.manifest.composition.rounds {
         let edits = solve(run, at, keys, &overshoots).await?;
         let mut all: Solved<'_> = before.clone();
         add(&mut all, at, edits.clone());
-        let directions = Stored::of(plan, run.dispatcher);
-        let (_, change) = run.compose(&applied(&all, strength), &directions).await?;
+        let (_, change) = run.compose(&applied(&all, strength), directions).await?;
         let removed = Some(run.removed);
         let measured = recognition(run, at.concepts, change, removed).await?;
         // Only concepts with strength 1 are expected to be forgotten.
@@ -155,8 +160,11 @@ async fn solve_until_forgotten(
         tracing::info!(round, recognised = count, "least squares");
         if best.as_ref().is_none_or(|(fewest, _)| count < *fewest) {
             best = Some((count, edits));
+            in_vain = 0;
+        } else {
+            in_vain += 1;
         }
-        if count == 0 {
+        if count == 0 || in_vain == MOST_IN_VAIN {
             break;
         }
         for (overshoot, _) in overshoots.iter_mut().zip(&left).filter(|(_, left)| **left) {
