@@ -250,8 +250,8 @@ second=$(digest "$work"/store/releases/*/*/composition.json)
 [ "$first" = "$second" ] || die "compose and Slurm released different bytes: $first, $second"
 
 step "systemd"
-# A reused outcome is no test of a worker: concepts are searched anew.
-printf '\n[method]\nsearch_evaluations = 11\n' >> "$demo/small.toml"
+# A reused outcome is no test of a worker: edits are solved anew.
+printf '\n[composition]\nridge = 0.001\n' >> "$demo/small.toml"
 mkdir -p "$work/etc"
 check "keys" deploy/nats/setup.sh "$work/keys" 127.0.0.1
 cp "$work"/keys/{ca.pem,coordinator.nk,worker.nk} "$work/etc/"
