@@ -34,7 +34,7 @@ pub(super) fn section(record: &Composition) -> Markup {
             }
             p.soft {
                 code { "lethe compose" } " writes a new release with a new number and leaves this one as it is; "
-                code { "--preview" } " predicts the effect without writing. A concept's id is in its row below."
+                code { "--preview" } " shows the change without writing. A concept's id is in its row below."
             }
         } "\n"
     }

@@ -183,7 +183,7 @@ fn row(
             td.layer data-label="layer" data-v=(layer) {
                 // Lines may break at the dots of a tensor's name.
                 code { @for (i, part) in layer.split('.').enumerate() { @if i > 0 { "." wbr; } (part) } }
-                @if concept.layers.len() > 1 { small { "most; " (concept.layers.len()) " layers change" } }
+                @if concept.layers.len() > 1 { br; small { "most, of " (concept.layers.len()) " layers" } }
             }
             @let step = format!("{:.3}", concept.relative_step);
             td.n data-label="λ/R" data-v=(step) { (step) }
