@@ -10,7 +10,7 @@ use std::time::Instant;
 use lethe_tests::ports::LONGEST_WAIT;
 use lethe_tests::proxy::BadLine;
 use lethe_tests::s3::S3Server;
-use lethe_tests::{Member, base_model, binary, demo, last_line, shard_of, stderr};
+use lethe_tests::{Member, base_model, binary, demo, files, last_line, shard_of, stderr};
 use serde_json::Value;
 
 fn curate(table: &Path, pairs: &[&str], into: &Path, more: &[&str]) -> Command {
@@ -73,32 +73,10 @@ fn shards(folder: &Path, set: &str) -> Vec<PathBuf> {
     shards
 }
 
-/// Returns the content of every file below a folder.
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        for entry in std::fs::read_dir(next).unwrap().map(Result::unwrap) {
-            if entry.file_type().unwrap().is_dir() {
-                folders.push(entry.path());
-            } else {
-                files.insert(
-                    entry.path().strip_prefix(folder).unwrap().to_owned(),
-                    std::fs::read(entry.path()).unwrap(),
-                );
-            }
-        }
-    }
-    files
-}
-
 fn assert_same(one: &Path, other: &Path, but: &[&str]) {
     let (mut one, mut other) = (files(one), files(other));
     for name in but {
-        assert!(
-            one.remove(Path::new(name)).is_some() && other.remove(Path::new(name)).is_some(),
-            "{name}"
-        );
+        assert!(one.remove(*name).is_some() && other.remove(*name).is_some(), "{name}");
     }
     assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
     let differ: Vec<_> =
@@ -318,10 +296,7 @@ fn killed_at_any_moment_it_ends_with_the_same_bytes() {
     assert_same(&at("whole"), &at("turned"), &["manifest.toml"]);
     // It depends on the seed.
     ends(0, curate(&table, &[&all], &at("seeded"), &[&more[..], &["--seed", "1"]].concat()));
-    assert_ne!(
-        files(&at("seeded"))[Path::new("retain-00000.tar")],
-        files(&at("whole"))[Path::new("retain-00000.tar")]
-    );
+    assert_ne!(files(&at("seeded"))["retain-00000.tar"], files(&at("whole"))["retain-00000.tar"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,5 @@
 //! `lethe evaluate`: measures a composed release, so that gates can decide on it.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -8,7 +7,7 @@ use lethe_shared::record::Composition;
 use lethe_tests::nats::{NatsServer, Version};
 use lethe_tests::ports::wait_until;
 use lethe_tests::processes::{Process, worker};
-use lethe_tests::{SmallJob, base_model, binary, last_line, stderr};
+use lethe_tests::{SmallJob, base_model, binary, files, last_line, stderr};
 use serde_json::Value;
 
 fn command(job: &SmallJob, arguments: &[&str]) -> Command {
@@ -48,16 +47,6 @@ fn record(said: &Value) -> Composition {
         &std::fs::read(Path::new(address(said)).join("composition.json")).unwrap(),
     )
     .unwrap()
-}
-
-/// Returns the content of every file in a folder.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
-    entries
-        .map(|entry| {
-            (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())
-        })
-        .collect()
 }
 
 /// Returns the run's measurements of the whole model in the format of `lethe evaluate`.

@@ -259,10 +259,11 @@ fn edits_of_another_run_are_added() {
     assert_eq!(model(&again), model(&part));
 }
 
-/// What a plan of the small job says of its method, with another model, these settings and these
-/// lines at the end.
-fn planned(model: &Path, settings: &str, end: &str) -> (String, String) {
+/// What a plan of the small job says of its method, with another model, these settings, this entry
+/// under `[data]` and these lines at the end.
+fn planned_with(model: &Path, settings: &str, data: &str, end: &str) -> (String, String) {
     let job = SmallJob::new().lenient();
+    job.replace("job.toml", "[data]", &format!("[data]\n{data}"));
     let composition = format!("[composition]\n{settings}\n\n[execution]");
     job.replace("job.toml", "[execution]", &composition);
     job.replace("job.toml", base_model().to_str().unwrap(), model.to_str().unwrap());
@@ -277,19 +278,29 @@ fn planned(model: &Path, settings: &str, end: &str) -> (String, String) {
     (text("method"), text("tokens"))
 }
 
+fn planned(model: &Path, settings: &str) -> (String, String) {
+    planned_with(model, settings, "", "")
+}
+
 #[test]
 fn the_default_follows_from_the_model_and_from_what_reads_it() {
     let (wide, narrow) = (demo().join("model"), base_model());
     let of = |method: &str, tokens: &str| (method.to_owned(), tokens.to_owned());
     let pipeline =
         "\n[[release.target]]\nname = \"sd\"\nkind = \"stable-diffusion\"\nuri = \"pipeline\"\n";
-    assert_eq!(planned(&wide, "", ""), of("least-squares", "read"));
-    assert_eq!(planned(&narrow, "", ""), of("preconditioned", ""));
-    assert_eq!(planned(&narrow, "", pipeline), of("least-squares", "all"));
-    assert_eq!(planned(&narrow, "retain_weight = 30", ""), of("least-squares", "read"));
-    assert_eq!(planned(&wide, "layers = 2", ""), of("preconditioned", ""));
-    assert_eq!(planned(&wide, "towers = \"both\"", ""), of("margins", ""));
-    assert_eq!(planned(&wide, "method = \"preconditioned\"", ""), of("preconditioned", ""));
+    assert_eq!(planned(&wide, ""), of("least-squares", "read"));
+    assert_eq!(planned(&narrow, ""), of("preconditioned", ""));
+    assert_eq!(planned_with(&wide, "", "", pipeline), of("least-squares", "all"));
+    assert_eq!(planned_with(&narrow, "", "", pipeline), of("least-squares", "all"));
+    assert_eq!(planned(&narrow, "retain_weight = 30"), of("least-squares", "read"));
+    assert_eq!(planned(&wide, "towers = \"both\""), of("margins", ""));
+    // What only `preconditioned` has.
+    let protect = "protect = \"protect.txt\"";
+    assert_eq!(planned_with(&wide, "", protect, ""), of("preconditioned", ""));
+    for settings in ["layers = 2", "change = 9.0", "output_ridge = 1.0"] {
+        assert_eq!(planned(&wide, settings), of("preconditioned", ""), "{settings}");
+    }
+    assert_eq!(planned(&wide, "method = \"preconditioned\""), of("preconditioned", ""));
 }
 
 /// Concepts that the solution leaves recognised are solved again, and further than a mean text.

@@ -6,10 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use lethe_shared::record::Composition;
-use lethe_tests::targets::{
-    Tensors, files, halved, mapped, read, stable_diffusion, text_tower, write,
-};
-use lethe_tests::{SmallJob, base_model, binary, last_line, stderr};
+use lethe_tests::targets::{Tensors, halved, mapped, read, stable_diffusion, text_tower, write};
+use lethe_tests::{SmallJob, base_model, binary, files, last_line, stderr};
 use serde_json::{Value, json};
 
 /// Number of blocks of the demo's text tower.

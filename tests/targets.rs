@@ -19,11 +19,12 @@ use lethe_shared::edit::{Direction, Edit};
 use lethe_shared::record::{Composition, Merge};
 use lethe_store::Store;
 use lethe_tests::mortal::Mortal;
+use lethe_tests::releases::{ends, every_bit_counts, folder, lethe, record};
 use lethe_tests::s3::S3Server;
 use lethe_tests::targets::{
-    Tensors, files, halved, llava, mapped, pipeline_xl, read, renamed, stable_diffusion, text_tower,
+    Tensors, halved, llava, mapped, pipeline_xl, read, renamed, stable_diffusion, text_tower,
 };
-use lethe_tests::{SmallJob, base_model, binary, last_line, stderr};
+use lethe_tests::{SmallJob, base_model, binary, files, last_line, stderr};
 use object_store::ObjectStore;
 use serde_json::{Value, json};
 
@@ -61,29 +62,10 @@ fn vision_language(folder: &Path) {
     llava(folder, &model(), "model.vision_tower.vision_model.", &config);
 }
 
-fn lethe(arguments: &[&str]) -> Output {
-    Command::new(binary("lethe")).env_remove("LETHE_LOG").args(arguments).output().unwrap()
-}
-
-fn ends(code: i32, arguments: &[&str]) -> Value {
-    let output = lethe(&[arguments, &["--json"]].concat());
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
-    assert!(!stderr(&output).contains("panicked"));
-    last_line(&output)
-}
-
 fn refused(output: &Output, says: &str) {
     let text = stderr(output);
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains(says) && !text.contains("panicked"), "{text}\n  does not say: {says}");
-}
-
-fn record(said: &Value) -> Composition {
-    serde_json::from_slice(&std::fs::read(folder(said).join("composition.json")).unwrap()).unwrap()
-}
-
-fn folder(said: &Value) -> &Path {
-    Path::new(said["release"].as_str().unwrap())
 }
 
 #[test]
@@ -133,7 +115,24 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     let release = said["release"].as_str().unwrap();
     let checked = ends(0, &["verify", release, "--recompute"]);
     assert_eq!(checked["files"].as_u64().unwrap() as usize, kept.files.len() + after.len());
-    every_bit_counts(&job, &said);
+    every_bit_counts(
+        &job,
+        &said,
+        &[
+            "composition.json",
+            "edits.safetensors",
+            "interference.safetensors",
+            "thumbnails.safetensors",
+            "provenance.json",
+            "receipts.jsonl",
+            "README.md",
+            "report.html",
+            "model.sig",
+            "attestations.intoto.jsonl",
+            "targets/sd15/text_encoder/model.safetensors",
+            "targets/sd15/unet/diffusion_pytorch_model.bin",
+        ],
+    );
     std::fs::write(inside.join("more.txt"), "").unwrap();
     assert_eq!(ends(4, &["verify", release])["problems"][0]["file"], "targets/sd15/more.txt");
     std::fs::remove_file(inside.join("more.txt")).unwrap();
@@ -154,6 +153,9 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
         text_tower(&folder(&without).join("model.safetensors"), TEXT_BLOCKS)
     );
     assert_ne!(encoder(&without), own);
+    // It is measured on its run's data, whose manifest names the target.
+    let measured = ends(0, &["evaluate", without["release"].as_str().unwrap()]);
+    assert!(measured["concepts"]["rocket"]["fa5"].is_number(), "{measured}");
     let back = ends(
         0,
         &["compose", without["release"].as_str().unwrap(), "--add", &format!("{release}:pizza")],
@@ -187,49 +189,6 @@ fn a_pipeline_gets_the_edits_and_follows_its_release() {
     std::fs::write(moved.join("README.md"), "another pipeline\n").unwrap();
     refused(&lethe(&["compose", release, "--target", &at]), "README.md differs");
     refused(&lethe(&["compose", release, "--target", "sd16=/x"]), "has no target `sd16`");
-}
-
-/// Changes one bit in every file of a release: its own files, its targets', the statements and the
-/// signature. `lethe verify` must name the file.
-fn every_bit_counts(job: &SmallJob, said: &Value) {
-    let (private, public, store) = (job.path("key.pem"), job.path("key.pub"), job.path("store"));
-    let [private, public, store] = [&private, &public, &store].map(|path| path.to_str().unwrap());
-    let made = format!(
-        "openssl ecparam -name prime256v1 -genkey -noout -out {private} && openssl ec -in {private} -pubout -out {public}"
-    );
-    assert!(Command::new("sh").args(["-c", &made]).output().unwrap().status.success());
-    ends(0, &["release", "sign", "small:1", "--store", store, "--key", private]);
-    let check = ["verify", said["release"].as_str().unwrap(), "--public-key", public];
-    ends(0, &check);
-    let names = files(folder(said));
-    for name in [
-        "composition.json",
-        "edits.safetensors",
-        "interference.safetensors",
-        "thumbnails.safetensors",
-        "provenance.json",
-        "receipts.jsonl",
-        "README.md",
-        "report.html",
-        "model.sig",
-        "attestations.intoto.jsonl",
-        "targets/sd15/text_encoder/model.safetensors",
-        "targets/sd15/unet/diffusion_pytorch_model.bin",
-    ] {
-        assert!(names.contains_key(name), "{name} is not in {:?}", names.keys());
-    }
-    for (number, (name, whole)) in names.iter().enumerate() {
-        let mut flipped = whole.clone();
-        flipped[whole.len() / 2] ^= 1 << (number % 8);
-        std::fs::write(folder(said).join(name), &flipped).unwrap();
-        let problems = ends(4, &check)["problems"].clone();
-        assert!(
-            problems.as_array().unwrap().iter().any(|problem| problem["file"] == name.as_str()),
-            "{name}: {problems}"
-        );
-        std::fs::write(folder(said).join(name), whole).unwrap();
-    }
-    ends(0, &check);
 }
 
 /// Of Stable Diffusion XL's two encoders, one is the model's: it is edited, in layers that the

@@ -130,9 +130,14 @@ impl Composition {
         }
     }
 
+    /// Returns whether its edits were solved by least squares, and are added as they are.
+    pub fn is_by_least_squares(&self) -> bool {
+        self.method == CompositionMethod::LeastSquares.name()
+    }
+
     /// Returns what a run with this method uses the validation set for, besides measuring, for pages.
     pub fn use_of_validation(&self) -> &'static str {
-        if self.method == CompositionMethod::LeastSquares.name() {
+        if self.is_by_least_squares() {
             "used for nothing else"
         } else {
             "used by the step search or the choice of layers too"

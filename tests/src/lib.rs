@@ -14,6 +14,7 @@ pub mod releases;
 pub mod s3;
 pub mod targets;
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -283,4 +284,27 @@ pub fn shard_of(members: impl IntoIterator<Item = Member>) -> Vec<u8> {
     let mut bytes = tar.into_inner().expect("a tar in memory");
     bytes.flush().expect("memory");
     bytes
+}
+
+/// Returns the content of every file of a folder, by relative path.
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(at) = folders.pop() {
+        for entry in std::fs::read_dir(&at).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path
+                    .strip_prefix(folder)
+                    .expect("below it")
+                    .to_str()
+                    .expect("UTF-8")
+                    .to_owned();
+                found.insert(name, std::fs::read(&path).expect("a file"));
+            }
+        }
+    }
+    found
 }

@@ -152,26 +152,3 @@ pub fn llava(folder: &Path, clip: &Path, prefix: &str, config: &serde_json::Valu
     );
     json(&folder.join("config.json"), config);
 }
-
-/// Returns the content of every file of a folder, by relative path.
-pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(at) = folders.pop() {
-        for entry in std::fs::read_dir(&at).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                let name = path
-                    .strip_prefix(folder)
-                    .expect("below it")
-                    .to_str()
-                    .expect("UTF-8")
-                    .to_owned();
-                found.insert(name, std::fs::read(&path).expect("a file"));
-            }
-        }
-    }
-    found
-}

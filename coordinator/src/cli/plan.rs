@@ -274,10 +274,8 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         );
         ("target", shown)
     });
-    let layers = planned
-        .layers
-        .iter()
-        .map(|layers| ("layers shared with targets", layers.len().to_string()));
+    let layers =
+        planned.layers.iter().map(|layers| ("layers in all targets", layers.len().to_string()));
     let probes: Vec<&str> =
         plan.manifest.evaluation.probes.iter().map(|probe| probe.name()).collect();
     let probes = (!probes.is_empty())

@@ -326,6 +326,7 @@ pub fn keys(
             inverses: inverses.to_vec(),
             texts: plan.manifest.composition.images,
             rows,
+            // Before any edit, that is with the first layer.
             images: at.change.is_none(),
         };
         job(plan, Some(&planned.concept.id), task, &planned.forget)

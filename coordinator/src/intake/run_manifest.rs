@@ -12,6 +12,7 @@ use std::path::Path;
 use lethe_shared::manifest::concepts::Row;
 use lethe_shared::manifest::{
     ConceptsSection, DataSection, ExecutionSection, Manifest, ModelSection, Names, ReleaseSection,
+    ReleaseTarget,
 };
 use lethe_shared::reference::ShardRef;
 use lethe_store as store;
@@ -47,6 +48,13 @@ fn manifest(plan: &Plan) -> Result<Manifest, Failure> {
     let absolute = |field: &str, text: &String| {
         Ok::<_, Failure>(plan.manifest.address(field, text)?.to_string())
     };
+    let target = |target: &ReleaseTarget| {
+        Ok::<_, Failure>(ReleaseTarget {
+            uri: absolute("release.target", &target.uri)?,
+            ..target.clone()
+        })
+    };
+    let targets = plan.manifest.release.target.iter().map(target).collect::<Result<_, _>>()?;
     Ok(Manifest {
         model: ModelSection { uri: plan.model.address.to_string() },
         data: DataSection {
@@ -69,7 +77,8 @@ fn manifest(plan: &Plan) -> Result<Manifest, Failure> {
             groups: BTreeMap::new(),
         },
         execution: ExecutionSection::default(),
-        release: ReleaseSection::default(),
+        // The targets are part of what the run's name says.
+        release: ReleaseSection { target: targets, ..ReleaseSection::default() },
         ..plan.manifest.clone()
     })
 }

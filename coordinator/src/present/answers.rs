@@ -27,7 +27,7 @@ pub fn answers(record: &Composition) -> Vec<Answer> {
 }
 
 fn percent(share: f64) -> String {
-    format!("{:.0} %", 100.0 * share)
+    format!("{:.0}\u{a0}%", 100.0 * share)
 }
 
 fn probe(record: &Composition, probe: BuiltInProbe) -> Option<&ProbeRecord> {
@@ -63,13 +63,14 @@ fn gone(record: &Composition) -> Vec<String> {
         .filter(|of| [1, 19].contains(&of.others))
         .map(|of| {
             format!(
-                "beside {} for {} ({} before)",
+                "beside {} for {} ({} before, {} by chance)",
                 match of.others {
                     1 => "one retained name".to_owned(),
                     others => format!("{others}"),
                 },
                 percent(of.after),
-                percent(of.before)
+                percent(of.before),
+                percent(1.0 / (1.0 + f64::from(of.others)))
             )
         })
         .collect();

@@ -1,18 +1,18 @@
-//! The model card of a release: metadata in the Hub's format, and tables for auditors.
+//! The model card of a release: tables for auditors.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use lethe_shared::manifest::{BuiltInProbe, CompositionMethod};
+use lethe_shared::manifest::BuiltInProbe;
 use lethe_shared::printable::printable_message;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{
-    Composition, ConceptRecord, DataFile, Measured, Origin, Recall, Retained, UtilityOn,
+    Composition, ConceptRecord, DataFile, Origin, Recall, Retained, UtilityOn,
 };
 use lethe_shared::vocabulary::Tower;
-use serde_json::{Value, json};
 
 use super::answers;
+use super::front_matter::{composed, metadata};
 use crate::compose::gate_rules;
 use crate::compose::protected::{by_movement, percent as share};
 use crate::layout::{PROVENANCE, RECEIPTS};
@@ -100,7 +100,7 @@ pub fn render(record: &Composition, files: &[String]) -> String {
 
 /// Returns the paper that the edits of this checkpoint follow.
 fn source(record: &Composition) -> &'static str {
-    if record.method == CompositionMethod::LeastSquares.name() {
+    if record.is_by_least_squares() {
         "least squares, after MEMIT, arXiv 2210.07229"
     } else {
         "SLUG, arXiv 2407.11867"
@@ -114,81 +114,6 @@ pub fn claimed(record: &Composition) -> usize {
         .map(|status| record.of_status(status).len())
         .iter()
         .sum()
-}
-
-/// Returns the Hub's front matter. Values are JSON, which is valid YAML, so that no name can break
-/// the syntax.
-fn metadata(record: &Composition, files: &[String]) -> String {
-    let license_file = files.iter().find(|name| name.starts_with("LICEN"));
-    let origin = record.origin.as_ref();
-    let mut fields: Vec<(&str, Value)> = Vec::new();
-    match (origin.and_then(|origin| origin.license.as_ref()), license_file) {
-        (Some(license), _) => fields.push(("license", json!(license))),
-        (None, Some(file)) => {
-            fields.extend([
-                ("license", json!("other")),
-                ("license_name", json!("as-the-base-model")),
-                ("license_link", json!(file)),
-            ]);
-        }
-        (None, None) => {}
-    }
-    if let Some(base) = origin.and_then(|origin| origin.base_model.as_ref()) {
-        fields.extend([("base_model", json!(base)), ("base_model_relation", json!("finetune"))]);
-    }
-    let open_clip = files.iter().any(|name| name == "open_clip_config.json");
-    fields.push(("library_name", json!(if open_clip { "open_clip" } else { "transformers" })));
-    fields.push(("pipeline_tag", json!("zero-shot-image-classification")));
-    fields.push(("tags", json!(["clip", "lethe", "machine-unlearning"])));
-    let results = results(record);
-    if !results.is_empty() {
-        fields.push(("metrics", json!(["accuracy"])));
-        fields.push(("model-index", json!([{ "name": record.name, "results": results }])));
-    }
-    let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
-    format!("---\n{lines}---\n")
-}
-
-/// Returns the measurements in the Hub's model index: one entry per set of images.
-fn results(record: &Composition) -> Vec<Value> {
-    let entry = |name: String, split: &str, metrics: Value| {
-        json!({
-            "task": { "type": "zero-shot-image-classification", "name": "zero-shot image classification" },
-            "dataset": { "type": "webdataset", "name": name, "split": split },
-            "metrics": metrics,
-        })
-    };
-    // Four decimals: YAML parsers read them as a number, and JSON writers do not use an exponent
-    // such as `1e-5`.
-    let metric = |name: &str, value: f64| json!({ "type": "accuracy", "name": name, "value": (value * 1e4).round() / 1e4 });
-    let sets = [("validation", &record.utility.validation), ("test", &record.utility.test)];
-    let sets = sets.into_iter().filter_map(|(name, on)| Some((name, on.as_ref()?)));
-    let retained = sets.map(|(name, on)| {
-        let metrics = json!([
-            metric("TA@1, retained classes", on.after.ta1),
-            metric("TA@5, retained classes", on.after.ta5)
-        ]);
-        entry(format!("{name} images"), name, metrics)
-    });
-    let mut all: Vec<Value> = retained.collect();
-    if let Some(measured) = composed(record) {
-        let mean = |of: fn(&Measured) -> f64| {
-            measured.iter().map(of).sum::<f64>() / measured.len().max(1) as f64
-        };
-        let metrics = json!([
-            metric("FA@1, removed concepts", mean(|m| m.fa1)),
-            metric("FA@5, removed concepts", mean(|m| m.fa5))
-        ]);
-        all.push(entry("forget images".to_owned(), "forget", metrics));
-    }
-    all
-}
-
-/// Returns the measurements of all concepts in the composed model, if every concept was measured.
-fn composed(record: &Composition) -> Option<Vec<Measured>> {
-    let all: Option<Vec<Measured>> =
-        record.concepts.iter().map(|concept| concept.composed).collect();
-    all.filter(|all| !all.is_empty())
 }
 
 fn targets(page: &mut String, record: &Composition) {
@@ -230,10 +155,8 @@ fn removed(page: &mut String, record: &Composition) {
         page,
         "Concepts forgotten within their tolerance, of those that the base model knew: {alone}{together} with all edits.\n"
     );
-    // Edits that were solved together have neither a step nor a result of their own.
-    let is_searched = record.concepts.iter().any(|concept| {
-        concept.alone.is_some() || (concept.step, concept.coefficient) != (1.0, 1.0)
-    });
+    // Edits by least squares are added as they are: they have no step, coefficient or result alone.
+    let is_searched = !record.is_by_least_squares();
     let (of_search, alone) =
         if is_searched { (" step λ | coefficient |", " alone |") } else { ("", "") };
     let rule = "---|".repeat(if is_searched { 10 } else { 7 });

@@ -110,7 +110,7 @@ async fn solve(
     let parts: Vec<LeastSquaresPart> = keys.iter().zip(overshoots).map(part).collect();
     let count = parts.len();
     let task = jobs::least_squares(run.plan, at.name, parts, at.inverses);
-    let edits = run.one("directions", task).await?.edits;
+    let edits = run.one("concepts", task).await?.edits;
     if edits.len() == count {
         Ok(edits)
     } else {

@@ -1,7 +1,8 @@
 //! Checks the values of a manifest, section by section. The files that it names are not opened.
 
+use super::composition::{CompositionMethod, CompositionSection};
 use super::id::{MAX_NAME, is_id};
-use super::sections::{CompositionMethod, CompositionSection, Manifest, Names, Required};
+use super::sections::{Manifest, Names, Required};
 use super::targets;
 use crate::vocabulary::Towers;
 

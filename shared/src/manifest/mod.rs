@@ -7,6 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | `sections.rs` | [`Manifest`] and its sections, with defaults |
+//! | `composition.rs` | the section `[composition]` |
 //! | `read.rs` | [reading](Manifest::read) |
 //! | `check.rs` | the checks of values |
 //! | `lines.rs` | the lines of fields, for messages |
@@ -18,6 +19,7 @@
 
 mod check;
 pub mod classes;
+mod composition;
 pub mod concepts;
 mod error;
 mod gates;
@@ -29,6 +31,7 @@ pub mod table;
 mod targets;
 
 pub use self::classes::Classes;
+pub use self::composition::{CompositionMethod, CompositionSection, Spread};
 pub use self::concepts::Concept;
 pub use self::error::Error;
 pub use self::gates::{Gates, ProbeBound};

@@ -163,9 +163,13 @@ fn of_retained_classes(notes: &mut Vec<Markup>, set: &str, on: &UtilityOn) {
             (covered.before.ta1 - covered.after.ta1, never.before.ta1 - never.after.ta1);
         if theirs > ours + UNPROTECTED {
             let points = |share: f64| format!("{:.1} points", 100.0 * share);
+            let others = match ours {
+                ours if ours < 0.0 => format!("gained {}", points(-ours)),
+                _ => format!("lost {}", points(ours)),
+            };
             notes.push(html! {
                 "Retained classes that no retain caption or text names lost " (points(theirs)) " of TA@1 (" (set) "), the others "
-                (points(ours)) ": texts in " code { "data.retain_texts" } " that name them would protect them."
+                (others) ": texts in " code { "data.retain_texts" } " that name them would protect them."
             });
         }
     }

@@ -22,7 +22,6 @@ use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::edit::{Direction, Edit};
-use lethe_shared::manifest::CompositionMethod;
 use lethe_shared::manifest::concepts::MAX_STRENGTH;
 use lethe_shared::record::{Amendment, Composition, ConceptRecord, Parent, Utility};
 use lethe_store as store;
@@ -214,8 +213,7 @@ fn fitting<'a>(
         ));
     }
     // Edits by least squares are added as they are; other ones are solved again with the others.
-    let is_solved = other.record.method != CompositionMethod::LeastSquares.name();
-    if is_solved && other.record.moments != parent.record.moments {
+    if !other.record.is_by_least_squares() && other.record.moments != parent.record.moments {
         return refuse(
             "its direction was corrected by other second moments: retain data, ridge, weights or protected names differ between the runs"
                 .to_owned(),
