@@ -159,7 +159,7 @@ impl From<edit::Error> for Failure {
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
         match error {
-            store::Error::Invalid { .. } => Self::input(error),
+            store::Error::Invalid { .. } | store::Error::Refused { .. } => Self::input(error),
             other => Self::Infrastructure(other.to_string()),
         }
     }

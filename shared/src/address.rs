@@ -1,4 +1,5 @@
-//! Addresses: absolute paths on this machine, or `s3://`, `gs://` and `az://` URLs.
+//! Addresses: absolute paths on this machine, `s3://`, `gs://` and `az://` URLs of object stores,
+//! `hf://` addresses of a model hub, and `https://` URLs of single files.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -6,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::hub::{self, HubAddress};
 use crate::printable::printable;
 
 /// Longest accepted address, in bytes.
@@ -16,8 +18,9 @@ const MAX_LENGTH: usize = 4096;
 pub enum Address {
     /// An absolute path on this machine, without `.` and `..`.
     Local(PathBuf),
-    /// An object-store URL: `s3://bucket/key`, `gs://bucket/key` or `az://container/key`; no
-    /// trailing slash.
+    /// A URL without a trailing slash. `s3://bucket/key`, `gs://bucket/key` and
+    /// `az://container/key` can be read and written; `hf://org/name/path` ([`HubAddress`]) and
+    /// `https://host/path` can only be read.
     Remote(String),
 }
 
@@ -30,7 +33,8 @@ pub struct NotAnAddress {
 }
 
 impl Address {
-    /// Reads `file://`, `s3://`, `gs://` or `az://` URLs and absolute paths.
+    /// Reads absolute paths and URLs with one of the schemes `file`, `s3`, `gs`, `az`, `hf`, `https`
+    /// and `http`.
     ///
     /// # Errors
     /// When the text is not an address.
@@ -59,23 +63,14 @@ impl Address {
                         "a file URL has three slashes and an absolute path: file:///data/store",
                     )),
                 },
-                "s3" | "gs" | "az" => {
-                    let rest = rest.trim_end_matches('/');
-                    let bucket = rest.split('/').next().unwrap_or_default();
-                    if bucket.is_empty() {
-                        return Err(wrong("the bucket is missing"));
-                    }
-                    if rest.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
-                        return Err(wrong("empty, `.` and `..` path parts are not allowed"));
-                    }
-                    if rest.contains('?') || rest.contains('#') || bucket.contains('@') {
-                        return Err(wrong(
-                            "queries, fragments and credentials do not belong in an address",
-                        ));
-                    }
-                    Ok(Self::Remote(format!("{scheme}://{rest}")))
+                "s3" | "gs" | "az" | "https" | "http" => {
+                    let root = if scheme.starts_with("http") { "host" } else { "bucket" };
+                    remote(scheme, rest, root).map_err(|problem| wrong(&problem))
                 }
-                _ => Err(wrong("the scheme must be file, s3, gs or az")),
+                hub::SCHEME => HubAddress::parse(rest)
+                    .map(|address| Self::Remote(address.to_string()))
+                    .map_err(|problem| wrong(&problem)),
+                _ => Err(wrong("the scheme must be file, s3, gs, az, hf or https")),
             };
         }
         let path = Path::new(text);
@@ -99,6 +94,19 @@ impl Address {
             Self::Local(path) => Some(path),
             Self::Remote(_) => None,
         }
+    }
+
+    /// Returns the parts of an address on a model hub; `None` for any other address.
+    pub fn as_hub(&self) -> Option<HubAddress> {
+        let Self::Remote(url) = self else { return None };
+        let (scheme, rest) = url.split_once("://")?;
+        // It was checked when the address was parsed.
+        (scheme == hub::SCHEME).then(|| HubAddress::parse(rest).ok()).flatten()
+    }
+
+    /// Returns whether this is the URL of a file on a web server.
+    pub fn is_web(&self) -> bool {
+        matches!(self, Self::Remote(url) if url.starts_with("https://") || url.starts_with("http://"))
     }
 
     /// Returns the address of `name`, a relative path without `..`, below this folder.
@@ -129,6 +137,23 @@ impl Address {
             Self::Remote(url) => url.rsplit('/').next().unwrap_or_default().to_owned(),
         }
     }
+}
+
+/// Reads the URL of an object store or of a file on a web server. `root` says what its first part
+/// is.
+fn remote(scheme: &str, rest: &str, root: &str) -> Result<Address, String> {
+    let rest = rest.trim_end_matches('/');
+    let first = rest.split('/').next().unwrap_or_default();
+    if first.is_empty() {
+        return Err(format!("the {root} is missing"));
+    }
+    if rest.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+        return Err("empty, `.` and `..` path parts are not allowed".to_owned());
+    }
+    if rest.contains(['?', '#']) || first.contains('@') {
+        return Err("queries, fragments and credentials do not belong in an address".to_owned());
+    }
+    Ok(Address::Remote(format!("{scheme}://{rest}")))
 }
 
 /// Removes `.` and `..` from an absolute path lexically.
@@ -191,6 +216,8 @@ mod tests {
             ("file:///a/b", "/a/b"),
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
             ("gs://bucket", "gs://bucket"),
+            ("hf://org/clip@v1/", "hf://org/clip@v1"),
+            ("https://host:8080/a/classes.txt", "https://host:8080/a/classes.txt"),
         ] {
             assert_eq!(Address::parse(text).unwrap().to_string(), shown);
         }
@@ -205,7 +232,13 @@ mod tests {
         for text in [
             "",
             "a/b",
-            "http://host/a",
+            "ftp://host/a",
+            "https://",
+            "https://user:secret@host/a",
+            "https://host/a?token=secret",
+            "https://host/a/../b",
+            "hf://org",
+            "hf://org/name/../x",
             "s3://",
             "s3:///key",
             "s3://b/../c",
@@ -229,5 +262,10 @@ mod tests {
             Address::parse("s3://b/k").unwrap().join("x").unwrap().to_string(),
             "s3://b/k/x"
         );
+        let model = Address::parse("hf://org/clip@v1").unwrap();
+        assert_eq!(model.join("x").unwrap().to_string(), "hf://org/clip@v1/x");
+        assert_eq!(model.as_hub().unwrap().revision(), "v1");
+        assert!(!model.is_web() && Address::parse("https://h/a").unwrap().is_web());
+        assert_eq!(Address::parse("s3://b/k").unwrap().as_hub(), None);
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | leaves | [`address`], [`digest`], [`draws`], [`exit`], [`json`], [`printable`], [`retry`], [`words`], [`phrases`], [`vocabulary`] |
+//! | leaves | [`address`], [`digest`], [`draws`], [`exit`], [`hub`], [`json`], [`printable`], [`retry`], [`words`], [`phrases`], [`vocabulary`] |
 //! | references and measurements | [`reference`](mod@reference), [`measurement`], [`fault`], [`finding`] |
 //! | input files | [`manifest`], [`shard`], [`webdataset`], [`image_file`], [`texts`], [`checkpoint`] |
 //! | work | [`task`], [`outcome`], [`job`], [`message`], [`codec`] |
@@ -50,6 +50,7 @@ mod entities;
 pub mod exit;
 pub mod fault;
 pub mod finding;
+pub mod hub;
 pub mod image_file;
 pub mod job;
 mod jpeg;

@@ -49,7 +49,7 @@ impl Folder {
                 )
             }
             Address::Remote(url) => {
-                let store = Store::open(address)?;
+                let store = Store::reading(address)?;
                 let found = store.contents().await?;
                 let identity: Vec<String> = found
                     .iter()

@@ -61,7 +61,8 @@ pub struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// Folder of a CLIP checkpoint as `transformers` or open_clip writes it.
+    /// Folder of a CLIP checkpoint as `transformers` or open_clip writes it: a path, or an address
+    /// such as `hf://openai/clip-vit-base-patch32`.
     pub uri: String,
 }
 
@@ -336,7 +337,8 @@ pub struct ReleaseSection {
     /// …
     #[serde(skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,
-    /// Name of the base model on the Hub, for the model card: `openai/clip-vit-base-patch32`.
+    /// Name of the base model on the Hub, for the model card: `openai/clip-vit-base-patch32`. A
+    /// model at `hf://` has its own name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_model: Option<String>,
 }

@@ -115,9 +115,10 @@ fn failed(error: &Error) -> Finding {
         Error::Unavailable { .. } | Error::NotFound { .. } => {
             "check the address, the bucket, the endpoint (AWS_ENDPOINT_URL) and the network"
         }
-        Error::Corrupt { .. } | Error::Conflict { .. } | Error::Unsupported { .. } => {
-            "use another store"
-        }
+        Error::Corrupt { .. }
+        | Error::Conflict { .. }
+        | Error::Unsupported { .. }
+        | Error::Refused { .. } => "use another store",
     };
     Finding::failed(STORE, error.to_string(), fix)
 }

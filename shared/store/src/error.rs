@@ -60,6 +60,14 @@ pub enum Error {
         /// What is not supported, and what to do.
         problem: String,
     },
+    /// A server refuses the request, or what it lists is not accepted; a retry cannot help.
+    #[error("{object}: {problem}")]
+    Refused {
+        /// Its address, or the repository's.
+        object: String,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// The store stays unreachable, or its requests fail after all retries.
     #[error("{object}: {cause}")]
     Unavailable {
@@ -105,6 +113,14 @@ impl Error {
     }
 
     pub(crate) fn from_store(object: &str, error: object_store::Error) -> Self {
+        // An error of the hub's reader is carried through the interface of object stores.
+        let error = match error {
+            object_store::Error::Generic { store, source } => match source.downcast::<Self>() {
+                Ok(own) => return *own,
+                Err(source) => object_store::Error::Generic { store, source },
+            },
+            error => error,
+        };
         let object = object.to_owned();
         if let Some(found) = error.source().and_then(io_error).and_then(|io| known(&object, io)) {
             return found;
@@ -202,7 +218,7 @@ fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std:
 }
 
 /// Formats an error with its causes, each of them once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -237,6 +253,15 @@ mod tests {
         let wrapped = std::io::Error::other(generic(ErrorKind::StorageFull.into()));
         assert!(matches!(Error::from_io("s/k", wrapped), Error::NoSpace { .. }));
         assert!(!Error::NotFound { object: "x".into(), stored: None }.is_transient());
+    }
+
+    #[test]
+    fn own_errors_come_back_as_they_are() {
+        let own = Error::Refused { object: "hf://a/b".into(), problem: "is gated".into() };
+        let carried = object_store::Error::Generic { store: "hub", source: Box::new(own) };
+        let error = Error::from_io("s/k", std::io::Error::other(carried));
+        assert_eq!(error.to_string(), "hf://a/b: is gated");
+        assert!(matches!(error, Error::Refused { .. }) && !error.is_transient());
     }
 
     #[test]

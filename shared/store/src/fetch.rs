@@ -12,7 +12,9 @@ use tokio::io::AsyncWriteExt;
 
 use crate::braces;
 use crate::error::Error;
-use crate::store::{REQUESTS, Store, blocking};
+use crate::hub::Repository;
+use crate::local::{self, blocking, staged};
+use crate::store::{REQUESTS, Store};
 
 /// Most files that a pattern may match.
 const MAX_MATCHES: usize = 1_000_000;
@@ -41,6 +43,7 @@ pub async fn fetch_file(
             }
             Ok(path.clone())
         }
+        Address::Remote(_) if address.as_hub().is_some() => fetch_hub_file(address, expected).await,
         Address::Remote(url) => {
             let (store, key) = parent(url)?;
             let meta =
@@ -73,6 +76,37 @@ pub async fn fetch_file(
     }
 }
 
+/// Returns the copy of a file of a model hub in the hub's cache.
+async fn fetch_hub_file(
+    address: &Address,
+    expected: Option<(Digest, u64)>,
+) -> Result<PathBuf, Error> {
+    let (store, key) = parent(&address.to_string())?;
+    let repository = store.repository.ok_or_else(|| not_a_file(&store.name))?;
+    let path = repository.fetch(key.as_ref()).await?;
+    let Some((digest, bytes)) = expected else { return Ok(path) };
+    match check(&path, digest, bytes).await {
+        Ok(()) => Ok(path),
+        Err(error) => {
+            // A damaged copy is downloaded again.
+            if !repository.forget_damaged(&path).await? {
+                return Err(error);
+            }
+            let path = repository.fetch(key.as_ref()).await?;
+            check(&path, digest, bytes).await.map(|()| path)
+        }
+    }
+}
+
+/// Makes `path` a link to a file of the hub's cache.
+pub(crate) async fn link(file: &Path, path: &Path) -> Result<(), Error> {
+    let (file, path) = (file.to_owned(), path.to_owned());
+    let shown = path.display().to_string();
+    blocking(move || local::link(&std::fs::canonicalize(file)?, &path))
+        .await?
+        .map_err(|error| Error::from_io(&shown, error))
+}
+
 /// Downloads to a temporary name and renames: the target is whole or absent.
 pub(crate) async fn download(
     store: &Store,
@@ -84,7 +118,7 @@ pub(crate) async fn download(
     if let Some(folder) = path.parent() {
         tokio::fs::create_dir_all(folder).await.map_err(local)?;
     }
-    let staged = path.with_extension(format!("part-{}-{:x}", std::process::id(), next_number()));
+    let staged = staged(path);
     let fetched = async {
         let found = copy(store, key, &staged).await?;
         if expected.is_some_and(|expected| expected != found) {
@@ -132,13 +166,6 @@ async fn copy(store: &Store, key: &Key, path: &Path) -> Result<(Digest, u64), Er
     Ok((hasher.finish(), size))
 }
 
-/// Distinguishes concurrent downloads of one file in one process.
-fn next_number() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
 async fn check(path: &Path, digest: Digest, bytes: u64) -> Result<(), Error> {
     let owned = path.to_owned();
     let found = blocking(move || {
@@ -160,16 +187,22 @@ fn changed(object: &str) -> Error {
 
 /// Returns the store that holds an object, and its key there.
 pub(crate) fn parent(url: &str) -> Result<(Store, Key), Error> {
-    let wrong = || Error::Invalid {
-        what: url.to_owned(),
-        problem: "names a bucket, not a file".to_owned(),
-    };
+    let wrong = || not_a_file(url);
     let (folder, name) = url.rsplit_once('/').ok_or_else(wrong)?;
     let folder = Address::parse(folder).map_err(|_| wrong())?;
-    // Only keys that Lethe writes are restricted to plain ASCII.
-    let key = Key::parse(name)
-        .map_err(|error| Error::Invalid { what: url.to_owned(), problem: error.to_string() })?;
-    Ok((Store::open(&folder)?, key))
+    // Only keys that Lethe writes are restricted to plain ASCII. A URL of a web server is
+    // percent-encoded already.
+    let key = if folder.is_web() { Key::from_url_path(name) } else { Key::parse(name) };
+    let key =
+        key.map_err(|error| Error::Invalid { what: url.to_owned(), problem: error.to_string() })?;
+    Ok((Store::reading(&folder)?, key))
+}
+
+fn not_a_file(url: &str) -> Error {
+    Error::Invalid {
+        what: url.to_owned(),
+        problem: "names a bucket, a repository or a host, not a file".to_owned(),
+    }
 }
 
 /// Returns a local folder with the files directly under `address`; remote files are downloaded
@@ -184,9 +217,13 @@ pub(crate) fn parent(url: &str) -> Result<(Store, Key), Error> {
 pub async fn fetch_folder(address: &Address, cache: &Path) -> Result<PathBuf, Error> {
     let url = match address {
         Address::Local(path) => return Ok(path.clone()),
+        Address::Remote(_) if address.is_web() => return Err(no_folder(address)),
         Address::Remote(url) => url,
     };
-    let store = Store::open(address)?;
+    let store = Store::reading(address)?;
+    if let Some(repository) = &store.repository {
+        return fetch_hub_folder(repository).await;
+    }
     let listed =
         store.inner.list_with_delimiter(None).await.map_err(|error| store.error("", error))?;
     if listed.objects.is_empty() {
@@ -214,8 +251,26 @@ pub async fn fetch_folder(address: &Address, cache: &Path) -> Result<PathBuf, Er
     Ok(folder)
 }
 
+/// Brings the files directly in a folder of a model hub into the hub's cache, and returns the folder
+/// there. Hidden files are left out, and weights in other formats where there are safetensors.
+async fn fetch_hub_folder(repository: &Repository) -> Result<PathBuf, Error> {
+    for name in repository.model_files().await? {
+        repository.fetch(&name).await?;
+    }
+    repository.snapshot().await
+}
+
+fn no_folder(address: &Address) -> Error {
+    Error::Invalid {
+        what: address.to_string(),
+        problem: "is the address of a web server, which lists no folders; give the address of one file, or hf://ORG/NAME for a repository"
+            .to_owned(),
+    }
+}
+
 /// Removes the copy of a remote folder from the cache, so that [`fetch_folder`] downloads it again.
-/// Returns whether there was a copy; `false` for a local folder.
+/// Returns whether there was a copy; `false` for a local folder. Of a model hub's folder, only
+/// damaged files are removed.
 ///
 /// # Cancel safety
 /// A cancelled call may have removed some of the files. They are downloaded again.
@@ -227,6 +282,13 @@ pub async fn forget_folder(address: &Address, cache: &Path) -> Result<bool, Erro
         return Ok(false);
     }
     let folder = fetch_folder(address, cache).await?;
+    if let Some(repository) = &Store::reading(address)?.repository {
+        let mut damaged = false;
+        for name in repository.model_files().await? {
+            damaged |= repository.forget_damaged(&folder.join(name)).await?;
+        }
+        return Ok(damaged);
+    }
     match tokio::fs::remove_dir_all(&folder).await {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -298,9 +360,14 @@ async fn matching(pattern: &Address) -> Result<Vec<Address>, Error> {
             };
             blocking(read).await?.map_err(|error| Error::from_io(folder, error))?
         }
+        Address::Remote(_) if pattern.is_web() => {
+            return Err(wrong(
+                "has a wildcard, and web servers list no folders; name each file, or use braces: {000..127}",
+            ));
+        }
         Address::Remote(_) => {
-            let store =
-                Store::open(&Address::parse(folder).map_err(|error| wrong(&error.to_string()))?)?;
+            let folder = Address::parse(folder).map_err(|error| wrong(&error.to_string()))?;
+            let store = Store::reading(&folder)?;
             // A listing that ends early is retried.
             let list = || async {
                 store.inner.list_with_delimiter(None).await.map_err(|error| store.error("", error))

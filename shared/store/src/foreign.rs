@@ -93,7 +93,8 @@ impl Store {
             .await
     }
 
-    /// Downloads an object into a local file, which is whole or absent.
+    /// Downloads an object into a local file, which is whole or absent. A file of a model hub
+    /// becomes a link into the hub's cache.
     ///
     /// # Cancel safety
     /// A cancelled call may leave a temporary file beside `path`.
@@ -101,6 +102,9 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`]; when the store cannot be read or the file cannot be written.
     pub async fn bring(&self, key: &str, path: &Path) -> Result<(), Error> {
+        if let Some(repository) = &self.repository {
+            return fetch::link(&repository.fetch(key).await?, path).await;
+        }
         let key = foreign(key)?;
         REQUESTS.run(|| fetch::download(self, &key, path, None)).await
     }

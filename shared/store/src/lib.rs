@@ -1,7 +1,8 @@
 //! The object store: immutable artifacts named by their digest, and outcomes that are written once
 //! under the id of their job.
 //!
-//! [`Store`] works on memory, a local folder, S3, Google Cloud Storage and Azure. Errors are sorted
+//! [`Store`] works on memory, a local folder, S3, Google Cloud Storage and Azure. Repositories of a
+//! model hub (`hf://`) and files of web servers (`https://`) can be read only. Errors are sorted
 //! by what a caller can do about them ([`Error`]); the suite `conformance` (feature `conformance`)
 //! checks every kind of store.
 //!
@@ -46,6 +47,7 @@
 mod answers;
 mod braces;
 mod claim;
+mod client;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod credentials;
@@ -53,6 +55,8 @@ pub mod doctor;
 mod error;
 mod fetch;
 mod foreign;
+mod hub;
+mod local;
 mod measured;
 mod open;
 mod probe;
@@ -60,10 +64,12 @@ mod quarantine;
 mod staging;
 mod store;
 mod stream;
+mod web;
 
 pub use claim::Claim;
 pub use error::Error;
 pub use fetch::{expand, fetch_file, fetch_folder, forget_folder, literally};
+pub use hub::Pins;
 pub use quarantine::Checked;
 pub use staging::Staging;
 pub use store::{Object, Store, artifact_key, document_number};

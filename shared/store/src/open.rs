@@ -1,20 +1,21 @@
 //! Opens the object store at an address.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use lethe_shared::address::Address;
+use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
-use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use crate::answers::Connector;
+use crate::client::{allows_http, options, retries};
 use crate::credentials;
 use crate::error::Error;
+use crate::web;
 
 pub(crate) fn open(address: &Address) -> Result<Arc<dyn ObjectStore>, Error> {
     match address {
@@ -25,6 +26,7 @@ pub(crate) fn open(address: &Address) -> Result<Arc<dyn ObjectStore>, Error> {
                 .map_err(|error| Error::from_store(&path.display().to_string(), error))?;
             Ok(Arc::new(local.with_fsync(true)))
         }
+        Address::Remote(url) if address.is_web() => web::open(url, allows_http()),
         Address::Remote(url) => open_remote(url),
     }
 }
@@ -42,20 +44,8 @@ fn open_remote(url: &str) -> Result<Arc<dyn ObjectStore>, Error> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     credentials::check(scheme, |name| std::env::var(name).ok())
         .map_err(|problem| Error::Invalid { what: url.to_owned(), problem })?;
-    // The request timeout covers the whole body, and large objects need minutes. The read timeout
-    // detects a silent server.
-    let options = ClientOptions::new()
-        .with_connect_timeout(Duration::from_secs(5))
-        .with_timeout(Duration::from_secs(600))
-        .with_read_timeout(Duration::from_secs(30))
-        .with_allow_http(
-            std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true" || value == "1"),
-        );
-    let retry = RetryConfig {
-        max_retries: 10,
-        retry_timeout: Duration::from_secs(180),
-        ..RetryConfig::default()
-    };
+    let options = options(allows_http());
+    let retry = retries();
     let store: Arc<dyn ObjectStore> = match scheme {
         "s3" => Arc::new(
             AmazonS3Builder::from_env()

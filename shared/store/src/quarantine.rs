@@ -8,7 +8,8 @@ use lethe_shared::fault::StoredObject;
 use object_store::ObjectStoreExt;
 
 use crate::error::Error;
-use crate::store::{Store, blocking};
+use crate::local::blocking;
+use crate::store::Store;
 
 /// The state of a stored object.
 #[derive(Debug, Clone, PartialEq, Eq)]

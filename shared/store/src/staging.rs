@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::store::{Store, blocking};
+use crate::local::blocking;
+use crate::store::Store;
 
 /// The folder of a local store in which files are staged.
 const STAGING: &str = "staging";

@@ -20,6 +20,8 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::error::Error;
+use crate::hub::{Reader, Repository};
+use crate::local::blocking;
 use crate::measured::Measured;
 use crate::open;
 
@@ -64,6 +66,8 @@ pub struct Store {
     pub(crate) name: String,
     /// The folder of a local store.
     pub(crate) folder: Option<PathBuf>,
+    /// The repository, if the store is one on a model hub.
+    pub(crate) repository: Option<Arc<Repository>>,
 }
 
 impl Store {
@@ -74,11 +78,45 @@ impl Store {
     /// `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME` …).
     ///
     /// # Errors
-    /// When the address is invalid or the folder cannot be created. Remote stores are not contacted
-    /// yet.
+    /// When the address is invalid or the folder cannot be created; [`Error::Invalid`] when it can
+    /// only be read (`hf://`, `https://`). Remote stores are not contacted yet.
     pub fn open(address: &Address) -> Result<Self, Error> {
+        Self::require_writable(address)?;
+        Self::reading(address)
+    }
+
+    /// Fails for an address that can only be read.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for `hf://` and `https://`.
+    pub fn require_writable(address: &Address) -> Result<(), Error> {
+        if address.as_hub().is_none() && !address.is_web() {
+            return Ok(());
+        }
+        Err(Error::Invalid {
+            what: address.to_string(),
+            problem: "can only be read; a store is a path, file://, s3://, gs:// or az:// (`lethe release export` lays a release out for a model hub)"
+                .to_owned(),
+        })
+    }
+
+    /// Opens a folder to read from, at any address: also a repository of a model hub, or a folder
+    /// of a web server, neither of which can be written.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn reading(address: &Address) -> Result<Self, Error> {
+        let name = address.to_string();
+        if let Some(hub) = address.as_hub() {
+            let repository = Arc::new(Repository::open(&hub)?);
+            let reader = Reader::over(Arc::clone(&repository), hub.path());
+            return Ok(Self {
+                repository: Some(repository),
+                ..Self::over(Arc::new(reader), &name)
+            });
+        }
         let folder = address.as_local().map(Path::to_owned);
-        Ok(Self { folder, ..Self::over(open::open(address)?, &address.to_string()) })
+        Ok(Self { folder, ..Self::over(open::open(address)?, &name) })
     }
 
     /// Creates an in-memory store.
@@ -88,7 +126,7 @@ impl Store {
 
     /// Wraps any implementation of [`ObjectStore`]; `name` appears in messages.
     pub fn over(inner: Arc<dyn ObjectStore>, name: &str) -> Self {
-        Self { inner: Measured::over(inner), name: name.to_owned(), folder: None }
+        Self { inner: Measured::over(inner), name: name.to_owned(), folder: None, repository: None }
     }
 
     /// Returns the address of the store, for messages.
@@ -552,20 +590,6 @@ pub fn artifact_key(artifact: &ArtifactRef) -> String {
 fn outcome_key(job: JobId) -> String {
     let hex = job.to_string();
     format!("outcomes/{}/{hex}.json", &hex[..2])
-}
-
-/// Runs blocking work on a thread of its own.
-///
-/// # Errors
-/// [`Error::Unavailable`] when the process is stopping.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Error> {
-    let undone = |error: tokio::task::JoinError| Error::Unavailable {
-        object: "this process".to_owned(),
-        cause: error.to_string(),
-    };
-    tokio::task::spawn_blocking(work).await.map_err(undone)
 }
 
 #[cfg(test)]
