@@ -8,6 +8,7 @@ use clap::Args;
 use lethe_shared::address::Address;
 use lethe_shared::manifest::Manifest;
 use lethe_shared::printable::printable_message;
+use lethe_store::Store;
 
 use crate::attest::key::SigningKey;
 use crate::failure::Failure;
@@ -32,10 +33,12 @@ impl Common {
     /// Returns the store's address: the option, relative to the working folder, or else the
     /// manifest's, relative to the manifest.
     pub(super) fn store(&self, manifest: &Manifest) -> Result<Address, Failure> {
-        match &self.store {
-            None => Ok(manifest.address("release.uri", &manifest.release.uri)?),
-            Some(text) => here("--store", text),
-        }
+        let address = match &self.store {
+            None => manifest.address("release.uri", &manifest.release.uri)?,
+            Some(text) => here("--store", text)?,
+        };
+        Store::require_writable(&address)?;
+        Ok(address)
     }
 
     pub(super) fn cache(&self) -> PathBuf {

@@ -19,8 +19,9 @@ pub(super) struct Curate {
     /// The concepts: CSV or JSON lines with the columns id, name, aliases (separated by `|`), and a
     /// manifest's class, strength, group, stop, tolerance.
     concepts: String,
-    /// Shards of image-text pairs (WebDataset, plain tar), here or s3://, gs://, az://; `*`, `?`
-    /// and `[…]` in the last part, braces (`{000..127}`) anywhere.
+    /// Shards of image-text pairs (WebDataset, plain tar), here or s3://, gs://, az://,
+    /// hf://datasets/ORG/NAME/…; `*`, `?` and `[…]` in the last part, braces (`{000..127}`)
+    /// anywhere.
     #[arg(long, value_name = "SHARDS", required = true, num_args = 1..)]
     pairs: Vec<String>,
     /// Output folder: a new one, or the one of an interrupted call to resume.

@@ -46,7 +46,7 @@ pub(super) struct Evaluate {
     #[arg(value_name = "RELEASE")]
     release: String,
     /// Measure this CLIP model beside the base model of a manifest, instead of a release: a folder,
-    /// here or s3://, gs:// or az://. Any CLIP that reads the manifest's data can be measured, so
+    /// here or s3://, gs://, az:// or hf://. Any CLIP that reads the manifest's data can be measured, so
     /// that models made by other tools stand beside releases. The measurements are printed and not
     /// stored.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["manifest", "gates", "rounded"])]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use lethe_shared::exit;
 use lethe_shared::manifest::Classes;
+use lethe_store::Pins;
 use serde::Serialize;
 
 use super::common::{cache, here, print};
@@ -12,12 +13,14 @@ use crate::failure::Failure;
 use crate::inspect::{Inspection, Options, inspect};
 use crate::intake::concepts::MAX_CLASSES;
 use crate::intake::files::read_file;
+use crate::intake::pin::pin_address;
 
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
     /// What to inspect: model folders, pipelines, LLaVA checkpoints, releases, shards (.tar) or
     /// folders of them, concept tables (.csv, .tsv, .jsonl), lists of names (.txt), manifests
-    /// (.toml, .json), weight files, images; here or s3://, gs://, az://.
+    /// (.toml, .json), weight files, images; here or s3://, gs://, az://,
+    /// hf:// (hf://ORG/NAME, hf://datasets/ORG/NAME/…), https:// (files).
     #[arg(required = true, num_args = 1.., value_name = "PATH")]
     paths: Vec<String>,
     /// The CLIP model whose edits a pipeline or LLaVA checkpoint is to get.
@@ -54,9 +57,11 @@ pub(super) async fn main(options: &Inspect) -> Result<u8, Failure> {
         }
     };
     let using = Options { base: base.as_ref(), classes: classes.as_ref(), cache: &cache };
+    let pins = Pins::default();
     let mut inspections = Vec::new();
     for path in &options.paths {
-        let inspection = inspect(&here("PATH", path)?, using).await?;
+        let address = pin_address("PATH", &here("PATH", path)?, &pins).await?;
+        let inspection = inspect(&address, using).await?;
         if !options.json {
             print(&inspection.lines())?;
         }

@@ -7,6 +7,7 @@ use lethe_operations::log::say;
 use lethe_shared::exit;
 use lethe_shared::manifest::Manifest;
 use lethe_shared::message::Request;
+use lethe_store::Pins;
 use serde::Deserialize;
 
 use super::common::{cache, print};
@@ -14,6 +15,7 @@ use super::reach::{Reach, ask};
 use super::status;
 use crate::failure::Failure;
 use crate::intake;
+use crate::intake::pin::pin;
 use crate::serve::submission::Submission;
 
 #[derive(Debug, Args)]
@@ -44,8 +46,10 @@ struct Submitted {
 }
 
 pub(super) async fn main(options: &Submit) -> Result<u8, Failure> {
-    let manifest = Manifest::read(&options.manifest)?;
+    let mut manifest = Manifest::read(&options.manifest)?;
     if !options.unchecked {
+        // The run is of the commits that branches have now, whenever the coordinator begins it.
+        manifest = pin(manifest, &Pins::default()).await?;
         intake::quick_check(&manifest, &cache(options.cache.as_ref())).await?;
     }
     let submission = Submission::new(manifest)?;

@@ -35,7 +35,7 @@ use lethe_shared::digest::Digest;
 use lethe_shared::manifest::concepts::MAX_TABLE;
 use lethe_shared::manifest::{Classes, Error};
 use lethe_store as store;
-use lethe_store::Source;
+use lethe_store::{Pins, Source};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +48,7 @@ use self::sample::{FIRST_RETAINED as BATCH, Limits, VALIDATION_SHARE};
 use self::tally::{PassedOver, Tally};
 use self::work::{Work, local};
 use crate::failure::{Failure, Problems};
+use crate::intake::files::read_file;
 
 /// Version of the algorithm. Increases when the same input would give another output.
 const VERSION: u32 = 2;
@@ -328,37 +329,16 @@ fn done_before(into: &Path, job: Digest, sources: &[Source]) -> Result<Option<Cu
     }
 }
 
-async fn read_small(
-    what: &str,
-    address: &Address,
-    most: u64,
-    cache: &Path,
-) -> Result<Vec<u8>, Failure> {
-    let bad = |error: store::Error| match error {
-        store::Error::Unavailable { .. } => Failure::Infrastructure(format!("{what}: {error}")),
-        other => Failure::input(format!("{what}: {other}")),
-    };
-    let path = store::fetch_file(address, cache, None).await.map_err(bad)?;
-    let failed = |error: std::io::Error| Failure::input(format!("{what}: {address}: {error}"));
-    let size = tokio::fs::metadata(&path).await.map_err(failed)?.len();
-    if size > most {
-        return Err(Failure::input(format!(
-            "{what}: {address} has {size} bytes, at most {most} are read"
-        )));
-    }
-    tokio::fs::read(&path).await.map_err(failed)
-}
-
 async fn read_names(options: &Options) -> Result<Names, Failure> {
     let problems =
         |problems: Vec<Error>| Failure::BadInput(problems.iter().map(Error::to_string).collect());
     let file = options.table.to_string();
-    let bytes = read_small("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?;
+    let bytes = read_file("CONCEPTS", &options.table, MAX_TABLE, &options.cache).await?;
     let table = table::parse(&bytes, &file).map_err(problems)?;
     let given = match &options.classes {
         None => None,
         Some(address) => {
-            let bytes = read_small("--classes", address, MAX_CLASSES, &options.cache).await?;
+            let bytes = read_file("--classes", address, MAX_CLASSES, &options.cache).await?;
             Some(Classes::parse(&bytes, &address.to_string())?)
         }
     };
@@ -374,9 +354,10 @@ async fn find(patterns: &[Address]) -> Result<Vec<Source>, Failure> {
     };
     let mut problems = Problems::default();
     let mut addresses = std::collections::BTreeSet::new();
+    let pins = Pins::default();
     for pattern in patterns {
-        addresses
-            .extend(problems.take(store::expand(pattern).await.map_err(bad))?.unwrap_or_default());
+        let expanded = async { store::expand(&pins.pin(pattern).await?).await };
+        addresses.extend(problems.take(expanded.await.map_err(bad))?.unwrap_or_default());
     }
     let looks = addresses
         .into_iter()

@@ -73,9 +73,10 @@ pub(super) async fn find(address: &Address, cache: &Path) -> Result<Kind, Failur
             Folder::open(address, cache).await.map_err(|failure| named(address, failure))?;
         return folder(&listing).await.map_err(|failure| named(address, failure));
     }
-    let path = store::fetch_file(address, cache, None)
-        .await
-        .map_err(|error| named(address, error.into()))?;
+    let path = store::fetch_file(address, cache, None).await.map_err(|error| match error {
+        store::Error::NotFound { .. } => Failure::input(error),
+        other => named(address, other.into()),
+    })?;
     let mut start = Vec::new();
     std::fs::File::open(&path)
         .and_then(|file| file.take(START as u64).read_to_end(&mut start))

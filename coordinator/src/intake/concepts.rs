@@ -9,6 +9,7 @@ use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
 use lethe_shared::manifest::table::{self, Purpose};
 use lethe_shared::manifest::{Classes, Error, Manifest, Required};
 use lethe_store as store;
+use lethe_store::Pins;
 
 use super::data::{AT_ONCE, Shards, Wanted, inspect};
 use super::files::{missing, read_file};
@@ -85,7 +86,7 @@ pub(super) fn check_policy(manifest: &Manifest, concepts: &[Concept]) -> Result<
 pub(super) async fn find_forget_shards(
     concepts: Vec<Concept>,
     manifest: &Manifest,
-    cache: &Path,
+    (pins, cache): (&Pins, &Path),
     problems: &mut Problems,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<PlannedConcept>, Failure> {
@@ -93,7 +94,15 @@ pub(super) async fn find_forget_shards(
         let place = format!("{}: concept `{}`", concept.place, concept.id);
         let mut forget = Vec::new();
         for pattern in &concept.forget {
-            match store::expand(pattern).await {
+            // Addresses in a table are as they were typed.
+            let pattern = match pins.pin(pattern).await {
+                Ok(pattern) => pattern,
+                Err(error) => {
+                    forget.push(Err(missing(&place, error).into()));
+                    continue;
+                }
+            };
+            match store::expand(&pattern).await {
                 Ok(addresses) => {
                     for address in addresses {
                         forget.push(inspect(place.clone(), address, Wanted::Any, cache).await);

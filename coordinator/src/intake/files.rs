@@ -5,6 +5,7 @@ use std::path::Path;
 use lethe_shared::address::Address;
 use lethe_shared::manifest::{Error, Manifest};
 use lethe_store as store;
+use lethe_store::Source;
 
 use crate::failure::Failure;
 
@@ -20,13 +21,22 @@ pub async fn read_file(
     cache: &Path,
 ) -> Result<Vec<u8>, Failure> {
     let wrong = |problem: String| Failure::input(Error::new(place, problem));
+    let too_large =
+        |size: u64| wrong(format!("{address} has {size} bytes, at most {most} are read"));
+    if address.as_local().is_none() {
+        // A larger file is not even downloaded.
+        let source = Source::look(address).await.map_err(|error| missing(place, error))?;
+        if source.bytes > most {
+            return Err(too_large(source.bytes));
+        }
+    }
     let path =
         store::fetch_file(address, cache, None).await.map_err(|error| missing(place, error))?;
     let size = std::fs::metadata(&path)
         .map_err(|error| wrong(format!("{address} cannot be read: {error}")))?
         .len();
     if size > most {
-        return Err(wrong(format!("{address} has {size} bytes, at most {most} are read")));
+        return Err(too_large(size));
     }
     std::fs::read(&path).map_err(|error| wrong(format!("{address} cannot be read: {error}")))
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
+use lethe_shared::hub::RepositoryKind;
 use lethe_shared::manifest::concepts::Concept;
 use lethe_shared::manifest::{Classes, Manifest, Names};
 use lethe_shared::record::{DataFile, Origin};
@@ -181,7 +182,11 @@ impl Plan {
             validation: files(&self.validation),
             test: files(&self.test),
             license: self.manifest.release.license.clone(),
-            base_model: self.manifest.release.base_model.clone(),
+            // A model of the hub is named by its address.
+            base_model: self.manifest.release.base_model.clone().or_else(|| {
+                let hub = self.model.address.as_hub()?;
+                (hub.kind() == RepositoryKind::Model && hub.path().is_empty()).then(|| hub.id())
+            }),
         }
     }
 

@@ -15,6 +15,7 @@ use lethe_shared::record::DataFile;
 use lethe_shared::reference::{ClassTexts, ShardRef};
 use lethe_shared::vocabulary::{MethodSettings, TextTokens, Tower, Towers};
 use lethe_store as store;
+use lethe_store::Pins;
 
 use super::concepts::{
     check_policy, find_forget_shards, hide, read_classes, read_concepts, read_salt,
@@ -25,6 +26,7 @@ use super::data::{
 };
 use super::files::missing;
 use super::model::{OpenModel, open_model};
+use super::pin::pin;
 use super::plan::{Plan, PlannedConcept, classes_of};
 use super::same_tokens;
 use crate::compose::protected::Protected;
@@ -59,11 +61,15 @@ impl Plan {
     }
 
     /// Makes the plan of a manifest that is already read. Remote files are downloaded into `cache`.
+    /// Branches and tags of `hf://` addresses are resolved to commits first, and the plan's manifest
+    /// names those.
     ///
     /// # Errors
     /// As [`make`](Self::make).
     pub async fn of(mut manifest: Manifest, cache: &Path) -> Result<Self, Failure> {
         check_present(&named_files(&manifest)?).await?;
+        let pins = Pins::default();
+        manifest = pin(manifest, &pins).await?;
         let classes = Arc::new(read_classes(&manifest, cache).await?);
         let concepts = read_concepts(&manifest, &classes, cache).await?;
         let class_texts = ClassTexts {
@@ -99,7 +105,7 @@ impl Plan {
             mut concepts,
             named,
             warnings: of_data,
-        } = read_data(&manifest, concepts, &classes, &phrases, cache).await?;
+        } = read_data(&manifest, concepts, &classes, &phrases, (&pins, cache)).await?;
         let mut warnings = of_model;
         warnings.extend(of_data);
         warnings.extend(targets.iter().flat_map(|target| target.warnings.iter().cloned()));
@@ -221,7 +227,7 @@ async fn read_data(
     concepts: Vec<Concept>,
     classes: &Arc<Classes>,
     phrases: &Arc<Phrases>,
-    cache: &Path,
+    (pins, cache): (&Pins, &Path),
 ) -> Result<Data, Failure> {
     let (naming, labels) =
         (Wanted::Naming(Arc::clone(phrases)), Wanted::Classes(Arc::clone(classes)));
@@ -243,7 +249,7 @@ async fn read_data(
     problems.take(check_policy(manifest, &concepts))?;
     warnings.extend([images.warnings, validation.warnings, test.warnings].concat());
     let concepts =
-        find_forget_shards(concepts, manifest, cache, &mut problems, &mut warnings).await?;
+        find_forget_shards(concepts, manifest, (pins, cache), &mut problems, &mut warnings).await?;
     problems.finish()?;
     warnings.extend(retain_warnings(&retain, manifest)?);
     if validation.shards.is_empty() {
