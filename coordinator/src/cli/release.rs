@@ -23,6 +23,7 @@ use crate::lease::fence::Fence;
 use crate::present::card;
 use crate::progress::human_bytes;
 use crate::release::channels;
+use crate::release::export::{Exported, export};
 use crate::release::leftovers;
 use crate::release::lookup::{self, Wanted};
 use crate::release::publish::{self, Published};
@@ -93,6 +94,16 @@ enum Command {
         name: String,
         /// The channel.
         channel: String,
+    },
+    /// Lay a release out as a folder that a model hub takes as a repository: the model card with
+    /// its metadata, weights, configuration, record and signatures, and .gitattributes. `lethe
+    /// verify` accepts the folder, and the repository that it becomes.
+    Export {
+        /// The release: NAME:NUMBER or NAME@CHANNEL.
+        release: Wanted,
+        /// A new or empty folder; it is whole or absent. Upload it with `hf upload ORG/NAME FOLDER`.
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
     },
     /// Remove leftovers of publishes that never finished. Releases stay.
     Gc {
@@ -195,6 +206,22 @@ pub(super) async fn main(options: &Release) -> Result<u8, Failure> {
             };
             let none = || Failure::input(no_receipt(&found, &concept));
             print(&signing::receipt(&found, &concept).await?.ok_or_else(none)?)?;
+        }
+        Command::Export { release, to } => {
+            let found = lookup::find(&store, release).await?;
+            let Exported { files, bytes } =
+                export(&publish::open(&store, &found).await?, to).await?;
+            let text = format!(
+                "{}:{} is in {}: {files} files, {}",
+                found.release.name,
+                found.number,
+                to.display(),
+                human_bytes(bytes)
+            );
+            let folder = to.display().to_string();
+            let value =
+                json!({ "release": found, "folder": folder, "files": files, "bytes": bytes });
+            say_or_print(text, value)?;
         }
         Command::Rollback { name, channel } => {
             let (from, to) = channels::rollback(&store, name, channel).await?;

@@ -12,12 +12,14 @@
 //! | [`probes`] | results of probes on a release |
 //! | [`publish`] | a release's number |
 //! | [`channels`] | names that point to a number |
+//! | [`export`] | a release as a repository of a model hub |
 //! | [`lookup`] | releases as people name them |
 //! | [`leftovers`] | objects of publications that never finished |
 
 pub mod channels;
 mod edits;
 pub mod evaluation;
+pub mod export;
 pub mod gates;
 pub mod leftovers;
 pub mod lookup;

@@ -29,7 +29,7 @@ const MAX_RECORD: u64 = 256 << 20;
 pub struct Release {
     /// The store that contains it; for a separate folder, the folder's parent.
     pub store: Store,
-    /// Its folder in the store.
+    /// Its folder in the store; empty for a repository of a model hub, which is the store.
     pub prefix: String,
     /// Whether the store is one of Lethe's, with artifacts and other releases.
     pub stored: bool,
@@ -63,7 +63,7 @@ impl Place {
     /// # Errors
     /// [`Failure::BadInput`] when there is no record.
     pub async fn record_bytes(&self) -> Result<Bytes, Failure> {
-        let key = format!("{}/{RECORD}", self.prefix);
+        let key = key(&self.prefix, RECORD);
         match self.store.size(&key).await? {
             Some(size) if size > MAX_RECORD => {
                 Err(self.wrong(&format!("has {size} bytes; no record is that large")))
@@ -110,11 +110,11 @@ impl Place {
     }
 
     fn wrong(&self, problem: &str) -> Failure {
-        Failure::input(format!("{}/{}/{RECORD} {problem}", self.store.name(), self.prefix))
+        Failure::input(format!("{}/{RECORD} {problem}", address(&self.store, &self.prefix)))
     }
 
     fn absent(&self) -> Failure {
-        absent(&format!("{}/{}", self.store.name(), self.prefix))
+        absent(&address(&self.store, &self.prefix))
     }
 }
 
@@ -135,7 +135,7 @@ impl Release {
         if root.as_local().is_some_and(|path| !path.is_dir()) {
             return Err(absent(&address.to_string()));
         }
-        Ok(Place { store: Store::open(&root)?, prefix, stored })
+        Ok(Place { store: Store::reading(&root)?, prefix, stored })
     }
 
     /// Opens the release in a folder.
@@ -151,6 +151,10 @@ impl Release {
     /// # Errors
     /// [`Failure::Infrastructure`] when the store cannot be listed.
     pub async fn names(&self) -> Result<Vec<String>, Failure> {
+        if self.prefix.is_empty() {
+            let objects = self.store.contents().await?;
+            return Ok(objects.into_iter().map(|object| object.key).collect());
+        }
         let keys = self.store.list(&self.prefix).await?;
         Ok(keys
             .iter()
@@ -165,7 +169,12 @@ impl Release {
 
     /// Returns its address.
     pub fn address(&self) -> String {
-        format!("{}/{}", self.store.name(), self.prefix)
+        address(&self.store, &self.prefix)
+    }
+
+    /// Returns the key of one of its files in its store.
+    pub fn key(&self, name: &str) -> String {
+        key(&self.prefix, name)
     }
 
     /// Reads one of its files, checked against the record.
@@ -186,7 +195,7 @@ impl Release {
                 expected.bytes
             )));
         }
-        let key = format!("{}/{name}", self.prefix);
+        let key = self.key(name);
         match self.store.size(&key).await? {
             Some(size) if size == expected.bytes => {}
             Some(size) => {
@@ -325,8 +334,21 @@ fn part(concept: &ConceptRecord) -> Part {
     }
 }
 
+/// Returns the address of a folder in a store, which may be the whole store.
+fn address(store: &Store, folder: &str) -> String {
+    if folder.is_empty() { store.name().to_owned() } else { format!("{}/{folder}", store.name()) }
+}
+
+/// Returns the key of a file in a folder, which may be the whole store.
+fn key(folder: &str, name: &str) -> String {
+    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+}
+
 /// Returns the store of a release, its folder there, and whether the store is one of Lethe's.
 fn place(address: &Address) -> Result<(Address, String, bool), Failure> {
+    if address.as_hub().is_some() {
+        return Ok((address.clone(), String::new(), false));
+    }
     let text = address.to_string();
     let wrong = || Failure::input(format!("{text} is no folder of a release"));
     let parts: Vec<&str> = text.rsplitn(4, '/').collect();
@@ -357,6 +379,8 @@ mod tests {
         assert_eq!(of("/releases/n/d"), ("/".into(), "releases/n/d".into(), true));
         assert_eq!(of("/models/production"), ("/models".into(), "production".into(), false));
         assert_eq!(of("s3://b/models/clip"), ("s3://b/models".into(), "clip".into(), false));
+        let hub = "hf://org/forgetful-clip@v1";
+        assert_eq!(of(hub), (hub.into(), String::new(), false));
         assert!(place(&Address::parse("s3://b").unwrap()).is_err());
     }
 

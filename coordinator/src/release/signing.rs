@@ -62,7 +62,7 @@ pub async fn sign(release: &Release, key: &SigningKey, fence: &Fence) -> Result<
 /// Creates a file beside a release's files. An existing file stays.
 async fn create(release: &Release, name: &str, text: String, fence: &Fence) -> Result<(), Failure> {
     fence.check().await?;
-    match release.store.create(&format!("{}/{name}", release.prefix), Bytes::from(text)).await {
+    match release.store.create(&release.key(name), Bytes::from(text)).await {
         Ok(_) | Err(store::Error::Conflict { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -75,7 +75,7 @@ async fn create(release: &Release, name: &str, text: String, fence: &Fence) -> R
 /// [`Failure::Infrastructure`] when the store cannot be read.
 pub async fn check(release: &Release, key: &PublicKey) -> Result<Vec<Problem>, Failure> {
     for name in BESIDE {
-        let size = release.store.size(&format!("{}/{name}", release.prefix)).await?.unwrap_or(0);
+        let size = release.store.size(&release.key(name)).await?.unwrap_or(0);
         if size > MAX_FILE {
             return Ok(vec![Problem::new(name, format!("has {size} bytes; none is that large"))]);
         }
@@ -193,7 +193,7 @@ pub async fn receipt(release: &Release, concept: &str) -> Result<Option<String>,
 
 /// Returns a file beside a release's files, if it exists.
 async fn beside(release: &Release, name: &str) -> Result<Option<Bytes>, Failure> {
-    let key = format!("{}/{name}", release.prefix);
+    let key = release.key(name);
     match release.store.size(&key).await? {
         Some(size) if size > MAX_FILE => Err(Failure::input(format!(
             "{}/{name} has {size} bytes; none is that large",

@@ -194,7 +194,7 @@ async fn check(
     folder: &Path,
     remote: Option<Remote>,
 ) -> Result<Option<String>, Failure> {
-    let key = format!("{}/{name}", release.prefix);
+    let key = release.key(name);
     match release.store.size(&key).await? {
         None => return Ok(Some("is missing".to_owned())),
         Some(size) if size != expected.bytes => {
