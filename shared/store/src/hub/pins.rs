@@ -27,7 +27,8 @@ impl Pins {
     /// A cancelled call has no effect.
     pub async fn pin(&self, address: &Address) -> Result<Address, Error> {
         let Some(hub) = address.as_hub() else { return Ok(address.clone()) };
-        let whole = hub.with_path("");
+        // Without a revision, it is the default branch by its name.
+        let whole = hub.with_path("").at(hub.revision());
         let mut commits = self.commits.lock().await;
         let commit = match commits.get(&whole.to_string()) {
             Some(commit) => commit.clone(),

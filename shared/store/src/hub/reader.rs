@@ -20,6 +20,8 @@ use crate::error::Error;
 
 /// Name of this store in errors.
 const HUB: &str = "hub";
+/// Files up to this size are downloaded when a part is read, bytes.
+const SMALL: u64 = 1 << 20;
 
 /// A repository as an object store.
 #[derive(Debug)]
@@ -101,7 +103,7 @@ impl ObjectStore for Reader {
             GetResultPayload::Stream(futures::stream::empty().boxed())
         } else if let Some(path) = self.repository.local(name).await.map_err(carried)? {
             opened(&path)?
-        } else if range != all {
+        } else if range != all && meta.size > SMALL {
             // Whoever reads parts may not have the room for the whole.
             let bytes: Bytes = self.repository.range(name, range.clone()).await.map_err(carried)?;
             GetResultPayload::Stream(futures::stream::once(async { Ok(bytes) }).boxed())
