@@ -405,6 +405,6 @@ fn arguments_that_make_no_sense_are_refused() {
     assert_eq!(code(&["run", "/nowhere/job.toml"]), Some(2));
     assert_eq!(code(&["--help"]), Some(0));
     let job = SmallJob::new();
-    let output = job.command("run", &["--store", "http://somewhere/x"]).output().unwrap();
-    check(&output, 2, &["--store", "the scheme must be file, s3, gs or az"]);
+    let output = job.command("run", &["--store", "ftp://somewhere/x"]).output().unwrap();
+    check(&output, 2, &["--store", "the scheme must be file, s3, gs, az, hf or https"]);
 }

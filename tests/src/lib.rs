@@ -4,6 +4,7 @@ pub mod azure;
 pub mod broken;
 pub mod faulty_s3;
 pub mod http;
+pub mod hub;
 pub mod mortal;
 pub mod nats;
 pub mod page;
