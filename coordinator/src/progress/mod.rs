@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
-use lethe_operations::log::{self, say};
+use lethe_operations::log::{self, say_with};
 use lethe_queue::{Event, Notice};
 use lethe_shared::job::Job;
 use lethe_shared::reference::JobId;
@@ -98,9 +98,19 @@ impl Show {
     pub fn ended(&self, phase: &str, jobs: usize, found: usize, took: Duration) {
         if matches!(self, Self::Stderr) && !has_bar() {
             let before = if found > 0 { format!(" ({found} reused)") } else { String::new() };
-            say("info", &format!("{}: {jobs} jobs{before} in {}", title(phase), human(took)));
+            let line = format!("{}: {jobs} jobs{before} in {}", title(phase), human(took));
+            say_line(&line, phase, jobs, jobs);
         }
     }
+}
+
+/// Prints a plain line; in JSON, with its numbers.
+fn say_line(line: &str, phase: &str, done: usize, total: usize) {
+    say_with(
+        "info",
+        line,
+        &[("phase", phase.into()), ("done", done.into()), ("total", total.into())],
+    );
 }
 
 /// Returns whether progress is a bar, which requires a terminal.
@@ -229,14 +239,9 @@ impl Progress {
                 self.last_line = Instant::now();
                 let left = if left.is_empty() { String::new() } else { format!(", {left}") };
                 let (done, total, after) = (self.done, self.total, human(self.began.elapsed()));
-                say(
-                    "info",
-                    &format!(
-                        "{}: {done}/{total} {} after {after}{left}",
-                        title(self.phase),
-                        self.unit
-                    ),
-                );
+                let phase = title(self.phase);
+                let line = format!("{phase}: {done}/{total} {} after {after}{left}", self.unit);
+                say_line(&line, self.phase, done, total);
             }
             Shown::Lines | Shown::Board(_) | Shown::Nothing => {}
         }

@@ -102,10 +102,19 @@ pub fn format() -> Format {
 /// Prints a line on stderr whatever the log level; as a JSON object when logs are JSON. Control and
 /// invisible characters are escaped.
 pub fn say(level: &'static str, text: &str) {
+    say_with(level, text, &[]);
+}
+
+/// Does the same, with further fields of the JSON object.
+pub fn say_with(level: &'static str, text: &str, fields: &[(&str, serde_json::Value)]) {
     let text = printable_message(text);
     let line = match (format(), level) {
         (Format::Json, _) => {
-            format!("{}\n", serde_json::json!({ "level": level.to_uppercase(), "message": text }))
+            let mut object = serde_json::json!({ "level": level.to_uppercase(), "message": text });
+            for (name, value) in fields {
+                object[name] = value.clone();
+            }
+            format!("{object}\n")
         }
         (Format::Human, "info") => format!("{text}\n"),
         (Format::Human, _) => format!("{level}: {text}\n"),
