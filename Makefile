@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-targets test setup setup-cuda setup-nats setup-test test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt bench-drawings bench-rivals fuzz deny lint emoji-sources emoji-data emoji-model emoji-targets
+.PHONY: help demo demo-targets test setup setup-cuda setup-nats setup-test wheel test-report test-deploy test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt bench-drawings bench-rivals fuzz deny lint emoji-sources emoji-data emoji-model emoji-targets
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,12 @@ setup-nats: ## Fetch a nats-server into .tools/nats/site/bin (no root)
 
 setup-test: ## Fetch what tests drive: real S3 and Azure servers, two nats-servers
 	@tests/setup.sh
+
+wheel: setup ## Build a Python wheel of both programs and the module `lethe` into target/wheel/
+	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
+	@rm -f target/wheel/*.whl
+	@python3 -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir target/wheel deploy/python
+	@ls target/wheel/*.whl
 
 test-deploy: setup setup-test ## Hold deploy/ and jobs/ against schemas, linters and running servers
 	@cargo build --release --locked --workspace

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Compares how Lethe reads images, shards and models with Pillow, webdataset, transformers and open_clip. Then removes eight concepts
 # from the demo model and checks the release with transformers, its edits by least squares against PyTorch, and what it proves with OpenSSF
-# Model Signing and the Hub's model card parser, and follows the how-to pages of targets. Everything runs in a Python environment of its own. `run.sh inputs` stops after the comparisons.
+# Model Signing and the Hub's model card parser, installs the wheel and uses its module, and follows the how-to pages of targets.
+# Everything runs in Python environments of its own. `run.sh inputs` stops after the comparisons.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -31,6 +32,9 @@ target/release/lethe-embed "$release" "$work/emoji/validation.tar" "$work/releas
 peer tests/ecosystem/check_release.py "$work/emoji" small.toml "$release" "$work/base.safetensors" "$work/released.safetensors"
 mkdir "$work/proof"
 peer tests/ecosystem/check_proof.py target/release/lethe "$work/store" emoji-8:1 "$work/proof"
+
+say "the wheel in fresh virtual environments, and its module …"
+tests/ecosystem/wheel.sh "$HOME_DIR/site"
 
 say "edits by least squares, found again from their formulas …"
 head -500 jobs/emoji/retain-texts.txt > "$work/emoji/some-texts.txt"
