@@ -109,13 +109,20 @@ check "the image's build context" cargo metadata --offline --locked --no-deps --
 
 step "kubernetes"
 rendered=()
-for overlay in overlays/cpu overlays/gpu job; do
+for overlay in overlays/cpu overlays/gpu job kueue; do
   file="$work/$(basename "$overlay").yaml"
   tool kubectl kustomize "deploy/kubernetes/$overlay" > "$file"
   check "kubernetes schema, $overlay" python3 -m kubernetes_validate --strict --no-warn "$file"
   rendered+=("$file")
 done
 check "KEDA schema" python3 tests/deploy/check.py keda "$work/cpu.yaml" "$work/gpu.yaml"
+
+"$TOOLS/site/bin/kubectl" kustomize deploy/kubernetes/argo > "$work/argo.yaml"
+check "Argo schema" python3 tests/deploy/check.py argo "$work/argo.yaml"
+
+step "python"
+check "ruff" tool ruff check --no-cache --config deploy/python/pyproject.toml deploy/python deploy/airflow deploy/ray
+check "types" python3 -m mypy --config-file deploy/python/pyproject.toml --cache-dir /dev/null deploy/python/lethe
 
 step "metrics, permissions, programs"
 check "metrics" python3 tests/deploy/check.py metrics
@@ -206,6 +213,33 @@ LAUNCH=$(at_kubernetes "$other_page") start other "${launch[@]}" kubernetes "$wo
 wait_for 60 "a worker that is ready" answers "http://127.0.0.1:$pod_page/readyz"
 wait_for 60 "a second coordinator that is ready" answers "http://127.0.0.1:$other_page/readyz"
 LAUNCH=$(at_kubernetes 0) check "the Job" "${launch[@]}" kubernetes "$work/job.yaml" Job/lethe-run
+
+# What schedulers start: pods of Kueue and Argo, and the functions of the Airflow DAG and the Ray job, with stand-ins for both.
+step "schedulers"
+sed "s#/tmp/#$work/#g" deploy/kubernetes/promote/run-and-promote.sh > "$work/run-and-promote.sh"
+at_scheduler() { places /etc/lethe/nats "$secrets" /etc/lethe/run/manifest.toml "$demo/small.toml" /etc/lethe/promote "$work" secret:lethe-store "$work/lethe-store" 0.0.0.0:9464 127.0.0.1:0 production "$1"; }
+LAUNCH=$(at_scheduler by-kueue) check "the job of Kueue" "${launch[@]}" kubernetes "$work/kueue.yaml" Job/lethe-run
+LAUNCH=$(at_scheduler by-argo) check "the workflow of Argo" "${launch[@]}" kubernetes "$work/argo.yaml" WorkflowTemplate/lethe-run
+[ "$(cat "$work/release")" = emoji-8:1 ] || die "the workflow of Argo gives the release $(cat "$work/release")"
+# A bound that no release meets.
+sed 's/emoji-8/gated/' "$demo/small.toml" > "$demo/gated.toml"
+printf '\n[gates]\nchange = 0.001\n' >> "$demo/gated.toml"
+code=0; LAUNCH=$(at_scheduler by-kueue | sed 's/small.toml/gated.toml/') "${launch[@]}" kubernetes "$work/kueue.yaml" Job/lethe-run > "$work/gated.log" 2>&1 || code=$?
+[ "$code" = 4 ] || { cat "$work/gated.log" >&2; die "a job whose gate is missed ended with $code, not 4"; }
+checked=$((checked + 1))
+check "the wheel" python3 -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" deploy/python
+check "its installation" python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-index --no-deps --target "$work/module" "$work"/wheel/lethe-*.whl
+ln -s "$PWD/.libtorch/full" "$work/module/torch"
+scheduler() {
+  (set -a; . "$work/lethe-store"
+  AWS_REGION=us-east-1 LETHE_NATS="tls://127.0.0.1:$nats" LETHE_NATS_CA="$secrets/ca.pem" LETHE_NATS_NKEY="$secrets/client.nk" \
+    PYTHONPATH="$work/module:tests/deploy/stubs" python3 tests/deploy/schedulers.py "$1" "$demo/small.toml" s3://lethe/store)
+}
+check "the DAG of Airflow" scheduler airflow
+check "the job of Ray" scheduler ray
+for scheduler in kueue argo airflow ray; do
+  (set -a; . "$work/lethe-store"; AWS_REGION=us-east-1 lethe release list emoji-8 --store s3://lethe/store) | grep -q "by-$scheduler" || die "$scheduler promoted nothing"
+done
 
 step "manifests"
 plan() { (set -a; . "$work/lethe-store"; AWS_REGION=us-east-1 lethe plan "$@"); }

@@ -5,6 +5,7 @@
     check.py images                    what is fetched is pinned
     check.py permissions               the NATS accounts are those that docs/security.md lists
     check.py programs RENDERED…        command lines, variables, probes and references, in every file that starts Lethe
+    check.py argo RENDERED             the WorkflowTemplate fits Argo's schema, and starts Lethe as the Job does
     check.py keda RENDERED… [URL]      ScaledObjects fit KEDA's schema, and the running server's monitoring port (URL)
 
 From the root of the repository; LETHE_BIN is the folder of lethe and lethe-worker. Says what is wrong, one line each.
@@ -27,6 +28,8 @@ DASHBOARD = DEPLOY / "monitoring/grafana.json"
 ALERTS = DEPLOY / "monitoring/alerts.yml"
 # What Prometheus and histograms add.
 ADDED_LABELS = {"instance", "job", "le"}
+# Exit codes after which the same command fails again: bad input, a concept that is not removed, a missed gate.
+PERMANENT = [2, 3, 4]
 problems: list[str] = []
 
 
@@ -111,7 +114,14 @@ def dashboard(out: str) -> None:
 def images() -> None:
     files = [DEPLOY / "Dockerfile", *sorted(DEPLOY.glob("compose/*.yaml")), *sorted(DEPLOY.glob("kubernetes/**/*.yaml"))]
     for file in files:
-        for image in re.findall(r"^(?:FROM|\s*image:)\s+(\S+)", file.read_text(), re.MULTILINE):
+        text = file.read_text()
+        arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
+        stages = set(re.findall(r"^FROM \S+ AS (\w+)", text, re.MULTILINE))
+        for image in re.findall(r"^(?:FROM|\s*image:)\s+(\S+)", text, re.MULTILINE):
+            if argument := re.fullmatch(r"\$\{(\w+)\}", image):
+                image = arguments.get(argument[1], image)
+            if image in stages:
+                continue
             own = re.fullmatch(r"(\$\{\w+:-)?lethe(:[\w.-]+)?\}?", image)
             if not own and not re.search(r":[\w.-]*\d[\w.-]*@sha256:[0-9a-f]{64}$", image):
                 wrong(file, f"{image} has no version and digest")
@@ -160,6 +170,14 @@ def says(*command: str) -> tuple[int, str]:
 
 def started(where: object, command: list[str], variables: set[str]) -> None:
     """A command line that starts Lethe: every option exists, and every variable that is set is read by one of its programs."""
+    if command[0] == "sh" and command[1].startswith("/etc/lethe/promote/"):
+        script = DEPLOY / "kubernetes/promote" / Path(command[1]).name
+        # Its own commands, without what the shell does with their output.
+        lines = re.findall(r"^lethe [^>&|\n]*", script.read_text().replace("$release", "name:1"), re.MULTILINE)
+        assert len(lines) == 2, f"{script} reads differently"
+        for line in lines:
+            started(script, shlex.split(line), variables)
+        return
     if command[0].split("/")[-1] not in ("lethe", "lethe-worker"):
         return wrong(where, f"starts {command[0]}, not Lethe")
     program = str(Path(os.environ["LETHE_BIN"]) / command[0].split("/")[-1])
@@ -229,6 +247,10 @@ def programs(*rendered: str) -> None:
             port = container["ports"][0]["containerPort"]
             if not settings["LETHE_HTTP"].endswith(f":{port}"):
                 wrong(where, f"listens on {settings['LETHE_HTTP']}, but its port is {port}")
+            if kind == "Job":
+                rules = [rule["onExitCodes"] for rule in document["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+                if [rule["values"] for rule in rules] != [PERMANENT] or rules[0]["containerName"] != container["name"]:
+                    wrong(where, f"exit codes {PERMANENT} have to end the Job, and no others")
             probes = {container[probe]["httpGet"]["path"] for probe in ["livenessProbe", "readinessProbe"]}
             if probes != {"/healthz", "/readyz"}:
                 wrong(where, f"probes {sorted(probes)}")
@@ -267,6 +289,33 @@ def lost(given: object, kept: object, at: str = "") -> list[str]:
     return []
 
 
+def argo(rendered: str) -> None:
+    from hera.workflows.models import WorkflowTemplate
+
+    documents = [document for document in yaml.safe_load_all(Path(rendered).read_text()) if document]
+    [template] = [document for document in documents if document["kind"] == "WorkflowTemplate"]
+    kept = WorkflowTemplate.model_validate(template).model_dump(by_alias=True, exclude_unset=True)
+    for field in lost(template, json.loads(json.dumps(kept, default=str))):
+        wrong(rendered, f"WorkflowTemplate: Argo knows no {field}")
+    configured = {document["metadata"]["name"] for document in documents if document["kind"] == "ConfigMap"}
+    spec, [run] = template["spec"], template["spec"]["templates"]
+    container = run["container"]
+    for what, reference in references(spec, container):
+        if what == "ConfigMap" and not reference.startswith("{{") and reference not in configured:
+            wrong(rendered, f"there is no {what} {reference}")
+    if run["retryStrategy"]["expression"] != f"asInt(lastRetry.exitCode) not in {PERMANENT}":
+        wrong(rendered, f"exit codes {PERMANENT} have to end the workflow, and no others")
+    # Except for the script, the container is the Job's.
+    [job] = yaml.safe_load_all((DEPLOY / "kubernetes/job/job.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    for field in ["envFrom", "env", "resources", "securityContext"]:
+        given = [dict(source, configMapRef={"name": "lethe"}) if "configMapRef" in source else source for source in container["envFrom"]] if field == "envFrom" else container[field]
+        if given != pod["containers"][0][field]:
+            wrong(rendered, f"{field} is not as in job.yaml")
+    if spec["securityContext"] != pod["securityContext"]:
+        wrong(rendered, "the pod's securityContext is not as in job.yaml")
+
+
 def keda(*arguments: str) -> None:
     from cloudcoil.models.keda.v1alpha1 import ScaledObject
 
@@ -297,7 +346,7 @@ def keda(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    checks = {"metrics": metrics, "dashboard": dashboard, "images": images, "permissions": permissions, "programs": programs, "keda": keda}
+    checks = {"metrics": metrics, "dashboard": dashboard, "images": images, "permissions": permissions, "programs": programs, "argo": argo, "keda": keda}
     checks[sys.argv[1]](*sys.argv[2:])
     for problem in problems:
         print(f"deploy: error: {problem}", file=sys.stderr)

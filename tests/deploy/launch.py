@@ -75,7 +75,7 @@ def kubernetes(rendered: str, what: str) -> None:
     kind, name = what.split("/")
     documents = [document for document in yaml.safe_load_all(Path(rendered).read_text()) if document]
     found = {(document["kind"], document["metadata"]["name"]): document for document in documents}
-    container = found[kind, name]["spec"]["template"]["spec"]["containers"][0]
+    container = first_container(found[kind, name])
     settings = {}
     for source in container["envFrom"]:
         if "configMapRef" in source:
@@ -83,8 +83,19 @@ def kubernetes(rendered: str, what: str) -> None:
         else:
             settings |= env_file(Path(here("secret:" + source["secretRef"]["name"])))
     settings |= {variable["name"]: variable["value"] for variable in container["env"]}
-    command = [re.sub(r"\$\((\w+)\)", lambda match: settings[match[1]], word) for word in container["args"]]
+    command = [re.sub(r"\$\((\w+)\)", lambda match: settings[match[1]], word) for word in container.get("command", []) + container["args"]]
     become(command, settings)
+
+
+def first_container(document: dict) -> dict:
+    spec = document["spec"]
+    if document["kind"] != "WorkflowTemplate":
+        return spec["template"]["spec"]["containers"][0]
+    # Argo fills in the workflow's parameters.
+    text = json.dumps(spec["templates"][0]["container"])
+    for parameter in spec["arguments"]["parameters"]:
+        text = text.replace("{{workflow.parameters.%s}}" % parameter["name"], parameter["value"])
+    return json.loads(text)
 
 
 if __name__ == "__main__":
