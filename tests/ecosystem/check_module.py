@@ -107,6 +107,7 @@ def failures(result: lethe.Result) -> None:
     Path("gates.toml").write_text("[gates]\nchange = 0.001\n")
     problem = failure("a missed gate", lethe.ExitCode.GATE_MISSED, lethe.run("small.toml", store="store", gates="gates.toml"))
     check("it comes with the release", problem.output["digest"] == result.digest and not problem.is_temporary, problem.output)
+    failure("a command without an object", 0, lethe.start("run", "--help"))
     unreachable = lethe.start("status", "--nats", "nats://127.0.0.1:9", "--give-up", "1")
     check("an unreachable queue is temporary", failure("an unreachable queue", lethe.ExitCode.INFRASTRUCTURE, unreachable).is_temporary)
     try:

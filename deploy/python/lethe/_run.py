@@ -97,6 +97,15 @@ def release_name(address: str) -> str:
     return address.rstrip("/").split("/")[-2]
 
 
+def last_object(text: str) -> Mapping[str, Any] | None:
+    """Returns the JSON object of the last line; `None` when it is something else, such as a help text."""
+    try:
+        found = json.loads(text.rstrip("\n").rpartition("\n")[2])
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 class Command(Iterator[Event]):
     """A command that is being executed.
 
@@ -162,8 +171,7 @@ class Command(Iterator[Event]):
         code = self._process.wait()
         if not self._stdout.closed:
             self._stdout.seek(0)
-            lines = self._stdout.read().decode().splitlines()
-            self._output = json.loads(lines[-1]) if lines else None
+            self._output = last_object(self._stdout.read().decode())
             self._files.close()
         if code != 0:
             raise Failure(code, self._errors, self._output)
