@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-targets test setup setup-cuda setup-nats setup-test wheel test-report test-deploy test-schedulers test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt bench-drawings bench-rivals fuzz deny lint emoji-sources emoji-data emoji-model emoji-targets
+.PHONY: help demo demo-targets test setup setup-cuda setup-nats setup-test wheel test-report test-deploy test-container test-schedulers test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt bench-drawings bench-rivals fuzz deny lint emoji-sources emoji-data emoji-model emoji-targets
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,10 @@ wheel: setup ## Build a Python wheel of both programs and the module `lethe` int
 test-deploy: setup setup-test ## Hold deploy/ and jobs/ against schemas, linters and running servers
 	@cargo build --release --locked --workspace
 	@tests/deploy.sh
+
+test-container: setup ## Build the CPU image with buildah on a base that debootstrap makes, and run it (Debian: installs both; needs root)
+	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
+	@tests/container.sh
 
 test-schedulers: wheel ## Execute the Airflow DAG and the Ray job with the real Airflow and Ray (fetches 400 MB)
 	@tests/schedulers.sh
