@@ -269,7 +269,8 @@ fn planned_with(model: &Path, settings: &str, data: &str, end: &str) -> (String,
     job.replace("job.toml", base_model().to_str().unwrap(), model.to_str().unwrap());
     let manifest = std::fs::read_to_string(job.path("job.toml")).unwrap();
     job.write("job.toml", format!("{manifest}{end}").as_bytes());
-    job.write("protect.txt", b"pizza\n");
+    let classes = std::fs::read_to_string(job.path("classes.txt")).unwrap();
+    job.write("protect.txt", classes.lines().next().unwrap().as_bytes());
     stable_diffusion(&job.path("pipeline"), &text_tower(&model.join("model.safetensors"), 4), 4);
     let output = job.command("plan", &[]).output().unwrap();
     let said = last_line(&output);
