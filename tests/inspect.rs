@@ -56,7 +56,8 @@ fn a_model_is_described_as_it_is_read() {
     says(
         &text,
         &[
-            "a CLIP model in the layout of transformers",
+            "a model in the layout of transformers",
+            "family          CLIP",
             "model.safetensors: ",
             "text tower      4 blocks of width ",
             "vision tower    ",
@@ -256,5 +257,5 @@ fn a_release_is_recognised() {
     let said = job.run("store");
     let release = said["release"].as_str().unwrap();
     let text = inspect(0, &[release]);
-    says(&text, &["a release: a CLIP model", "edits by `preconditioned`", "`lethe verify`"]);
+    says(&text, &["a release: a model", "edits by `preconditioned`", "`lethe verify`"]);
 }

@@ -20,7 +20,9 @@ use lethe_shared::task::Tokens;
 use lethe_shared::vocabulary::{Precision, Tower};
 use lethe_worker::corpus::{ActivationBudget, Corpus};
 use lethe_worker::micro_batch::MicroBatch;
-use lethe_worker::model::{BlockStates, Input, ParameterId, Part, Stage, TokenBatch, Weights};
+use lethe_worker::model::{
+    Batch, BlockStates, Input, ParameterId, Part, Stage, TokenBatch, Weights,
+};
 use lethe_worker::slug::gradient::{GradientSum, Images, Loss};
 use lethe_worker::slug::loss;
 use lethe_worker::slug::moments::MomentSum;
@@ -51,9 +53,11 @@ fn embeddings_and_losses(name: &str) {
                 &golden.expected(&format!("{set}.{number}.text_embeds")),
                 1e-5,
             );
-            let value = match set {
-                "forget" => loss::forget(&images, &texts).unwrap(),
-                _ => loss::retain(&images, &texts, &golden.clip.scale(&weights).unwrap()).unwrap(),
+            let scale = golden.clip.scale(&weights).unwrap();
+            let value = match (set, golden.clip.logit_bias(&weights)) {
+                ("forget", _) => loss::forget(&images, &texts).unwrap(),
+                (_, None) => loss::retain(&images, &texts, &scale).unwrap(),
+                (_, Some(bias)) => loss::retain_sigmoid(&images, &texts, &scale, bias).unwrap(),
             };
             let expected = golden.numbers["loss"][set][number].as_f64().unwrap();
             near(&format!("{set} {number} loss"), value.double_value(&[]), expected, 1e-5);
@@ -279,9 +283,9 @@ fn prefixes(name: &str) {
     let golden = Golden::open(name);
     let weights = golden.parameters.weights();
     let (pixels, texts) = golden.batch("retain", 0);
-    let tree = golden.clip.prefix_tree(&rows_of(&texts), Device::Cpu).unwrap();
+    let together = golden.clip.text_batch(&rows_of(&texts), Device::Cpu).unwrap();
     let _guard = tch::no_grad_guard();
-    for input in [Input::Images(&pixels), Input::Texts(&texts), Input::PrefixTree(&tree)] {
+    for input in [Input::Images(&pixels), Input::Texts(&texts), together.input()] {
         let whole = golden.clip.embed(&weights, input).unwrap();
         let blocks = golden.clip.block_count(input.tower());
         let stages = (0..blocks).flat_map(|block| Part::ALL.map(|part| Stage::Block(block, part)));
@@ -334,7 +338,8 @@ fn rows_of(texts: &TokenBatch) -> Vec<Vec<u32>> {
     (0..texts.ids.size()[0]).map(|number| row(texts.ids.get(number))).collect()
 }
 
-/// Texts that share prefixes in a tree get the same embeddings as one by one.
+/// Texts of one batch, which share prefixes in a tree where attention is causal, get the same
+/// embeddings as one by one.
 fn trees(name: &str) {
     let golden = Golden::open(name);
     let weights = golden.parameters.weights();
@@ -344,18 +349,29 @@ fn trees(name: &str) {
         texts.extend(rows_of(&golden.batch("retain", number).1));
     }
     // The same texts without words in the middle; the end stays the same.
-    let shorter: Vec<Vec<u32>> =
-        texts.iter().map(|text| [&text[..2], &text[text.len() / 2..]].concat()).collect();
+    let is_causal = golden.clip.config().text.is_causal;
+    let shorter: Vec<Vec<u32>> = texts
+        .iter()
+        .map(|text| {
+            let mut short = [&text[..2], &text[text.len() / 2..]].concat();
+            if !is_causal {
+                short.resize(text.len(), text[text.len() - 1]);
+            }
+            short
+        })
+        .collect();
     texts.extend(shorter);
-    let tree = golden.clip.prefix_tree(&texts, Device::Cpu).unwrap();
-    let together = golden.clip.embed(&weights, Input::PrefixTree(&tree)).unwrap();
+    let batch = golden.clip.text_batch(&texts, Device::Cpu).unwrap();
+    assert_eq!(matches!(batch, Batch::PrefixTree(_)), is_causal);
+    assert_eq!(golden.clip.prefix_tree(&texts, Device::Cpu).is_ok(), is_causal);
+    let together = golden.clip.embed(&weights, batch.input()).unwrap();
     for (number, text) in texts.iter().enumerate() {
         let alone = golden.clip.token_batch(std::slice::from_ref(text), Device::Cpu).unwrap();
         let off = golden.clip.embed(&weights, Input::Texts(&alone)).unwrap().get(0)
             - together.get(number as i64);
         assert!(off.abs().max().double_value(&[]) < 1e-6, "text {number}");
     }
-    let some = Input::PrefixTree(&tree).narrow(1, 2).unwrap();
+    let some = batch.input().narrow(1, 2).unwrap();
     let off = golden.clip.embed(&weights, some.input()).unwrap() - together.narrow(0, 1, 2);
     assert!(off.abs().max().double_value(&[]) < 1e-6);
 }
@@ -474,6 +490,10 @@ macro_rules! for_each_model {
         mod quick_gelu { $(#[test] fn $test() { super::$test("clip-quickgelu"); })* }
         mod gelu_and_largest_id { $(#[test] fn $test() { super::$test("clip-gelu-legacy-eos"); })* }
         mod open_clip { $(#[test] fn $test() { super::$test("openclip"); })* }
+        mod open_clip_custom_text { $(#[test] fn $test() { super::$test("openclip-custom-text"); })* }
+        mod open_clip_siglip { $(#[test] fn $test() { super::$test("openclip-siglip"); })* }
+        mod siglip { $(#[test] fn $test() { super::$test("siglip"); })* }
+        mod siglip_2 { $(#[test] fn $test() { super::$test("siglip2"); })* }
     };
 }
 

@@ -1,4 +1,4 @@
-//! `lethe`: removes concepts from CLIP models.
+//! `lethe`: removes concepts from CLIP and SigLIP models.
 
 use std::process::ExitCode;
 

@@ -19,7 +19,7 @@ import odd_models
 import open_clip
 import torch
 from odd_images import picture, saved
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, SiglipImageProcessor, SiglipModel
 from transformers import logging as transformers_logging
 from transformers.image_utils import load_image
 
@@ -75,6 +75,20 @@ def by_transformers(folder, images):
 
 
 @torch.no_grad()
+def by_siglip(folder, images):
+    model, loading = SiglipModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := loading["missing_keys"]:
+        raise ValueError(f"random weights: {missing}")
+    model.eval()
+    length = model.config.text_config.max_position_embeddings
+    # As SiglipProcessor is called: padded to the whole context, without a mask.
+    encoded = AutoTokenizer.from_pretrained(folder)(TEXTS, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    texts = features(model.get_text_features(encoded["input_ids"]))
+    pixels = SiglipImageProcessor.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
+    return unit(features(model.get_image_features(pixels))), unit(texts)
+
+
+@torch.no_grad()
 def by_open_clip(folder, images):
     name = f"local-dir:{folder}"
     model, preprocess = open_clip.create_model_from_pretrained(name, precision="fp32")
@@ -125,6 +139,7 @@ def main():
         images = write_shard(work / "pairs.tar")
         for library, cases, make, read in (
             ("transformers", odd_models.of_transformers(), odd_models.transformers_folder, by_transformers),
+            ("siglip", odd_models.of_siglip(), odd_models.siglip_folder, by_siglip),
             ("open_clip", odd_models.of_open_clip(), odd_models.open_clip_folder, by_open_clip),
         ):
             made, counts = [], collections.Counter()
@@ -146,7 +161,7 @@ def main():
                 else:
                     counts["the same embeddings"] += 1
             parts.append(
-                f"{library} {version('open_clip_torch' if library == 'open_clip' else library)}: {len(made)} folders, {sum(must for _, must, _ in made)} of which must be read, "
+                f"{library} {version('open_clip_torch' if library == 'open_clip' else 'transformers')}: {len(made)} folders, {sum(must for _, must, _ in made)} of which must be read, "
                 + ", ".join(f"{count} {what}" for what, count in counts.items())
             )
     for line in wrong:

@@ -13,6 +13,8 @@ from transformers import (
     CLIPModel,
     CLIPTokenizerFast,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
 )
 
 WORDS = "a photo of the cat dog red heart on mat with hat rocket over pizza grinning face ## not known".split()
@@ -265,6 +267,69 @@ def of_transformers():
     yield case("processor-other-side", False, processor={"size": 30, "crop_size": 30})
 
 
+# --- SigLIPs of transformers
+
+SIGLIP_PROCESSOR = {
+    "image_processor_type": "SiglipImageProcessor", "do_resize": True, "size": {"height": SIDE, "width": SIDE}, "resample": 3, "do_rescale": True,
+    "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": None,
+}  # fmt: skip
+
+
+def siglip_folder(folder, text=None, vision=None, processor=None, dtype=torch.float32, shards=None, tokenizer=small_tokenizer, config=None):
+    """A folder as transformers saves it; then `config` edits its config.json."""
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    texts = {**tower, "vocab_size": len(VOCABULARY), "max_position_embeddings": CONTEXT, **(text or {})}
+    model = SiglipModel(SiglipConfig(text_config=texts, vision_config={**tower, "image_size": SIDE, "patch_size": 8, **(vision or {})}))
+    randomise(model)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shards or "5GB")
+    tokenizer(folder)
+    found = {key: value for key, value in {**SIGLIP_PROCESSOR, **(processor or {})}.items() if value is not ...}
+    (folder / "preprocessor_config.json").write_text(json.dumps(found))
+    if config:
+        edit(folder / "config.json", config)
+
+
+def padded_with(token):
+    """The small tokenizer with another padding token."""
+
+    def write(folder):
+        small_tokenizer(folder)
+        edit(folder / "tokenizer_config.json", lambda config: config.update(pad_token=token))
+        edit(folder / "special_tokens_map.json", lambda config: config.update(pad_token=token))
+
+    return write
+
+
+def of_siglip():
+    """As `of_transformers`."""
+
+    def case(name, must=True, after=None, **options):
+        return name, must, options, after
+
+    yield case("plain")
+    yield case("projection", text={"hidden_size": 24, "projection_size": 32}, vision={"num_attention_heads": 8})
+    yield case("projection-of-another-width", False, text={"projection_size": 16})
+    yield case("activations", text={"hidden_act": "gelu"}, vision={"hidden_act": "quick_gelu"})
+    yield case("epsilon", text={"layer_norm_eps": 1e-2}, vision={"layer_norm_eps": 1e-2})
+    yield case("layers", text={"num_hidden_layers": 1}, vision={"num_hidden_layers": 3})
+    yield case("context-4", text={"max_position_embeddings": 4})
+    yield case("patch-does-not-divide", vision={"image_size": SIDE, "patch_size": 7})
+    yield case("padded-with-the-end", tokenizer=padded_with("<eos>"))
+    yield case("no-head", False, config=set_in("vision_config", vision_use_head=False))
+    yield case("naflex", False, config=set_in("", model_type="siglip2"))
+    yield case("an-option-of-tomorrow", False, config=set_in("text_config", rope_theta=10000))
+    yield case("weights-float16", dtype=torch.float16)
+    yield case("weights-bfloat16-shards", dtype=torch.bfloat16, shards="20KB")
+    yield case("weights-extra", False, changed_weights(lambda tensors: tensors.update(extra=torch.ones(3))))
+    yield case("without-bias-of-logits", False, changed_weights(lambda tensors: tensors.pop("logit_bias")))
+    for name, must, value in (
+        ("bilinear", True, {"resample": 2}), ("lanczos", True, {"resample": 1}), ("default-size", False, {"size": ...}), ("oblong", False, {"size": {"height": SIDE, "width": 32}}),
+        ("mean", True, {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}), ("no-normalisation", True, {"do_normalize": False}), ("default-mean", True, {"image_mean": ..., "image_std": ...}),
+        ("not-rescaled", True, {"do_rescale": False}), ("unknown", False, {"patch_size": 16}),
+    ):  # fmt: skip
+        yield case(f"processor-{name}", must, processor=value)
+
+
 # --- open_clip
 
 
@@ -351,6 +416,12 @@ def of_open_clip():
     yield case("weights-float16", dtype=torch.float16)
     yield case("weights-bfloat16", dtype=torch.bfloat16)
     yield case("weights-extra", False, changed_weights(lambda tensors: tensors.update(extra=torch.ones(3)), "open_clip_model.safetensors"))
+    siglip = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-2}, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    custom = {"custom_text": True, "init_logit_bias": -10.0}
+    yield case("siglip-text", text=siglip, top=custom)
+    yield case("siglip-text-tanh", text={**siglip, "act_kwargs": {"approximate": "tanh"}, "mlp_ratio": 3.0}, top=custom)
+    yield case("siglip-text-without-projection", text={**siglip, "proj_bias": False, "proj_type": "none"}, top={**custom, "embed_dim": 32})
+    yield case("siglip-text-not-custom", False, text=siglip)
     yield case("tokenizer-clip", tokenizer=clip_tokenizer)
     yield case("tokenizer-clip-quick-gelu", tokenizer=clip_tokenizer, top={"quick_gelu": True})
     for name, must, value in (

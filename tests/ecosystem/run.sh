@@ -36,6 +36,16 @@ peer tests/ecosystem/check_proof.py target/release/lethe "$work/store" emoji-8:1
 say "the wheel in fresh virtual environments, and its module …"
 tests/ecosystem/wheel.sh "$HOME_DIR/site"
 
+say "a SigLIP and what is removed from it, from raw images and texts …"
+target/release/lethe run tests/model-siglip/remove.toml --store "$work/siglip" --json > "$work/siglip.json"
+released=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/siglip.json")
+peer tests/ecosystem/check_siglip.py make "$work/odd.tar"
+for shard in jobs/emoji/validation.tar "$work/odd.tar"; do
+  target/release/lethe-embed tests/model-siglip "$shard" "$work/siglip-base.safetensors"
+  target/release/lethe-embed "$released" "$shard" "$work/siglip-released.safetensors"
+  peer tests/ecosystem/check_siglip.py tests/model-siglip "$released" "$work/siglip-base.safetensors" "$work/siglip-released.safetensors" "$shard"
+done
+
 say "edits by least squares, found again from their formulas …"
 head -500 jobs/emoji/retain-texts.txt > "$work/emoji/some-texts.txt"
 sed 's/^retain = .*/retain = ["retain-00000.tar"]\nretain_texts = ["some-texts.txt"]/' jobs/emoji/small.toml > "$work/emoji/least-squares.toml"

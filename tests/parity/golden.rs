@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_worker::micro_batch::MicroBatch;
+use lethe_worker::model::config::TowerConfig;
 use lethe_worker::model::weights::tensor_from_bytes;
 use lethe_worker::model::{Clip, ClipConfig, ParameterId, Parameters, Role, TokenBatch};
 use lethe_worker::slug::gradient::{GradientSum, Images, Loss};
@@ -25,12 +26,18 @@ impl Golden {
     pub(crate) fn open(name: &str) -> Self {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
         let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
-        let config_file = if name == "openclip" { "open_clip_config.json" } else { "config.json" };
-        let config = ClipConfig::from_json(
+        let is_open_clip = name.starts_with("openclip");
+        let config_file = if is_open_clip { "open_clip_config.json" } else { "config.json" };
+        let mut config = ClipConfig::from_json(
             config_file,
             &serde_json::from_slice(&read(config_file)).unwrap(),
         )
         .unwrap();
+        if name == "openclip-siglip" {
+            // The tower that the configuration names, made small (`golden/README.md`).
+            let small = TowerConfig { width: 36, mlp_width: 144, layers: 2, ..config.vision };
+            (config.vision, config.patch_size) = (small, 8);
+        }
         let clip = Clip::new(config);
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let parameters = Parameters::read(clip.architecture(), &checkpoint, Device::Cpu).unwrap();
@@ -111,10 +118,11 @@ impl Golden {
     }
 
     /// Returns whether the reference values treat a parameter as a candidate: no bias, no
-    /// `logit_scale`, no position or other embedding by name; gains are candidates.
+    /// `logit_scale`, no position or other embedding by name, no learned query; gains are candidates.
     pub(crate) fn is_candidate(&self, id: ParameterId) -> bool {
         let spec = self.clip.architecture().spec(id);
-        let named_embedding = spec.name.contains("position") || spec.name.contains("embedding");
+        let named_embedding =
+            ["position", "embed", "probe", "latent"].iter().any(|part| spec.name.contains(part));
         match spec.role {
             Role::Linear | Role::Gain => true,
             Role::Embedding => !named_embedding,

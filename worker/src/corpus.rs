@@ -102,7 +102,7 @@ impl Corpus {
     }
 
     /// Creates a corpus of tokenized texts. Texts are batched by length, so that short texts need
-    /// little padding, and each batch is a prefix tree.
+    /// little padding, and each batch is a prefix tree where attention is causal.
     ///
     /// # Errors
     /// When a text is too long for the model or lacks its end-of-text token.
@@ -125,7 +125,7 @@ impl Corpus {
         let batches = sorted
             .chunks(micro_batch.clamp(if device.is_cuda() { MAX_GPU_TEXTS } else { MAX_BATCH })
                 as usize)
-            .map(|chunk| Ok(Batch::PrefixTree(clip.prefix_tree(chunk, device)?)))
+            .map(|chunk| clip.text_batch(chunk, device))
             .collect::<Result<Vec<_>, Error>>()?;
         let rows = Tensor::f_from_slice(&rows)?.f_to(device)?;
         Ok(Self::new(

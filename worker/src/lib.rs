@@ -1,6 +1,6 @@
 //! The worker of Lethe: everything that touches tensors on a device.
 //!
-//! Lethe removes concepts from CLIP models. A coordinator splits a run into jobs and publishes them
+//! Lethe removes concepts from CLIP and SigLIP models. A coordinator splits a run into jobs and publishes them
 //! on a queue. A worker pulls a job, computes it with libtorch, and writes its outcome to a store
 //! that all workers and the coordinator share. A worker knows one job at a time and nothing of the
 //! run to which the job belongs.

@@ -6,7 +6,8 @@ use std::path::Path;
 use lethe_shared::checkpoint::{Checkpoint, Layout};
 use lethe_shared::json;
 
-use crate::input::{Preprocessor, Tokenizer};
+use crate::input::{self, Preprocessor, Tokenizer};
+use crate::model::config::TextPooling;
 use crate::model::{Architecture, ClipConfig};
 
 /// Largest configuration file, bytes.
@@ -54,10 +55,10 @@ impl ModelFolder {
             Err(other) => return Err(other),
         };
         // The other files are checked even if the sizes are not known.
-        let (context, vocabulary) = config.as_ref().map_or((usize::MAX, usize::MAX), |config| {
-            (config.context_length as usize, config.vocabulary as usize)
-        });
-        let tokenizer = Tokenizer::from_model_dir(folder, context, vocabulary);
+        let tokenizer = match &config {
+            Some(config) => read_tokenizer(folder, config),
+            None => Tokenizer::from_model_dir(folder, usize::MAX, usize::MAX),
+        };
         let preprocessor = match checkpoint.layout() {
             Some(Layout::OpenClip) => Preprocessor::of_open_clip(folder),
             Some(Layout::Transformers) => Preprocessor::of_transformers(folder),
@@ -93,6 +94,7 @@ impl ModelFolder {
     pub fn description(&self) -> Vec<(&'static str, String)> {
         let config = &self.config;
         vec![
+            ("family", config.contrast.to_string()),
             ("text tower", config.text.to_string()),
             (
                 "texts",
@@ -111,6 +113,17 @@ impl ModelFolder {
             ),
             ("embedding", format!("{} values", config.embedding)),
         ]
+    }
+}
+
+/// Reads the tokenizer of a model.
+fn read_tokenizer(folder: &Path, config: &ClipConfig) -> Result<Tokenizer, input::Error> {
+    let (context, vocabulary) = (config.context_length as usize, config.vocabulary as usize);
+    let tokenizer =
+        Tokenizer::from_model_dir(folder, context, vocabulary)?.with_cleaning(config.cleaning);
+    match config.pooling {
+        TextPooling::Last => tokenizer.with_padding_of(folder),
+        TextPooling::FirstOf(_) | TextPooling::LargestId => Ok(tokenizer),
     }
 }
 
@@ -272,11 +285,11 @@ mod tests {
         folder.open().unwrap();
         std::fs::remove_file(folder.0.path().join("tokenizer.json")).unwrap();
         std::fs::remove_file(folder.0.path().join("preprocessor_config.json")).unwrap();
-        folder.json("config.json", &json!({ "model_type": "siglip" }));
+        folder.json("config.json", &json!({ "model_type": "blip" }));
         let problems = folder.problems();
         assert_eq!(problems.len(), 3, "{problems:?}");
         for (problem, part) in
-            problems.iter().zip(["siglip", "save_pretrained", "preprocessor_config.json"])
+            problems.iter().zip(["blip", "save_pretrained", "preprocessor_config.json"])
         {
             assert!(problem.contains(part), "{problem}");
         }

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::common::{Common, print};
 use crate::failure::Failure;
 
-/// Remove concepts from CLIP models: hundreds in one run, into one checkpoint.
+/// Remove concepts from CLIP and SigLIP models: hundreds in one run, into one checkpoint.
 #[derive(Debug, Parser)]
 #[command(
     version,

@@ -359,7 +359,7 @@ pub fn manifest(into: &Path, has_validation: bool) -> String {
         .unwrap_or("curated");
     let mut text = format!(
         "# Fill in the model; then `lethe plan` checks everything, and `lethe run` removes the concepts.\nversion = 1\nname = \"{name}\"\n\n\
-         [model]\nuri = \"\"                           # folder of a CLIP model as transformers or open_clip writes it\n\n\
+         [model]\nuri = \"\"                           # folder of a CLIP or SigLIP as transformers or open_clip writes it\n\n\
          [data]\nretain = [\"retain-*.tar\"]\n"
     );
     if has_validation {

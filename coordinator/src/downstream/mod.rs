@@ -38,5 +38,6 @@ mod target;
 pub use self::apply::Edited;
 pub use self::encoder::{Encoder, Reach};
 pub use self::folder::Folder;
+pub use self::settings::has_causal_text;
 pub use self::stage::{Staged, stage};
 pub use self::target::{Target, TowerSummary, kind_of};

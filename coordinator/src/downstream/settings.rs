@@ -31,32 +31,49 @@ impl Settings {
     }
 
     /// Adds the defaults of transformers.
-    fn or_default(self, tower: Tower) -> Self {
+    fn or_default(self, tower: Tower, is_siglip: bool) -> Self {
+        let (heads, activation, epsilon) = match (is_siglip, tower) {
+            (true, _) => (12, "gelu_pytorch_tanh", 1e-6),
+            (false, Tower::Text) => (8, "quick_gelu", 1e-5),
+            (false, Tower::Vision) => (12, "quick_gelu", 1e-5),
+        };
         Self {
-            heads: self.heads.or(Some(if tower == Tower::Text { 8 } else { 12 })),
-            activation: self.activation.or(Some("quick_gelu".to_owned())),
-            epsilon: self.epsilon.or(Some(1e-5)),
+            heads: self.heads.or(Some(heads)),
+            activation: self.activation.or(Some(activation.to_owned())),
+            epsilon: self.epsilon.or(Some(epsilon)),
         }
     }
 
     fn of_open_clip(model: &Value, tower: Tower) -> Self {
         let number = |section: &str, field: &str| model[section].get(field).and_then(Value::as_u64);
-        let heads = match tower {
-            Tower::Text => Some(number("text_cfg", "heads").unwrap_or(8)),
-            Tower::Vision => number("vision_cfg", "width")
-                .unwrap_or(768)
-                .checked_div(number("vision_cfg", "head_width").unwrap_or(64)),
+        let text = &model["text_cfg"];
+        let is_timm = model["vision_cfg"].get("timm_model_name").is_some_and(Value::is_string);
+        if is_timm && tower == Tower::Vision {
+            // The name of timm's model says the others.
+            return Self { heads: None, activation: None, epsilon: Some(1e-6) };
+        }
+        let (heads, is_tanh, epsilon) = match tower {
+            Tower::Text => (
+                Some(number("text_cfg", "heads").unwrap_or(8)),
+                text["act_kwargs"]["approximate"] == "tanh",
+                text["norm_kwargs"]["eps"].as_f64(),
+            ),
+            Tower::Vision => {
+                let width = number("vision_cfg", "width").unwrap_or(768);
+                (width.checked_div(number("vision_cfg", "head_width").unwrap_or(64)), false, None)
+            }
         };
-        let is_quick = model.get("quick_gelu") == Some(&Value::Bool(true));
-        let activation = if is_quick { "quick_gelu" } else { "gelu" };
-        Self { heads, activation: Some(activation.to_owned()), epsilon: Some(1e-5) }
+        let activation = match model.get("quick_gelu") == Some(&Value::Bool(true)) {
+            true => "quick_gelu",
+            false if is_tanh => "gelu_pytorch_tanh",
+            false => "gelu",
+        };
+        Self { heads, activation: Some(activation.to_owned()), epsilon: epsilon.or(Some(1e-5)) }
     }
 
     /// Reads the settings of a model's tower; `None` where its configuration is not there.
     pub(super) fn of_model(model: &Checkpoint, tower: Tower) -> Option<Self> {
-        let layout = model.layout()?;
-        let config = std::fs::read(model.folder().join(layout.config())).ok()?;
-        let config: Value = json::parse(&config).ok()?;
+        let (layout, config) = configuration(model)?;
         let section = match tower {
             Tower::Text => "text_config",
             Tower::Vision => "vision_config",
@@ -67,7 +84,8 @@ impl Settings {
             Layout::Transformers => {
                 let older = config.get(format!("{section}_dict")).filter(|older| older.is_object());
                 let section = older.or_else(|| config.get(section)).cloned().unwrap_or_default();
-                Some(Self::of_transformers(&section, tower).or_default(tower))
+                let is_siglip = config.get("model_type").is_some_and(|kind| kind == "siglip");
+                Some(Self::of_transformers(&section, tower).or_default(tower, is_siglip))
             }
         }
     }
@@ -103,6 +121,22 @@ impl Settings {
     }
 }
 
+/// Reads the configuration of a model; `None` where it is not there.
+fn configuration(model: &Checkpoint) -> Option<(Layout, Value)> {
+    let layout = model.layout()?;
+    let config = std::fs::read(model.folder().join(layout.config())).ok()?;
+    Some((layout, json::parse(&config).ok()?))
+}
+
+/// Returns whether a token of a text attends only to itself and to earlier ones, as in every CLIP and
+/// no SigLIP.
+pub fn has_causal_text(model: &Checkpoint) -> bool {
+    configuration(model).is_none_or(|(layout, config)| match layout {
+        Layout::Transformers => config["model_type"] != "siglip",
+        Layout::OpenClip => config["model_cfg"]["text_cfg"]["no_causal_mask"] != true,
+    })
+}
+
 /// Returns one name for the names of the tanh approximation.
 fn tanh(activation: &str) -> &str {
     match activation {
@@ -119,7 +153,8 @@ mod tests {
 
     #[test]
     fn other_settings_are_another_tower() {
-        let model = Settings::of_transformers(&json!({}), Tower::Vision).or_default(Tower::Vision);
+        let model =
+            Settings::of_transformers(&json!({}), Tower::Vision).or_default(Tower::Vision, false);
         let of = |config: Value| Settings::of_transformers(&config, Tower::Vision);
         assert_eq!(
             of(json!({"num_attention_heads": 12, "hidden_act": "quick_gelu"})).difference(&model),

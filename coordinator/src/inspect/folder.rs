@@ -19,7 +19,7 @@ const SHOWN: usize = 12;
 /// Most oddities and problems of a folder of shards that are shown.
 const NAMED: usize = 20;
 
-/// Inspects a CLIP model.
+/// Inspects a model.
 pub(super) async fn model(
     address: &Address,
     is: &str,
@@ -75,7 +75,7 @@ pub(super) async fn release(address: &Address, cache: &Path) -> Result<Inspectio
         }
     };
     let record = &opened.record;
-    let mut inspection = model(address, "a release: a CLIP model", cache).await?;
+    let mut inspection = model(address, "a release: a model", cache).await?;
     let removed = format!(
         "{} edits by `{}`, {} concepts without one",
         record.concepts.len(),

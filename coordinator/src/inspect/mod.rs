@@ -31,7 +31,7 @@ use crate::failure::Failure;
 /// reached. What Lethe refuses is no error, but in [`Inspection::problems`].
 pub async fn inspect(address: &Address, options: Options<'_>) -> Result<Inspection, Failure> {
     match kind::find(address, options.cache).await? {
-        Kind::Model => folder::model(address, "a CLIP model", options.cache).await,
+        Kind::Model => folder::model(address, "a model", options.cache).await,
         Kind::Release => folder::release(address, options.cache).await,
         Kind::Shards(shards) => folder::shards(address, &shards, options).await,
         Kind::Target(kind) => target::inspect(address, kind, options).await,

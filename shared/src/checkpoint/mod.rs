@@ -33,6 +33,6 @@ pub use self::choice::{Layout, OTHER_WEIGHTS, is_index, is_safetensors_index};
 pub use self::error::Error;
 pub use self::file::TensorInfo;
 pub use self::header::{HEADER_START, header_length, read_tensors, tensor_names};
-pub use self::names::{Map, Names};
+pub use self::names::{Map, Names, Naming, PoolNames};
 pub use self::open::read_index;
 pub use self::reader::Checkpoint;

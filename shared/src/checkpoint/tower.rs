@@ -1,18 +1,17 @@
 //! The weights of a tower by their role, independent of how a layout names and stores them. So an
 //! edit of one checkpoint can be applied to another one.
 //!
-//! Towers are found by structure, under any prefix: each has exactly one embedding. Two layouts are
-//! known, `transformers`' (split attention projections) and open_clip's (fused ones, projections
-//! stored `[in, out]`).
+//! Towers are found by structure, under any prefix: each has exactly one embedding. The layouts are
+//! `transformers`' (split attention projections), open_clip's (fused ones, projections stored `[in,
+//! out]`) and timm's, each with the names that SigLIPs have there.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::choice::Layout;
 use super::error::Error;
 use super::file::TensorInfo;
 pub use super::names::Map;
-use super::names::Names;
+use super::names::{Names, Naming};
 use crate::vocabulary::Tower;
 
 /// Most blocks of a tower.
@@ -38,7 +37,8 @@ pub enum Weight {
     Position,
     /// The norm before the first block.
     FirstNorm(Part),
-    /// In this block.
+    /// In this block; an attention-pooling head counts as the block after the last, whose first norm
+    /// is [`LastNorm`](Self::LastNorm).
     Block(usize, Map, Part),
     /// The norm after the last block.
     LastNorm(Part),
@@ -64,8 +64,8 @@ impl Weight {
 pub struct Place {
     /// The tensor.
     pub tensor: String,
-    /// Which third of its rows, where three weights are stored in one tensor.
-    third: Option<usize>,
+    /// Which of how many equal parts of its rows, where several weights are stored in one tensor.
+    part: Option<(usize, usize)>,
     /// Whether it is stored `[in, out]`.
     transposed: bool,
 }
@@ -73,8 +73,8 @@ pub struct Place {
 impl Place {
     /// The weight's shape, `[out, in]` for a linear map, in a tensor of this shape.
     pub fn shape(&self, tensor: &[usize]) -> Vec<usize> {
-        match (tensor, self.third, self.transposed) {
-            ([rows, rest @ ..], Some(_), _) => [&[rows / 3], rest].concat(),
+        match (tensor, self.part, self.transposed) {
+            ([rows, rest @ ..], Some((_, parts)), _) => [&[rows / parts], rest].concat(),
             ([inputs, outputs], None, true) => vec![*outputs, *inputs],
             (shape, ..) => shape.to_vec(),
         }
@@ -84,9 +84,9 @@ impl Place {
     /// weight's own order.
     pub fn range(&self, tensor: &[usize]) -> Option<Range<usize>> {
         let size: usize = tensor.iter().product();
-        match self.third {
+        match self.part {
             _ if self.transposed => None,
-            Some(third) => Some(size / 3 * third..size / 3 * (third + 1)),
+            Some((part, parts)) => Some(size / parts * part..size / parts * (part + 1)),
             None => Some(0..size),
         }
     }
@@ -120,12 +120,14 @@ fn transpose(values: &[f64], rows: usize, columns: usize) -> Vec<f64> {
 
 /// The prefixes under which these tensors hold a tower.
 pub fn prefixes<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> Vec<String> {
-    let anchor = match tower {
-        Tower::Text => "token_embedding.weight",
-        Tower::Vision => "class_embedding",
+    let anchors: &[&str] = match tower {
+        Tower::Text => &["token_embedding.weight"],
+        Tower::Vision => {
+            &["class_embedding", "embeddings.patch_embedding.weight", "patch_embed.proj.weight"]
+        }
     };
     let prefix = |name: &'a str| {
-        let before = name.strip_suffix(anchor)?;
+        let before = anchors.iter().find_map(|anchor| name.strip_suffix(anchor))?;
         Some(before.strip_suffix("embeddings.").unwrap_or(before))
             .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
     };
@@ -159,11 +161,11 @@ pub fn has_part<'a>(tensors: impl Iterator<Item = &'a str>, tower: Tower) -> boo
         let of_encoder = name.split_once("encoder.layers.").is_some_and(|(before, _)| {
             (before.is_empty() || before.ends_with('.')) && !before.contains(other)
         });
-        (of_encoder && Names::of(Layout::Transformers, tower).maps.iter().any(is_weight))
+        (of_encoder && Names::of(Naming::Transformers, tower).maps.iter().any(is_weight))
             || name.split_once("transformer.resblocks.").is_some_and(|(before, _)| {
                 let of_vision = before.ends_with("visual.");
                 of_vision == (tower == Tower::Vision)
-                    && (Names::of(Layout::OpenClip, tower).maps.iter().any(is_weight)
+                    && (Names::of(Naming::OpenClip, tower).maps.iter().any(is_weight)
                         || name.ends_with("attn.in_proj_weight"))
             })
     };
@@ -195,12 +197,7 @@ impl TowerMap {
             }));
         };
         let named = |name: &str| tensors.contains_key(&format!("{prefix}{name}"));
-        let transformers = Names::of(Layout::Transformers, tower);
-        let names = if named(transformers.input) {
-            transformers
-        } else {
-            Names::of(Layout::OpenClip, tower)
-        };
+        let names = names(prefix, tower, tensors);
         let mut found = Finder { tensors, prefix, places: BTreeMap::new(), missing: None };
         found.must(Weight::Input, names.input.to_owned());
         found.must(Weight::Position, names.position.to_owned());
@@ -223,23 +220,37 @@ impl TowerMap {
                 found.pair(|part| Weight::Block(i, *map, part), &format!("{at}.{name}"));
             }
             if let Some(fused) = names.fused {
-                for (third, map) in [Map::Query, Map::Key, Map::Value].into_iter().enumerate() {
-                    for (part, end) in [(Part::Weight, "weight"), (Part::Bias, "bias")] {
-                        let tensor = format!("{prefix}{at}.{fused}{end}");
-                        found.place(
-                            Weight::Block(i, map, part),
-                            Place { tensor, third: Some(third), transposed: false },
-                        );
-                    }
+                found.fused(i, &[Map::Query, Map::Key, Map::Value], &format!("{at}.{fused}"));
+            }
+        }
+        if let Some(pool) = names.pool {
+            for (map, name) in [
+                (Map::OutProj, pool.out_proj),
+                (Map::Norm2, pool.norm),
+                (Map::Fc1, pool.fc1),
+                (Map::Fc2, pool.fc2),
+            ] {
+                found.pair(|part| Weight::Block(blocks, map, part), name);
+            }
+            match pool.query {
+                Some(query) => {
+                    found.pair(|part| Weight::Block(blocks, Map::Query, part), query);
+                    found.fused(blocks, &[Map::Key, Map::Value], pool.fused);
                 }
+                None => found.fused(blocks, &[Map::Query, Map::Key, Map::Value], pool.fused),
             }
         }
         found.pair(Weight::LastNorm, names.last_norm);
-        let tensor = names.projection(prefix);
-        if tensors.contains_key(&tensor) {
+        if let Some(projection) =
+            names.projection(prefix).filter(|projection| tensors.contains_key(&projection.weight))
+        {
             found.place(
                 Weight::Projection,
-                Place { tensor, third: None, transposed: names.is_projection_transposed },
+                Place {
+                    tensor: projection.weight,
+                    part: None,
+                    transposed: projection.is_transposed,
+                },
             );
         }
         match found.missing {
@@ -258,7 +269,7 @@ impl TowerMap {
         &self.prefix
     }
 
-    /// Its blocks.
+    /// Its blocks, without an attention-pooling head.
     pub fn blocks(&self) -> usize {
         self.blocks
     }
@@ -277,6 +288,27 @@ impl TowerMap {
     }
 }
 
+/// Returns the names of the tower under this prefix.
+fn names(prefix: &str, tower: Tower, tensors: &BTreeMap<String, TensorInfo>) -> &'static Names {
+    let has = |name: &str| tensors.contains_key(&format!("{prefix}{name}"));
+    let of = |naming| Names::of(naming, tower);
+    let is_siglip = match tower {
+        Tower::Text => has("head.weight"),
+        Tower::Vision => of(Naming::Transformers).class.is_some_and(|class| !has(class)),
+    };
+    // What tells timm's vision tower from open_clip's, and its text tower from that beside it.
+    let timm = match tower {
+        Tower::Text => "text_projection.weight",
+        Tower::Vision => of(Naming::CustomTextTimm).input,
+    };
+    of(match has(of(Naming::Transformers).input) {
+        true if is_siglip => Naming::Siglip,
+        true => Naming::Transformers,
+        false if has(timm) => Naming::CustomTextTimm,
+        false => Naming::OpenClip,
+    })
+}
+
 /// Collects places while a layout is gone through.
 struct Finder<'a> {
     tensors: &'a BTreeMap<String, TensorInfo>,
@@ -289,8 +321,19 @@ impl Finder<'_> {
     fn must(&mut self, weight: Weight, name: String) {
         self.place(
             weight,
-            Place { tensor: format!("{}{name}", self.prefix), third: None, transposed: false },
+            Place { tensor: format!("{}{name}", self.prefix), part: None, transposed: false },
         );
+    }
+
+    /// Adds the maps of a block that one weight and one bias hold together, in this order.
+    fn fused(&mut self, block: usize, maps: &[Map], name: &str) {
+        for (number, &map) in maps.iter().enumerate() {
+            for (part, end) in [(Part::Weight, "weight"), (Part::Bias, "bias")] {
+                let tensor = format!("{}{name}{end}", self.prefix);
+                let place = Place { tensor, part: Some((number, maps.len())), transposed: false };
+                self.place(Weight::Block(block, map, part), place);
+            }
+        }
     }
 
     fn pair(&mut self, weight: impl Fn(Part) -> Weight, name: &str) {
@@ -300,7 +343,8 @@ impl Finder<'_> {
 
     fn place(&mut self, weight: Weight, place: Place) {
         let fits = |info: &TensorInfo| match info.shape.as_slice() {
-            [rows, ..] if place.third.is_some() => rows % 3 == 0,
+            [rows, ..] if place.part.is_some_and(|(_, parts)| rows % parts != 0) => false,
+            [_, ..] if place.part.is_some() => true,
             [_, _] => true,
             _ => !place.transposed,
         };
@@ -334,7 +378,7 @@ mod tests {
         names.extend(["pre_layrnorm", "post_layernorm"].into_iter().flat_map(pairs));
         for i in 0..2 {
             names.extend(
-                Names::of(Layout::Transformers, Tower::Vision)
+                Names::of(Naming::Transformers, Tower::Vision)
                     .maps
                     .iter()
                     .flat_map(|(_, name)| pairs(&format!("encoder.layers.{i}.{name}"))),
@@ -360,6 +404,74 @@ mod tests {
             assert!(!map.places().contains_key(&Weight::Projection));
             let of: Vec<Weight> = map.weights_in(&place.tensor).map(|(weight, _)| weight).collect();
             assert_eq!(of, [Weight::Block(1, Map::Fc2, Part::Weight)]);
+        }
+    }
+
+    #[test]
+    fn the_head_of_a_siglip_is_the_block_after_the_last() {
+        let split = [
+            "layer_norm1",
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.out_proj",
+            "layer_norm2",
+            "mlp.fc1",
+            "mlp.fc2",
+        ];
+        let transformers: Vec<String> = [
+            "embeddings.patch_embedding",
+            "post_layernorm",
+            "head.attention.out_proj",
+            "head.layernorm",
+            "head.mlp.fc1",
+            "head.mlp.fc2",
+        ]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(split.map(|name| format!("encoder.layers.0.{name}")))
+        .flat_map(|name| [format!("v.{name}.weight"), format!("v.{name}.bias")])
+        .chain(
+            [
+                "embeddings.position_embedding.weight",
+                "head.probe",
+                "head.attention.in_proj_weight",
+                "head.attention.in_proj_bias",
+            ]
+            .map(|name| format!("v.{name}")),
+        )
+        .collect();
+        let timm: Vec<String> = [
+            "patch_embed.proj",
+            "norm",
+            "attn_pool.q",
+            "attn_pool.kv",
+            "attn_pool.proj",
+            "attn_pool.norm",
+            "attn_pool.mlp.fc1",
+            "attn_pool.mlp.fc2",
+            "blocks.0.norm1",
+            "blocks.0.attn.qkv",
+            "blocks.0.attn.proj",
+            "blocks.0.norm2",
+            "blocks.0.mlp.fc1",
+            "blocks.0.mlp.fc2",
+        ]
+        .into_iter()
+        .flat_map(|name| [format!("v.{name}.weight"), format!("v.{name}.bias")])
+        .chain(["v.pos_embed".to_owned(), "v.attn_pool.latent".to_owned()])
+        .collect();
+        for (names, fc2, value) in [
+            (transformers, "v.head.mlp.fc2.weight", ("v.head.attention.in_proj_weight", (2, 3))),
+            (timm, "v.attn_pool.mlp.fc2.weight", ("v.attn_pool.kv.weight", (1, 2))),
+        ] {
+            let mut tensors = tensors(&names);
+            tensors.values_mut().for_each(|info| info.shape = vec![6, 2]);
+            let map = TowerMap::of(&tensors, Tower::Vision).unwrap();
+            assert_eq!((map.blocks(), map.prefix()), (1, "v."));
+            assert_eq!(map.places()[&Weight::Block(1, Map::Fc2, Part::Weight)].tensor, fc2);
+            let place = &map.places()[&Weight::Block(1, Map::Value, Part::Weight)];
+            assert_eq!((place.tensor.as_str(), place.part), (value.0, Some(value.1)));
         }
     }
 
@@ -410,10 +522,10 @@ mod tests {
     }
 
     #[test]
-    fn thirds_and_transposed_weights_go_there_and_back() {
+    fn parts_and_transposed_weights_go_there_and_back() {
         let values: Vec<f64> = (0..6).map(f64::from).collect();
-        let place = |third, transposed| Place { tensor: String::new(), third, transposed };
-        let value = place(Some(2), false);
+        let place = |part, transposed| Place { tensor: String::new(), part, transposed };
+        let value = place(Some((2, 3)), false);
         assert_eq!(
             (value.shape(&[3, 2]), value.take(&[3, 2], &values)),
             (vec![1, 2], vec![4.0, 5.0])

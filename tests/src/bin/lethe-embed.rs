@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use lethe_shared::checkpoint::Checkpoint;
-use lethe_worker::input::{Preprocessor, Tokenizer, load_shard};
-use lethe_worker::model::{Clip, ClipConfig, Input, Parameters};
+use lethe_worker::input::load_shard;
+use lethe_worker::model::{Clip, Input, Parameters};
+use lethe_worker::model_folder::ModelFolder;
 use tch::{Device, Kind, Tensor};
 
 /// Number of pairs embedded at once.
@@ -25,20 +26,10 @@ fn main() -> Result<()> {
 }
 
 fn embed(folder: &Path, shard: &Path, out: &Path) -> Result<()> {
-    let (name, json) = ["config.json", "open_clip_config.json"]
-        .into_iter()
-        .find_map(|name| Some((name, std::fs::read(folder.join(name)).ok()?)))
-        .context("the model has no configuration")?;
-    let clip = Clip::new(ClipConfig::from_json(name, &serde_json::from_slice(&json)?)?);
-    let weights =
-        Parameters::read(clip.architecture(), &Checkpoint::open(folder)?, Device::Cpu)?.weights();
-    let config = clip.config();
-    let tokenizer = Tokenizer::from_model_dir(
-        folder,
-        config.context_length as usize,
-        config.vocabulary as usize,
-    )?;
-    let preprocessor = Preprocessor::from_model_dir(folder)?;
+    let checkpoint = Checkpoint::open(folder)?;
+    let ModelFolder { config, tokenizer, preprocessor } = ModelFolder::open(folder, &checkpoint)?;
+    let clip = Clip::new(config);
+    let weights = Parameters::read(clip.architecture(), &checkpoint, Device::Cpu)?.weights();
     let loaded = load_shard(shard, &preprocessor)?;
 
     let _guard = tch::no_grad_guard();

@@ -20,8 +20,8 @@ const BATCH: usize = 64;
 /// The distinct input vectors of one layer.
 #[derive(Debug, Default)]
 struct Inputs {
-    /// Index of the vector of each prefix of a text.
-    known: HashMap<Vec<u32>, i32>,
+    /// Index of the vector at a token, by the tokens that it depends on and its position.
+    known: HashMap<(Vec<u32>, i64), i32>,
     vectors: Vec<Tensor>,
     /// Length of the layer's output for each vector.
     output_lengths: Vec<Tensor>,
@@ -97,7 +97,8 @@ fn protect(
     })
 }
 
-/// Collects the inputs of each layer for each text, at every token up to the pooled one.
+/// Collects the inputs of each layer for each text, at every token up to the pooled one (SigLIP: at
+/// every token of the context).
 fn collect_inputs(
     context: JobContext<'_>,
     model: &LoadedModel,
@@ -131,7 +132,8 @@ fn collect_inputs(
                     continue;
                 };
                 let ids = &ids[start as usize..][..count as usize];
-                inputs[position].add(&tap, ids, &pooled, first)?;
+                let is_causal = model.clip.config().text.is_causal;
+                inputs[position].add(&tap, ids, &pooled, first, is_causal)?;
             }
         }
     }
@@ -139,15 +141,16 @@ fn collect_inputs(
 }
 
 impl Inputs {
-    /// Adds a pass over some texts, where `first` is the index of the first one. The text tower
-    /// uses causal attention, so a layer's input at a token depends only on the tokens up to it,
-    /// and texts with a common prefix share vectors.
+    /// Adds a pass over some texts, where `first` is the index of the first one. With causal attention
+    /// a layer's input at a token depends only on the tokens up to it, and texts with a common prefix
+    /// share vectors.
     fn add(
         &mut self,
         tap: &Tapped,
         ids: &[Vec<u32>],
         pooled: &[i64],
         first: usize,
+        is_causal: bool,
     ) -> Result<(), Error> {
         let lengths = tap.output.f_detach()?.f_to_kind(Kind::Float)?.f_norm_scalaropt_dim(
             2,
@@ -159,12 +162,16 @@ impl Inputs {
             // The last block computes the pooled token only.
             let has_all_tokens = inputs.dim() == 2;
             for token in if has_all_tokens { 0..=pooled } else { pooled..=pooled } {
-                let prefix = ids.get(..=token as usize).unwrap_or(ids);
-                let vector = match self.known.get(prefix) {
+                let seen = match is_causal {
+                    true => ids.get(..=token as usize).unwrap_or(ids),
+                    false => ids,
+                };
+                let at = (seen.to_vec(), token);
+                let vector = match self.known.get(&at) {
                     Some(&vector) => vector,
                     None => {
                         let vector = self.vectors.len() as i32;
-                        self.known.insert(prefix.to_vec(), vector);
+                        self.known.insert(at, vector);
                         let row = |of: &Tensor| {
                             if has_all_tokens {
                                 of.f_narrow(0, token, 1)

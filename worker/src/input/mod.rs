@@ -7,11 +7,15 @@
 //! | [`resize`] | Pillow's resampling, bit for bit |
 //! | [`preprocess`] | the model's image preprocessing, from its configuration |
 //! | [`tokenizer`] | the model's tokenizer |
+//! | `cleaning.rs` | what is done to a text before it is tokenized |
 //! | `orientation.rs` | how an image is to be turned, from its metadata |
 //! | `shard.rs` | a whole shard in memory |
+//! | `json_file.rs` | small JSON files |
 //! | `error.rs` | errors of input files |
 
+mod cleaning;
 mod error;
+mod json_file;
 mod orientation;
 pub mod picture;
 pub mod preprocess;
@@ -20,6 +24,7 @@ mod shard;
 pub mod tokenizer;
 pub mod webdataset;
 
+pub use cleaning::Cleaning;
 pub use error::Error;
 pub use preprocess::Preprocessor;
 pub use shard::{LoadedShard, load_captions, load_images, load_shard};

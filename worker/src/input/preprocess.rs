@@ -1,18 +1,18 @@
 //! The model's image preprocessing, from `preprocessor_config.json` or `processor_config.json`
 //! (`transformers`), or from `open_clip_config.json`.
 //!
-//! Pixels equal those of `CLIPImageProcessor` (transformers 4.57) and open_clip's
-//! `image_transform`: resize like Pillow, crop the centre, divide by 255, subtract the mean, divide
+//! Pixels equal those of `CLIPImageProcessor` and `SiglipImageProcessor` (transformers 4.57) and
+//! open_clip's `image_transform`: resize like Pillow, crop the centre, divide by 255, subtract the mean, divide
 //! by the standard deviation, in float32.
 
 use std::fmt;
 use std::path::Path;
 
 use image::RgbImage;
-use lethe_shared::json;
 use serde_json::Value;
 
 use super::error::Error;
+use super::json_file;
 use super::picture;
 use super::resize::{Filter, resize};
 
@@ -130,7 +130,7 @@ impl Preprocessor {
         read: impl FnOnce(&Value) -> Option<Result<Self, String>>,
     ) -> Result<Option<Self>, Error> {
         let path = folder.join(name);
-        let read = || match read_json(&path)? {
+        let read = || match json_file::read(&path, MAX_FILE)? {
             None => Ok(None),
             Some(json) => read(&json).transpose()?.map(Self::check).transpose(),
         };
@@ -258,17 +258,6 @@ fn missing(folder: &Path, wanted: &str) -> Error {
     )
 }
 
-/// Reads a JSON file; `None` when it does not exist.
-fn read_json(path: &Path) -> Result<Option<Value>, String> {
-    let bytes = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.len() > MAX_FILE => return Err("is larger than 16 MiB".into()),
-        Ok(_) => std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("cannot be read: {error}")),
-    };
-    json::parse(&bytes).map(Some).map_err(|error| error.to_string())
-}
-
 /// Checks that all keys are understood; `null` counts as absent.
 fn check_keys(at: &str, json: &Value, known: &[&str]) -> Result<(), String> {
     let unknown = json.as_object().and_then(|object| {
@@ -338,6 +327,9 @@ const PROCESSORS: [&str; 4] = [
     "CLIPImageProcessorPil",
     "CLIPFeatureExtractor",
 ];
+/// Names of SigLIP's image processor.
+const SIGLIP_PROCESSORS: [&str; 3] =
+    ["SiglipImageProcessor", "SiglipImageProcessorFast", "SiglipImageProcessorPil"];
 
 /// Keys of an image processor's configuration. Those not read below say how pixels are computed or
 /// returned, which does not change them.
@@ -373,7 +365,8 @@ const PROCESSOR_KEYS: &[&str] = &[
 const NOT_NULL: [&str; 6] =
     ["do_center_crop", "do_normalize", "do_rescale", "do_resize", "resample", "rescale_factor"];
 
-/// Reads the configuration of a `CLIPImageProcessor`, under any of its names.
+/// Reads the configuration of a `CLIPImageProcessor` or a `SiglipImageProcessor`, under any of their
+/// names.
 fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
     if !json.is_object() {
         return Err("is not the configuration of an image processor".to_owned());
@@ -382,8 +375,12 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
         .as_str()
         .or(json["feature_extractor_type"].as_str())
         .unwrap_or("CLIPImageProcessor");
-    if !PROCESSORS.contains(&kind) {
-        return Err(format!("is for a {}; Lethe supports CLIPImageProcessor", kind.escape_debug()));
+    let is_siglip = SIGLIP_PROCESSORS.contains(&kind);
+    if !is_siglip && !PROCESSORS.contains(&kind) {
+        return Err(format!(
+            "is for a {}; Lethe supports CLIPImageProcessor and SiglipImageProcessor",
+            kind.escape_debug()
+        ));
     }
     check_keys("", json, PROCESSOR_KEYS)?;
     if let Some(key) = NOT_NULL.iter().find(|key| json.get(key).is_some_and(Value::is_null)) {
@@ -394,14 +391,16 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
     if flag(json, "do_pad", false)? {
         return Err("do_pad is true; Lethe supports images that are resized and cropped".to_owned());
     }
-    let wanted = size(json, "size")?.unwrap_or(Resize::Shortest(224));
+    let default = if is_siglip { Resize::Exactly(224, 224) } else { Resize::Shortest(224) };
+    let wanted = size(json, "size")?.unwrap_or(default);
     let resize = if flag(json, "do_resize", true)? { wanted } else { Resize::None };
     let square = |found: Resize| match found {
         Resize::Shortest(side) => Ok(side),
         Resize::Exactly(height, width) if height == width => Ok(height),
         _ => Err("images must be square".to_owned()),
     };
-    let side = if flag(json, "do_center_crop", true)? {
+    // SigLIP's processor crops nothing.
+    let side = if !is_siglip && flag(json, "do_center_crop", true)? {
         // A plain number gives both sides of the crop.
         if json["crop_size"].is_object() && json["crop_size"].get("height").is_none() {
             return Err(format!("crop_size is {}; expected height and width", json["crop_size"]));
@@ -432,7 +431,9 @@ fn hugging_face(json: &Value) -> Result<Preprocessor, String> {
         }
     };
     let (mean, deviation) = if flag(json, "do_normalize", true)? {
-        (triple(json, "image_mean", CLIP_MEAN)?, triple(json, "image_std", CLIP_DEVIATION)?)
+        let (mean, deviation) =
+            if is_siglip { ([0.5; 3], [0.5; 3]) } else { (CLIP_MEAN, CLIP_DEVIATION) };
+        (triple(json, "image_mean", mean)?, triple(json, "image_std", deviation)?)
     } else {
         ([0.0; 3], [1.0; 3])
     };

@@ -5,20 +5,33 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use lethe_shared::printable::printable;
+use serde_json::Value;
 use tokenizers::ModelWrapper;
 
+use super::cleaning::Cleaning;
 use super::error::Error;
+use super::json_file;
 
 /// Largest tokenizer file, bytes.
 const MAX_FILE: u64 = 256 << 20;
+/// Largest of the files beside it, bytes.
+const MAX_SETTINGS: u64 = 64 << 20;
+/// The files that name a tokenizer's padding token, in this order.
+const SETTINGS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
-/// Converts texts to token ids, including start and end tokens, without padding.
+/// Converts texts to token ids, including start and end tokens. Ids are padded for a model that reads
+/// whole contexts only.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     file: String,
     context: usize,
     vocabulary: usize,
+    cleaning: Cleaning,
+    /// The token to which texts are padded to the whole context.
+    padding: Option<u32>,
+    /// The padding token in the file itself.
+    own_padding: Option<u32>,
 }
 
 impl Tokenizer {
@@ -55,9 +68,70 @@ impl Tokenizer {
                 "model.dropout is {dropout}, which makes tokens random; set it to null, as it is for every use but training"
             )));
         }
+        let own_padding = inner.get_padding().map(|padding| padding.pad_id);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| wrong(error.to_string()))?;
-        Ok(Self { inner, file, context, vocabulary })
+        let cleaning = Cleaning::None;
+        Ok(Self { inner, file, context, vocabulary, cleaning, padding: None, own_padding })
+    }
+
+    /// Cleans texts before they are tokenized.
+    #[must_use]
+    pub fn with_cleaning(self, cleaning: Cleaning) -> Self {
+        Self { cleaning, ..self }
+    }
+
+    /// Pads every text to the whole context, as the processor of a SigLIP does, with the padding token
+    /// that the files in `folder` name.
+    ///
+    /// # Errors
+    /// When they name none, or a shorter context.
+    pub fn with_padding_of(mut self, folder: &Path) -> Result<Self, Error> {
+        let mut named = None;
+        for name in SETTINGS {
+            let path = folder.join(name);
+            let wrong = |problem: String| Error::new(path.display().to_string(), problem);
+            let Some(json) = json_file::read(&path, MAX_SETTINGS).map_err(wrong)? else {
+                continue;
+            };
+            if let Some(length) = json["model_max_length"].as_f64()
+                && length < self.context as f64
+            {
+                return Err(wrong(format!(
+                    "model_max_length is {length}, but the model reads the last of {} tokens; set it to {}",
+                    self.context, self.context
+                )));
+            }
+            named = named.or_else(|| special_token(&json["pad_token"]).map(str::to_owned));
+        }
+        self.padding = match named {
+            Some(token) => match self.inner.token_to_id(&token) {
+                Some(id) => Some(id),
+                None => {
+                    let problem = format!(
+                        "has no token `{}`, with which {} pads texts",
+                        printable(&token),
+                        SETTINGS[0]
+                    );
+                    return Err(Error::new(self.file, problem));
+                }
+            },
+            None => self.own_padding,
+        };
+        match self.padding {
+            Some(id) if (id as usize) < self.vocabulary => Ok(self),
+            Some(id) => Err(Error::new(
+                self.file,
+                format!("pads texts with token {id}, but the model has {} tokens", self.vocabulary),
+            )),
+            None => Err(Error::new(
+                folder.display().to_string(),
+                format!(
+                    "names no padding token, but the model reads texts that are padded to {} tokens; set pad_token in {}",
+                    self.context, SETTINGS[0]
+                ),
+            )),
+        }
     }
 
     /// Returns the groups of texts that have the same tokens, as positions in ascending order.
@@ -82,7 +156,8 @@ impl Tokenizer {
     /// embedding.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         let wrong = |problem: String| Error::new(self.file.clone(), problem);
-        let encoding = without_panic(|| self.inner.encode_fast(text, true))
+        let cleaned = self.cleaning.of(text);
+        let encoding = without_panic(|| self.inner.encode_fast(cleaned.as_str(), true))
             .map_err(|error| wrong(format!("cannot encode `{}`: {error}", printable(text))))?;
         let mut ids = encoding.get_ids().to_vec();
         if let Some(&end) = ids.last()
@@ -90,6 +165,11 @@ impl Tokenizer {
         {
             ids.truncate(self.context);
             ids[self.context - 1] = end;
+        }
+        if let Some(padding) = self.padding
+            && ids.len() < self.context
+        {
+            ids.resize(self.context, padding);
         }
         match ids.iter().find(|&&id| id as usize >= self.vocabulary) {
             Some(id) => Err(wrong(format!(
@@ -103,6 +183,11 @@ impl Tokenizer {
             None => Ok(ids),
         }
     }
+}
+
+/// Returns a special token: a text, or an object with its `content`.
+fn special_token(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
 /// Calls the library, which panics on some files that are no tokenizers, and on texts that some
@@ -138,6 +223,40 @@ mod tests {
     #[test]
     fn padding_and_truncation_of_the_file_are_ignored() {
         assert_eq!(tokenizer(16).encode("A cat, a dog").unwrap(), [1, 4, 5, 2, 4, 2, 3]);
+    }
+
+    /// A tokenizer of a model that reads whole contexts of this many tokens, with files beside it.
+    fn padded(context: usize, files: &[(&str, &str)]) -> Result<Tokenizer, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("tokenizer.json", WORDS)].iter().chain(files) {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        Tokenizer::from_model_dir(folder.path(), context, 6)?.with_padding_of(folder.path())
+    }
+
+    #[test]
+    fn texts_fill_the_context_where_a_model_reads_its_end() {
+        let ids = |files: &[(&str, &str)]| padded(6, files).unwrap().encode("a cat").unwrap();
+        assert_eq!(ids(&[]), [1, 4, 5, 3, 0, 0]);
+        let end = (
+            "tokenizer_config.json",
+            r#"{"pad_token": {"content": "<eos>"}, "model_max_length": 6}"#,
+        );
+        assert_eq!(ids(&[end]), [1, 4, 5, 3, 3, 3]);
+        let special = ("special_tokens_map.json", r#"{"pad_token": "<unk>"}"#);
+        assert_eq!(ids(&[special]), [1, 4, 5, 3, 2, 2]);
+        assert_eq!(ids(&[special, end]), [1, 4, 5, 3, 3, 3]);
+        let long = padded(4, &[]).unwrap().encode("a cat a cat a cat").unwrap();
+        assert_eq!(long, [1, 4, 5, 3]);
+        for (settings, expected) in [
+            (r#"{"model_max_length": 4}"#, "model_max_length is 4"),
+            (r#"{"pad_token": "<none>"}"#, "has no token `<none>`"),
+            (r#"{"pad_token": "rare"}"#, "pads texts with token 9"),
+            ("{", "tokenizer_config.json"),
+        ] {
+            let error = padded(6, &[("tokenizer_config.json", settings)]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use super::prefix_tree::PrefixTree;
 
 /// Token ids of a batch of texts, padded on the right.
 ///
-/// Attention is causal and the embedding is read from one token, so tokens after it have no effect.
-/// A batch is therefore only as long as its longest text, regardless of the model's context length.
+/// Where attention is causal, tokens after the one that the embedding is read from have no effect. A
+/// batch is then only as long as its longest text, regardless of the model's context length.
 #[derive(Debug)]
 pub struct TokenBatch {
     /// Ids `[texts, tokens]`, int64.
@@ -19,7 +19,24 @@ pub struct TokenBatch {
     pub pooled: Tensor,
 }
 
+/// Takes the values of one token of each text `[texts, tokens, width]`, at these positions `[texts]`:
+/// `[texts, 1, width]`.
+pub(super) fn at_positions(of_tokens: &Tensor, positions: &Tensor) -> Result<Tensor, Error> {
+    let (texts, width) = (of_tokens.size()[0], of_tokens.size()[2]);
+    let index = positions.f_view([texts, 1, 1])?.f_expand([texts, 1, width], false)?;
+    Ok(of_tokens.f_gather(1, &index, false)?)
+}
+
 impl TokenBatch {
+    /// Takes the values of each text's pooled token `[texts, width]` from those of all tokens
+    /// `[texts, tokens, width]`.
+    ///
+    /// # Errors
+    /// When libtorch returns an error.
+    pub fn at_pooled(&self, of_tokens: &Tensor) -> Result<Tensor, Error> {
+        Ok(at_positions(of_tokens, &self.pooled)?.f_squeeze_dim(1)?)
+    }
+
     /// Returns rows `start .. start + length`, without the columns that none of them needs.
     ///
     /// # Errors

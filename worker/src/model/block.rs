@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::architecture::{Block, Linear, Norm, QueryKeyValue};
+use super::batch::at_positions;
 use super::config::{Activation, TowerConfig};
 use super::error::Error;
 use super::prefix_tree::PrefixTree;
@@ -175,17 +176,17 @@ fn attention_of_all(
             linear(weights, value, &normed)?,
         ),
         QueryKeyValue::Fused(fused) => {
-            let mut parts =
-                fused_part(weights, fused, config, 0, 3, &normed)?.f_chunk(3, -1)?.into_iter();
-            match (parts.next(), parts.next(), parts.next()) {
-                (Some(q), Some(k), Some(v)) => (q, k, v),
-                _ => {
-                    return Err(Error::Tensor {
-                        tensor: "in_proj_weight".into(),
-                        problem: "does not split into three".into(),
-                    });
-                }
-            }
+            let all = fused_part(weights, fused, config, 0, 3, &normed)?;
+            let part = |number: i64| all.f_narrow(-1, number * config.width, config.width);
+            (part(0)?, part(1)?, part(2)?)
+        }
+        QueryKeyValue::QueryAndFused { query, key_value } => {
+            let both = linear(weights, key_value, &normed)?;
+            (
+                linear(weights, query, &normed)?,
+                both.f_narrow(-1, 0, config.width)?,
+                both.f_narrow(-1, config.width, config.width)?,
+            )
         }
     };
     let attended = attend(
@@ -193,7 +194,7 @@ fn attention_of_all(
         &heads(&per_token(tokens, &key)?, config)?,
         &heads(&per_token(tokens, &value)?, config)?,
         None,
-        !matches!(tokens, Tokens::Images),
+        config.is_causal,
     )?;
     let attended = attended.f_transpose(1, 2)?;
     match tokens {
@@ -202,8 +203,9 @@ fn attention_of_all(
     }
 }
 
-/// Computes attention for the pooled tokens only, over the keys and values of all tokens. Returns
-/// their input and attention output, both `[n, width]`.
+/// Computes attention for the pooled tokens only, or for the query of an attention-pooling head, over
+/// the keys and values of all tokens. Returns their input (zero for such a head) and attention
+/// output, both `[n, width]`.
 fn attention_of_pooled(
     weights: &Weights,
     block: &Block,
@@ -216,14 +218,14 @@ fn attention_of_pooled(
     let pick = |t: &Tensor| -> Result<Tensor, Error> {
         Ok(match tokens {
             Tokens::Images => t.f_narrow(1, 0, 1)?,
-            Tokens::Texts(at) => {
-                let n = at.size()[0];
-                t.f_gather(1, &at.f_view([n, 1, 1])?.f_expand([n, 1, config.width], false)?, false)?
-            }
+            Tokens::Texts(at) => at_positions(t, at)?,
             Tokens::PrefixTree(tree) => tree.at_pooled(t)?.f_unsqueeze(1)?,
         })
     };
-    let one = pick(&normed)?;
+    let one = match block.probe {
+        None => pick(&normed)?,
+        Some(probe) => weights.get(probe).f_expand([x.size()[0], 1, config.width], false)?,
+    };
     let (query, key, value) = match &block.attention {
         QueryKeyValue::Split { query, key, value } => (
             linear(weights, query, &one)?,
@@ -239,10 +241,19 @@ fn attention_of_pooled(
                 both.f_narrow(-1, config.width, config.width)?,
             )
         }
+        QueryKeyValue::QueryAndFused { query, key_value } => {
+            let both = linear(weights, key_value, &normed)?;
+            (
+                linear(weights, query, &one)?,
+                both.f_narrow(-1, 0, config.width)?,
+                both.f_narrow(-1, config.width, config.width)?,
+            )
+        }
     };
     let (key, value) = (per_token(tokens, &key)?, per_token(tokens, &value)?);
     // Causal attention: the pooled token attends to itself and to earlier tokens.
     let mask = match tokens {
+        _ if !config.is_causal => None,
         Tokens::Images => None,
         Tokens::Texts(at) | Tokens::PrefixTree(PrefixTree { pooled: at, .. }) => {
             let positions = Tensor::f_arange(key.size()[1], (Kind::Int64, x.device()))?;
@@ -256,5 +267,10 @@ fn attention_of_pooled(
         mask.as_ref(),
         false,
     )?;
-    Ok((pick(x)?.f_squeeze_dim(1)?, attended.f_transpose(1, 2)?.f_reshape([-1, config.width])?))
+    let attended = attended.f_transpose(1, 2)?.f_reshape([-1, config.width])?;
+    let before = match block.probe {
+        None => pick(x)?.f_squeeze_dim(1)?,
+        Some(_) => Tensor::f_zeros(attended.size(), (Kind::Float, attended.device()))?,
+    };
+    Ok((before, attended))
 }

@@ -1,13 +1,12 @@
-//! The forward pass of CLIP, from the input or from any stage.
+//! The forward pass of a CLIP, from the input or from any stage.
 
-use lethe_shared::checkpoint::Layout;
 use lethe_shared::vocabulary::Tower;
 use tch::{Device, Kind, Tensor};
 
 use super::architecture::{Architecture, Block, ParameterId, Part, Stage};
-use super::batch::{Input, TokenBatch};
+use super::batch::{Batch, Input, TokenBatch};
 use super::block::{self, Reach, norm};
-use super::config::{ClipConfig, TowerConfig};
+use super::config::{ClipConfig, TextPooling, TowerConfig};
 use super::error::Error;
 use super::prefix_tree::PrefixTree;
 use super::state::{Activations, Tokens, TowerState};
@@ -54,6 +53,25 @@ impl Clip {
     /// When libtorch returns an error.
     pub fn scale(&self, weights: &Weights) -> Result<Tensor, Error> {
         Ok(weights.get(self.architecture.logit_scale).f_exp()?)
+    }
+
+    /// Returns the bias that the sigmoid loss adds to scaled cosines, a scalar tensor; `None` for a
+    /// model that was trained with the softmax loss.
+    pub fn logit_bias<'a>(&self, weights: &'a Weights) -> Option<&'a Tensor> {
+        self.architecture.logit_bias.map(|bias| weights.get(bias))
+    }
+
+    /// Batches tokenized texts for passes without an autograd graph: as a prefix tree where attention
+    /// is causal.
+    ///
+    /// # Errors
+    /// The same as for [`token_batch`](Self::token_batch).
+    pub fn text_batch(&self, texts: &[Vec<u32>], device: Device) -> Result<Batch, Error> {
+        Ok(if self.config.text.is_causal {
+            Batch::PrefixTree(self.prefix_tree(texts, device)?)
+        } else {
+            Batch::Texts(self.token_batch(texts, device)?)
+        })
     }
 
     /// Pads tokenized texts into one batch.
@@ -161,8 +179,13 @@ impl Clip {
     /// Builds the prefix tree of tokenized texts, for passes without an autograd graph.
     ///
     /// # Errors
-    /// The same as for [`token_batch`](Self::token_batch).
+    /// The same as for [`token_batch`](Self::token_batch), and when attention is not causal: then a
+    /// token depends on those after it too.
     pub fn prefix_tree(&self, texts: &[Vec<u32>], device: Device) -> Result<PrefixTree, Error> {
+        if !self.config.text.is_causal {
+            let problem = "texts share no computation where attention is not causal".to_owned();
+            return Err(Error::Tensor { tensor: "input_ids".into(), problem });
+        }
         let pooled = self.pooled_positions(texts)?;
         PrefixTree::new(
             texts.iter().zip(pooled).map(|(text, end)| text[..=end as usize].to_vec()).collect(),
@@ -178,6 +201,15 @@ impl Clip {
             if ids.len() as i64 > self.config.context_length {
                 return Err(wrong(format!(
                     "text {i} has {} tokens, the model accepts {}",
+                    ids.len(),
+                    self.config.context_length
+                )));
+            }
+            if self.config.pooling == TextPooling::Last
+                && ids.len() as i64 != self.config.context_length
+            {
+                return Err(wrong(format!(
+                    "text {i} has {} tokens, but the model reads texts that are padded to {}",
                     ids.len(),
                     self.config.context_length
                 )));
@@ -222,15 +254,22 @@ impl Clip {
                 // Pixels may be on the host: a whole shard can exceed the device's memory, one pass
                 // does not.
                 let patches = self.patches(&pixels.f_to(patch.device())?)?;
-                let patches = weights
+                let mut hidden = weights
                     .linear(&patches, &patch.f_flatten(1, -1)?, None)?
                     .f_to_kind(Kind::Float)?;
-                let class = weights
-                    .get(tower.class)
-                    .f_expand([patches.size()[0], 1, self.config.vision.width], false)?;
-                let hidden =
-                    Tensor::f_cat(&[class, patches], 1)?.f_add(weights.get(tower.position))?;
-                let hidden = norm(weights, &tower.norm_before, &hidden, &self.config.vision)?;
+                if let Some(bias) = tower.patch_bias {
+                    hidden = hidden.f_add(weights.get(bias))?;
+                }
+                if let Some(class) = tower.class {
+                    let class = weights
+                        .get(class)
+                        .f_expand([hidden.size()[0], 1, self.config.vision.width], false)?;
+                    hidden = Tensor::f_cat(&[class, hidden], 1)?;
+                }
+                hidden = hidden.f_add(weights.get(tower.position))?;
+                if let Some(before) = &tower.norm_before {
+                    hidden = norm(weights, before, &hidden, &self.config.vision)?;
+                }
                 Ok(TowerState::embedded(hidden, Tokens::Images))
             }
             Input::Texts(batch) => {
@@ -284,7 +323,7 @@ impl Clip {
             now.activations = match now.activations {
                 Activations::Attention { x } => {
                     // Only the pooled token is read after the last block, so only that token is
-                    // computed.
+                    // computed. An attention-pooling head has no other.
                     let reach = if last { Reach::Pooled } else { Reach::All };
                     let (x, attended) =
                         block::attention(weights, block, config, &x, &now.tokens, reach)?;
@@ -357,15 +396,25 @@ impl Clip {
         };
         let (after, projection) = match tower {
             Tower::Vision => {
-                (&self.architecture.vision.norm_after, self.architecture.vision.projection)
+                (&self.architecture.vision.norm_after, &self.architecture.vision.projection)
             }
-            Tower::Text => (&self.architecture.text.norm_after, self.architecture.text.projection),
+            Tower::Text => (&self.architecture.text.norm_after, &self.architecture.text.projection),
         };
-        let pooled = norm(weights, after, &pooled, self.tower_config(tower))?;
-        let projection = weights.operand(projection)?;
-        let embedding = match self.config.layout {
-            Layout::Transformers => weights.linear(&pooled, &projection, None)?,
-            Layout::OpenClip => weights.linear(&pooled, &projection.f_transpose(-2, -1)?, None)?,
+        let pooled = match after {
+            Some(after) => norm(weights, after, &pooled, self.tower_config(tower))?,
+            None => pooled,
+        };
+        let embedding = match projection {
+            Some(projection) => {
+                let weight = weights.operand(projection.weight)?;
+                let weight = match projection.is_transposed {
+                    true => weight.f_transpose(-2, -1)?,
+                    false => weight,
+                };
+                let bias = projection.bias.map(|bias| weights.operand(bias)).transpose()?;
+                weights.linear(&pooled, &weight, bias.as_ref())?
+            }
+            None => pooled,
         };
         let embedding = embedding.f_to_kind(Kind::Float)?;
         let length = embedding.f_norm_scalaropt_dim(2, [-1], true)?;
@@ -401,7 +450,7 @@ impl Clip {
         image + self.pass_bytes(Tower::Text, tokens, graph(Tower::Text))
     }
 
-    /// Returns the number of blocks in a tower.
+    /// Returns the number of blocks in a tower; an attention-pooling head counts as one.
     pub fn block_count(&self, tower: Tower) -> usize {
         self.blocks(tower).len()
     }

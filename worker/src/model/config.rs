@@ -1,9 +1,10 @@
-//! Sizes and options of a CLIP model.
+//! Sizes and options of a model.
 
 use std::fmt;
 
 use super::error::Error;
-use lethe_shared::checkpoint::Layout;
+use crate::input::Cleaning;
+use lethe_shared::checkpoint::Names;
 use lethe_shared::printable::printable_excerpt;
 
 /// Activation of the MLPs.
@@ -34,6 +35,8 @@ pub enum TextPooling {
     FirstOf(i64),
     /// The token with the largest id (open_clip, and `transformers` where `eos_token_id` is 2).
     LargestId,
+    /// The last token of the context, to which every text is padded (SigLIP).
+    Last,
 }
 
 impl fmt::Display for TextPooling {
@@ -41,7 +44,26 @@ impl fmt::Display for TextPooling {
         match self {
             Self::FirstOf(end) => write!(f, "the first token {end} (eos_token_id)"),
             Self::LargestId => f.write_str("the token with the largest id"),
+            Self::Last => f.write_str("the last token, to which texts are padded"),
         }
+    }
+}
+
+/// The loss by which a model was trained, and by which retained pairs are judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contrast {
+    /// The symmetric softmax over a batch of pairs (CLIP).
+    Softmax,
+    /// A sigmoid for each image and text of a batch (SigLIP).
+    Sigmoid,
+}
+
+impl fmt::Display for Contrast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Softmax => "CLIP",
+            Self::Sigmoid => "SigLIP, trained with the sigmoid loss",
+        })
     }
 }
 
@@ -54,6 +76,7 @@ impl TextPooling {
             Self::LargestId => {
                 ids.iter().max().and_then(|most| ids.iter().position(|id| id == most))
             }
+            Self::Last => ids.len().checked_sub(1),
         }
     }
 
@@ -76,13 +99,16 @@ impl TextPooling {
                  tokenizer.json ends a text with token {last}, which is not the largest; use the tokenizer of this model, or, where \
                  config.json has an eos_token_id, set it to {last}"
             ),
+            Self::Last => "a text has no last token".to_owned(),
         })
     }
 }
 
-/// Sizes of one transformer.
+/// Names, sizes and options of one transformer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TowerConfig {
+    /// How its parameters are named and stored.
+    pub names: &'static Names,
     /// Width of the residual stream.
     pub width: i64,
     /// Width of the MLP's inner layer.
@@ -95,6 +121,8 @@ pub struct TowerConfig {
     pub activation: Activation,
     /// ε of the layer norms.
     pub norm_epsilon: f64,
+    /// Whether a token attends only to itself and to earlier ones.
+    pub is_causal: bool,
 }
 
 impl fmt::Display for TowerConfig {
@@ -103,15 +131,14 @@ impl fmt::Display for TowerConfig {
             f,
             "{} blocks of width {}, MLP width {}, {} heads, {}",
             self.layers, self.width, self.mlp_width, self.heads, self.activation
-        )
+        )?;
+        if self.names.pool.is_some() { f.write_str(", attention-pooling head") } else { Ok(()) }
     }
 }
 
 /// Everything the forward pass needs besides the weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
-    /// Naming and storage of the weights.
-    pub layout: Layout,
     /// The image tower.
     pub vision: TowerConfig,
     /// The text tower.
@@ -128,12 +155,16 @@ pub struct ClipConfig {
     pub embedding: i64,
     /// How the pooled token of a text is found.
     pub pooling: TextPooling,
+    /// What is done to a text before it is tokenized.
+    pub cleaning: Cleaning,
+    /// The loss by which the model was trained.
+    pub contrast: Contrast,
 }
 
 impl ClipConfig {
-    /// Returns the number of tokens of an image: one class token and the patches.
+    /// Returns the number of tokens of an image: the patches, and the class token if there is one.
     pub fn image_tokens(&self) -> i64 {
-        1 + (self.image_size / self.patch_size).pow(2)
+        i64::from(self.vision.names.class.is_some()) + (self.image_size / self.patch_size).pow(2)
     }
 
     pub(super) fn check(&self, file: &str) -> Result<(), Error> {

@@ -123,6 +123,36 @@ const TOWER: Keys = &[
     ("pruned_heads", Off),
 ];
 
+const SIGLIP: Keys = &[
+    ("model_type", Any),
+    ("text_config", Any),
+    ("vision_config", Any),
+    ("add_cross_attention", Off),
+    ("is_decoder", Off),
+    ("pruned_heads", Off),
+    ("transformers.js_config", Any),
+];
+
+const SIGLIP_TOWER: Keys = &[
+    ("hidden_act", Any),
+    ("hidden_size", Any),
+    ("image_size", Any),
+    ("intermediate_size", Any),
+    ("layer_norm_eps", Any),
+    ("max_position_embeddings", Any),
+    ("model_type", OneOf(&["siglip_text_model", "siglip_vision_model"])),
+    ("num_attention_heads", Any),
+    ("num_channels", Any),
+    ("num_hidden_layers", Any),
+    ("patch_size", Any),
+    ("projection_size", Any),
+    ("vision_use_head", Any),
+    ("vocab_size", Any),
+    ("add_cross_attention", Off),
+    ("is_decoder", Off),
+    ("pruned_heads", Off),
+];
+
 const MODEL: Keys = &[
     ("embed_dim", Any),
     ("quick_gelu", Any),
@@ -131,11 +161,10 @@ const MODEL: Keys = &[
     // The type of the computation, and how parameters start: neither is the checkpoint's.
     ("cast_dtype", Any),
     ("init_logit_scale", Any),
-    // One number that is added to every logit, which changes no ranking and no loss.
     ("init_logit_bias", Any),
     ("output_dict", Any),
-    ("custom_text", Off),
-    ("force_custom_text", Off),
+    ("custom_text", Any),
+    ("force_custom_text", Any),
     ("multimodal_cfg", Off),
     ("nonscalar_logit_scale", Off),
 ];
@@ -155,7 +184,7 @@ const VISION: Keys = &[
     ("attn_pooler_queries", Any),
     ("attn_pooler_heads", Any),
     ("attentional_pool", Off),
-    ("timm_model_name", Off),
+    ("timm_model_name", Any),
     ("timm_model_pretrained", Any),
     ("timm_pool", Any),
     ("timm_proj", Any),
@@ -188,7 +217,7 @@ const TEXT: Keys = &[
     // The tokenizer is read from tokenizer.json.
     ("hf_tokenizer_name", Any),
     ("tokenizer_mode", OneOf(&[""])),
-    ("tokenizer_kwargs", Off),
+    ("tokenizer_kwargs", Any),
     ("pad_id", Any),
     ("eos_id", Any),
     ("output_tokens", Off),
@@ -199,8 +228,8 @@ const TEXT: Keys = &[
     ("hf_pooler_type", Any),
     ("proj", Off),
     ("pooler_type", Off),
-    ("proj_type", OneOf(&["linear"])),
-    ("proj_bias", Off),
+    ("proj_type", Any),
+    ("proj_bias", Any),
     ("ls_init_value", Off),
     ("block_type", OneOf(&["default"])),
     ("qk_norm", Off),
@@ -210,11 +239,11 @@ const TEXT: Keys = &[
     ("scale_attn", Off),
     ("scale_fc", Off),
     ("embed_cls", Off),
-    ("no_causal_mask", Off),
-    ("pool_type", OneOf(&["argmax"])),
+    ("no_causal_mask", Any),
+    ("pool_type", Any),
     ("final_ln_after_pool", Off),
-    ("act_kwargs", Off),
-    ("norm_kwargs", Off),
+    ("act_kwargs", Any),
+    ("norm_kwargs", Any),
 ];
 
 /// Keys of both towers that transformers needs: it fails where one is `null`, and has a default
@@ -289,7 +318,7 @@ fn check(at: &str, object: &Value, keys: Keys, common: &[&str]) -> Result<(), St
         };
         if !is_fine {
             return Err(format!(
-                "{key_of_at} = {} is not supported; Lethe edits plain ViT CLIPs",
+                "{key_of_at} = {} is not supported; Lethe edits ViT CLIPs and SigLIPs",
                 shown()
             ));
         }
@@ -302,6 +331,15 @@ pub(super) fn check_transformers(json: &Value) -> Result<(), String> {
     check("", json, CLIP, COMMON)?;
     for section in ["text_config", "vision_config", "text_config_dict", "vision_config_dict"] {
         check(&format!("{section}."), &json[section], TOWER, COMMON)?;
+    }
+    Ok(())
+}
+
+/// Checks the keys of a SigLIP's `config.json` of transformers.
+pub(super) fn check_siglip(json: &Value) -> Result<(), String> {
+    check("", json, SIGLIP, COMMON)?;
+    for section in ["text_config", "vision_config"] {
+        check(&format!("{section}."), &json[section], SIGLIP_TOWER, COMMON)?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! CLIP on libtorch: two towers of any ViT size, read from Hugging Face and open_clip checkpoints.
+//! CLIP and SigLIP on libtorch: two towers of any ViT size, read from Hugging Face and open_clip
+//! checkpoints.
 //!
 //! A model is a list of parameters under the checkpoint's own names ([`Parameters`]) and an
 //! [`Architecture`] that says what each of them does. The forward pass ([`Clip`]) is a pure
@@ -10,8 +11,10 @@
 //! |---|---|
 //! | `error.rs` | errors of models |
 //! | [`config`] | sizes and options of a model |
-//! | `config_read.rs`, `config_keys.rs` | reads them from `config.json` or `open_clip_config.json`; the keys that are understood there |
-//! | [`architecture`] | names, shapes and roles of every parameter in both layouts |
+//! | `config_read.rs`, `config_open_clip.rs`, `config_siglip.rs` | reads them from `config.json` or `open_clip_config.json` |
+//! | `config_fields.rs` | the sections of towers there |
+//! | `config_keys.rs` | the keys that are understood there |
+//! | [`architecture`] | names, shapes and roles of every parameter in every layout |
 //! | [`weights`] | parameters on a device, and views of them |
 //! | [`batch`] | the inputs of a tower: images, padded token ids, prefix trees |
 //! | `state.rs` | activations between two stages of a forward pass |
@@ -24,8 +27,11 @@ pub mod batch;
 mod block;
 pub mod clip;
 pub mod config;
+mod config_fields;
 mod config_keys;
+mod config_open_clip;
 mod config_read;
+mod config_siglip;
 mod error;
 pub mod prefix_tree;
 mod state;

@@ -19,7 +19,7 @@ use crate::model::{Clip, Error, Input, NotFinite, ParameterId, TokenBatch, Weigh
 pub enum Loss {
     /// [`loss::forget`]; the weight of a batch is its number of pairs.
     Forget,
-    /// [`loss::retain`]; every batch has weight 1.
+    /// [`loss::retain`], or [`loss::retain_sigmoid`] of a SigLIP; every batch has weight 1.
     Retain,
 }
 
@@ -34,7 +34,13 @@ impl Loss {
     ) -> Result<Tensor, Error> {
         match self {
             Self::Forget => loss::forget(images, texts),
-            Self::Retain => loss::retain(images, texts, &clip.scale(weights)?),
+            Self::Retain => {
+                let scale = clip.scale(weights)?;
+                match clip.logit_bias(weights) {
+                    None => loss::retain(images, texts, &scale),
+                    Some(bias) => loss::retain_sigmoid(images, texts, &scale, bias),
+                }
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! The two losses of which SLUG takes gradients.
+//! The losses of which SLUG takes gradients.
 
 use tch::{Kind, Tensor};
 
@@ -14,9 +14,9 @@ pub fn forget(images: &Tensor, texts: &Tensor) -> Result<Tensor, Error> {
     Ok(cosine.f_neg()?.f_add_scalar(1.0)?.f_mean(Kind::Float)?)
 }
 
-/// Computes the retain loss L_r: the symmetric contrastive loss that CLIP was trained with, with
-/// in-batch negatives, from unit embeddings `[n, d]` and the factor on cosines `exp(logit_scale)`.
-/// Returns a scalar tensor.
+/// Computes the retain loss L_r of a CLIP: the symmetric contrastive loss that it was trained with,
+/// with in-batch negatives, from unit embeddings `[n, d]` and the factor on cosines
+/// `exp(logit_scale)`. Returns a scalar tensor.
 ///
 /// # Errors
 /// When shapes do not match.
@@ -33,4 +33,26 @@ pub fn retain(images: &Tensor, texts: &Tensor, scale: &Tensor) -> Result<Tensor,
         0.0,
     )?;
     Ok(by_image.f_add(&by_text)?.f_mul_scalar(0.5)?)
+}
+
+/// Computes the retain loss L_r of a SigLIP, the sigmoid loss that it was trained with (arXiv
+/// 2303.15343, equation 1): −Σ_j log σ(z_ij (t cos(v_i, t_j) + b)), the mean over i, where z is 1 for
+/// the pairs and −1 for all other combinations of an image and a text of the batch. Takes unit
+/// embeddings `[n, d]`, t = `exp(logit_scale)` and b = `logit_bias`; returns a scalar tensor.
+///
+/// # Errors
+/// When shapes do not match.
+pub fn retain_sigmoid(
+    images: &Tensor,
+    texts: &Tensor,
+    scale: &Tensor,
+    bias: &Tensor,
+) -> Result<Tensor, Error> {
+    let pairs = images.size()[0];
+    let logits = images.f_matmul(&texts.f_transpose(0, 1)?)?.f_mul(scale)?.f_add(bias)?;
+    let signs = Tensor::f_eye(pairs, (Kind::Float, images.device()))?
+        .f_mul_scalar(2.0)?
+        .f_sub_scalar(1.0)?;
+    let likelihood = logits.f_mul(&signs)?.f_log_sigmoid()?;
+    Ok(likelihood.f_sum(Kind::Float)?.f_neg()?.f_div_scalar(pairs as f64)?)
 }

@@ -160,7 +160,7 @@ impl MomentSum {
             }
             _ => vec![(0..halves.len()).collect::<Vec<_>>()],
         };
-        let texts = TextTokens::of(batch)?;
+        let texts = TextTokens::of(batch, clip.config().text.is_causal)?;
         for (tap, deltas) in tapped.into_iter().zip(deltas) {
             let Some(sums) = self.layers.iter_mut().find(|sums| sums.layer == tap.layer) else {
                 continue;
@@ -191,17 +191,17 @@ impl MomentSum {
 
 /// The tokens of a micro-batch of texts.
 struct TextTokens {
-    /// Number of tokens of each text up to the pooled one. Tokens after it have no effect on the
-    /// embedding: their gradients are zero.
+    /// Number of tokens of each text up to the pooled one. Where attention is causal, tokens after it
+    /// have no effect on the embedding: their gradients are zero.
     lengths: Vec<i64>,
-    /// Whether all texts begin with the same token. Attention is causal, so its activations are
-    /// then the same in all texts.
+    /// Whether all texts begin with the same token and attention is causal: then its activations are
+    /// the same in all texts.
     same_beginning: bool,
 }
 
 impl TextTokens {
     /// Returns the tokens of a batch of texts; `None` for images.
-    fn of(batch: &Batch) -> Result<Option<Self>, Error> {
+    fn of(batch: &Batch, is_causal: bool) -> Result<Option<Self>, Error> {
         let Batch::Texts(texts) = batch else { return Ok(None) };
         let host = |tensor: &Tensor| -> Result<Vec<i64>, Error> {
             Ok(Vec::<i64>::try_from(tensor.f_to_device(Device::Cpu)?)?)
@@ -209,7 +209,7 @@ impl TextTokens {
         let first = host(&texts.ids.f_select(1, 0)?)?;
         Ok(Some(Self {
             lengths: host(&texts.pooled)?.into_iter().map(|pooled| pooled + 1).collect(),
-            same_beginning: first.windows(2).all(|pair| pair[0] == pair[1]),
+            same_beginning: is_causal && first.windows(2).all(|pair| pair[0] == pair[1]),
         }))
     }
 }

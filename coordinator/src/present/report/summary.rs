@@ -20,7 +20,7 @@ pub(super) fn headline(source: &Source<'_>) -> Markup {
         header { "\n"
             h1 { (record.name) } "\n"
             p.lead {
-                (count(claimed(record), "concept")) " removed by " (record.kind_of_edits()) " of a CLIP model, composed by " code { (record.method) } "."
+                (count(claimed(record), "concept")) " removed by " (record.kind_of_edits()) " of the model, composed by " code { (record.method) } "."
             } "\n"
             nav {
                 a href="#use" { "Use" } " " a href="#retained" { "Retained classes" } " "

@@ -12,7 +12,6 @@ use crate::engine::job_context::{JobContext, Perform, StageTimes};
 use crate::engine::loaded_model::LoadedModel;
 use crate::engine::moments::Matrices;
 use crate::engine::thumbnails;
-use crate::model::Input;
 use crate::slug::margin::wide_product;
 
 /// Rows whose share of the keys' energy is below this are left out.
@@ -53,6 +52,7 @@ impl Perform for Keys {
         let (layer, read) = (model.layer(&self.layer)?, model.layer(&self.read)?);
         let pass =
             Pass { model: &model, weights: &weights, padding: self.padding, tokens: self.tokens };
+        let is_causal = model.clip.config().text.is_causal;
         let layers: &[_] = if layer == read { &[layer] } else { &[layer, read] };
         let (mut keys, mut residuals) = (Vec::new(), Vec::new());
         stages.time("keys", || {
@@ -60,19 +60,12 @@ impl Perform for Keys {
                 pass.each_block(texts, layers, |place, states| {
                     if place == 0 {
                         let inputs = states.inputs.f_to_kind(Kind::Double)?;
-                        keys.push(match texts {
-                            Input::PrefixTree(tree) => tree.at_pooled(&inputs)?,
-                            // The first token is the same in all texts: it has no residual.
-                            _ => after_first(&inputs)?,
-                        });
+                        keys.push(rows(&pass.mapped(texts, &inputs)?, is_causal)?);
                     }
                     if place + 1 == layers.len() {
                         let outputs = states.outputs.f_to_kind(Kind::Double)?;
-                        let off = match texts {
-                            Input::PrefixTree(tree) => mean.f_sub(&tree.at_pooled(&outputs)?)?,
-                            _ => after_first(&mean.f_sub(&outputs)?)?,
-                        };
-                        residuals.push(off.f_mul_scalar(self.share)?);
+                        let off = mean.f_sub(&pass.mapped(texts, &outputs)?)?;
+                        residuals.push(rows(&off, is_causal)?.f_mul_scalar(self.share)?);
                     }
                     Ok(())
                 })
@@ -97,10 +90,14 @@ impl Perform for Keys {
     }
 }
 
-/// Returns the rows of `[texts, tokens, width]` after the first token of each text.
-fn after_first(states: &Tensor) -> Result<Tensor, crate::model::Error> {
-    let tokens = states.size()[1];
-    Ok(states.f_narrow(1, 1, tokens - 1)?.f_flatten(0, 1)?)
+/// Returns the mapped states as rows. Of all tokens `[texts, tokens, width]`, the first is left out
+/// where attention is causal: it is the same in all texts, and has no residual.
+fn rows(states: &Tensor, is_causal: bool) -> Result<Tensor, crate::model::Error> {
+    Ok(match states.size()[..] {
+        [_, tokens, _] if is_causal => states.f_narrow(1, 1, tokens - 1)?.f_flatten(0, 1)?,
+        [_, _, _] => states.f_flatten(0, 1)?,
+        _ => states.shallow_clone(),
+    })
 }
 
 /// Returns the texts of a concept: its class text, then different captions, evenly spaced where

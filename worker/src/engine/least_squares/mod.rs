@@ -46,8 +46,9 @@ struct Pass<'a> {
     tokens: TextTokens,
 }
 
-/// Passes texts through the tower, some at a time: padded to the whole context, or where only their
-/// ends are read, as a prefix tree. Texts with a common beginning should follow each other.
+/// Passes texts through the tower, some at a time: padded to the whole context, or where only one
+/// token of each is read, as a prefix tree if attention is causal. Texts with a common beginning
+/// should follow each other.
 fn for_each_pass(
     context: JobContext<'_>,
     pass: &Pass<'_>,
@@ -73,7 +74,7 @@ fn for_each_pass(
             let device = model.parameters.device();
             match tokens {
                 TextTokens::All => act(Input::Texts(&clip.whole_batch(part, padding, device)?)),
-                TextTokens::Read => act(Input::PrefixTree(&clip.prefix_tree(part, device)?)),
+                TextTokens::Read => act(clip.text_batch(part, device)?.input()),
             }
         })?;
     }
@@ -90,6 +91,16 @@ impl Pass<'_> {
         act: impl FnMut(usize, BlockStates) -> Result<(), crate::model::Error>,
     ) -> Result<(), crate::model::Error> {
         self.model.clip.each_block(self.weights, texts, layers, act)
+    }
+
+    /// Takes the states that are mapped from those of all tokens: all of them `[texts, tokens,
+    /// width]`, or those of the tokens that are read `[texts, width]`.
+    fn mapped(&self, texts: Input<'_>, states: &Tensor) -> Result<Tensor, crate::model::Error> {
+        match (self.tokens, texts) {
+            (TextTokens::Read, Input::PrefixTree(tree)) => tree.at_pooled(states),
+            (TextTokens::Read, Input::Texts(batch)) => batch.at_pooled(states),
+            _ => Ok(states.shallow_clone()),
+        }
     }
 }
 
@@ -123,10 +134,7 @@ impl MeanStates {
             let pass = Pass { model, weights: &weights, padding, tokens };
             for_each_pass(context, &pass, &chosen, |texts| {
                 pass.each_block(texts, &[layer], |_, states| {
-                    let states = match texts {
-                        Input::PrefixTree(tree) => tree.at_pooled(&states.outputs)?,
-                        _ => states.outputs,
-                    };
+                    let states = pass.mapped(texts, &states.outputs)?;
                     let part = states.f_sum_dim_intlist([0].as_slice(), false, Kind::Double)?;
                     match &mut sum {
                         None => sum = Some(part),
