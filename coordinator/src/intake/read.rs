@@ -8,7 +8,7 @@ use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
 use lethe_shared::manifest::{
-    Classes, CompositionMethod, Concept, Error, Manifest, ReleaseTarget, TargetKind,
+    Classes, CompositionMethod, Concept, Error, Manifest, ReleaseTarget, Settling, TargetKind,
 };
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::DataFile;
@@ -30,7 +30,7 @@ use super::pin::pin;
 use super::plan::{Plan, PlannedConcept, classes_of};
 use super::same_tokens;
 use crate::compose::protected::Protected;
-use crate::downstream::{Target, layers};
+use crate::downstream::{Target, has_causal_text, layers};
 use crate::failure::{Failure, Problems};
 
 impl Plan {
@@ -167,10 +167,13 @@ impl Plan {
 
 /// Sets the defaults of the composition that follow from the model and the targets.
 fn settle(manifest: &mut Manifest, checkpoint: &Checkpoint) -> Result<(), Failure> {
-    let draws = draws(manifest).is_some();
-    let inputs = layers::mlp_units(checkpoint, Tower::Text)?;
-    let protects = manifest.data.protect.is_some();
-    manifest.composition.settle(inputs, draws, protects);
+    let run = Settling {
+        inputs: layers::mlp_units(checkpoint, Tower::Text)?,
+        is_causal: has_causal_text(checkpoint),
+        draws: draws(manifest).is_some(),
+        protects: manifest.data.protect.is_some(),
+    };
+    manifest.composition.settle(run);
     Ok(())
 }
 

@@ -87,8 +87,8 @@ impl Spread {
 pub struct CompositionSection {
     /// The method. By default `margins`, unless edits may change the text tower only; then
     /// `least-squares` where the text tower's MLPs have 2,048 units or more or a diffusion pipeline is
-    /// among the targets, and `preconditioned` where they do not or where the manifest has a setting
-    /// that only `preconditioned` knows. A field that names no method applies to `preconditioned`,
+    /// among the targets, and `preconditioned` where they do not, where the model is a SigLIP, or where
+    /// the manifest has a setting that only `preconditioned` knows. A field that names no method applies to `preconditioned`,
     /// `null-space` and `margins`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<CompositionMethod>,
@@ -174,6 +174,20 @@ pub struct CompositionSection {
 /// by it than by `preconditioned` (`docs/research/composition.md`).
 const WIDE: u64 = 2048;
 
+/// What the defaults of a composition follow from.
+#[derive(Debug, Clone, Copy)]
+pub struct Settling {
+    /// Width of the text tower's layers that end an MLP.
+    pub inputs: u64,
+    /// Whether the text tower's attention is causal. Where it is not, as in a SigLIP,
+    /// `preconditioned` is the default (`docs/research/composition.md`).
+    pub is_causal: bool,
+    /// Whether a diffusion pipeline is among the targets.
+    pub draws: bool,
+    /// Whether texts are protected.
+    pub protects: bool,
+}
+
 impl Default for CompositionSection {
     fn default() -> Self {
         Self {
@@ -217,16 +231,16 @@ impl CompositionSection {
     }
 
     /// Sets the defaults that follow from the model and the targets, where the manifest leaves them
-    /// open. `inputs` is the width of the text tower's layers that end an MLP; `draws` says whether a
-    /// diffusion pipeline is among the targets, and `protects` whether texts are protected.
-    pub fn settle(&mut self, inputs: u64, draws: bool, protects: bool) {
+    /// open.
+    pub fn settle(&mut self, run: Settling) {
+        let Settling { inputs, is_causal, draws, protects } = run;
         let defaults = Self::default();
         let is_tuned = protects
             || self.layers != defaults.layers
             || self.change.is_some()
             || self.output_ridge != defaults.output_ridge;
         let is_open = self.method.is_none() && self.towers == Towers::Text;
-        if is_open && !is_tuned && (inputs >= WIDE || draws) {
+        if is_open && !is_tuned && ((inputs >= WIDE && is_causal) || draws) {
             self.method = Some(CompositionMethod::LeastSquares);
         }
         if self.method() == CompositionMethod::LeastSquares && self.tokens.is_none() {

@@ -31,7 +31,7 @@ pub mod table;
 mod targets;
 
 pub use self::classes::Classes;
-pub use self::composition::{CompositionMethod, CompositionSection, Spread};
+pub use self::composition::{CompositionMethod, CompositionSection, Settling, Spread};
 pub use self::concepts::Concept;
 pub use self::error::Error;
 pub use self::gates::{Gates, ProbeBound};
