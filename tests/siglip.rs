@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use lethe_shared::record::Composition;
 use lethe_shared::vocabulary::Tower;
 use lethe_tests::releases::{folder, lethe, model, record, succeed};
-use lethe_tests::targets::{Tensors, read};
+use lethe_tests::targets::{Tensors, read, write};
 use lethe_tests::{CONCEPTS, SmallJob, base_model, repository, stderr};
 use serde_json::Value;
 
@@ -78,6 +78,39 @@ fn the_pooling_head_takes_part_in_edits_of_the_vision_tower() {
     let record = check("vision", &said);
     assert_eq!(record.layers.len(), 5, "four blocks and the head: {:?}", record.layers);
     assert!(record.layers.contains_key("vision_model.head.mlp.fc2.weight"));
+}
+
+/// LLaVA-OneVision reads the last block's patches, and has no head.
+#[test]
+fn a_llava_with_the_tower_gets_the_same_edits() {
+    let job = SmallJob::new().lenient();
+    let [clip, siglip] = [base_model(), siglip()].map(|folder| folder.display().to_string());
+    job.replace("job.toml", &clip, &siglip);
+    let composition = "[composition]\ntowers = \"vision\"\nrank = 8\n\n[execution]";
+    job.replace("job.toml", "[execution]", composition);
+    let manifest = std::fs::read_to_string(job.path("job.toml")).unwrap();
+    let target = "\n[[release.target]]\nname = \"llava\"\nkind = \"llava\"\nuri = \"llava\"\n";
+    job.write("job.toml", (manifest + target).as_bytes());
+    std::fs::create_dir(job.path("llava")).unwrap();
+    let tower: Tensors = read(&self::siglip().join("model.safetensors"))
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("vision_model.") && !name.contains(".head."))
+        .map(|(name, tensor)| (format!("model.vision_tower.{name}"), tensor))
+        .collect();
+    write(&job.path("llava/model.safetensors"), &tower);
+    let config = serde_json::json!({ "model_type": "llava_onevision",
+        "vision_config": { "model_type": "siglip_vision_model", "num_hidden_layers": 4, "num_attention_heads": 6 } });
+    job.write("llava/config.json", config.to_string().as_bytes());
+    let said = job.run("store");
+    let released = read(&folder(&said).join("targets/llava/model.safetensors"));
+    let own = read(&folder(&said).join("model.safetensors"));
+    let changed: Vec<&String> =
+        tower.keys().filter(|name| tower[*name] != released[*name]).collect();
+    assert_eq!(changed.len(), 4, "{changed:?}");
+    for name in changed {
+        assert!(name.ends_with(".mlp.fc2.weight"), "{name}");
+        assert!(released[name] == own[name.strip_prefix("model.vision_tower.").unwrap()], "{name}");
+    }
 }
 
 #[test]

@@ -15,14 +15,15 @@ use super::settings::Settings;
 use crate::failure::Failure;
 
 pub(super) const CONFIG: &str = "config.json";
-/// What a LLaVA reads and CLIP does not (docs/evidence/targets.md).
-const PATCHES: &str = "it reads the patches of an image, where CLIP reads the class token: the run finds and measures edits at the class token, \
-                       so the language model can still name what the run reports as removed; measure it with a probe (docs/probes.md)";
-/// The default of transformers.
-const DEFAULT_LAYER: i64 = -2;
-
-/// Values of `model_type` in configurations of transformers.
-const KINDS: [&str; 3] = ["llava", "llava_next", "vipllava"];
+/// What a LLaVA reads and its base model does not (docs/evidence/targets.md).
+const PATCHES: &str = "it reads the patches of an image, where the model itself reads one token of it: the run finds and measures edits at that \
+                       token, so the language model can still name what the run reports as removed; measure it with a probe (docs/probes.md)";
+/// Values of `model_type` in configurations of transformers, with the default of
+/// `vision_feature_layer`.
+const KINDS: [(&str, i64); 4] =
+    [("llava", -2), ("llava_next", -2), ("vipllava", -2), ("llava_onevision", -1)];
+/// Values of `model_type` of vision towers: CLIP's and SigLIP's.
+const TOWERS: [&str; 2] = ["clip_vision_model", "siglip_vision_model"];
 
 /// Returns whether a configuration is one of LLaVA's, also of a kind that is refused.
 pub(super) fn is_config(config: &Value) -> bool {
@@ -41,9 +42,10 @@ pub(super) async fn expected(
     let config = folder.json(CONFIG).await?;
     let read = read(&config, warnings)
         .map_err(|problem| Failure::input(format!("{CONFIG}: {problem}")))?;
-    if config.get("vision_feature_select_strategy").and_then(Value::as_str) != Some("full")
-        && config.get("mm_vision_select_feature").and_then(Value::as_str) != Some("cls_patch")
-    {
+    let reads_class_token = !read.is_siglip
+        && (config.get("vision_feature_select_strategy").and_then(Value::as_str) == Some("full")
+            || config.get("mm_vision_select_feature").and_then(Value::as_str) == Some("cls_patch"));
+    if !reads_class_token {
         warnings.push(PATCHES.to_owned());
     }
     let blocks = read.blocks;
@@ -77,6 +79,8 @@ struct Read {
     states: Vec<i64>,
     /// Number of blocks of the vision tower.
     blocks: Option<usize>,
+    /// Whether the vision tower is a SigLIP's, which has no class token.
+    is_siglip: bool,
     /// Source of the vision tower if the checkpoint need not contain it, and advice.
     elsewhere: Option<String>,
 }
@@ -84,14 +88,15 @@ struct Read {
 fn read(config: &Value, warnings: &mut Vec<String>) -> Result<Read, String> {
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("missing");
     if let Some(vision) = config.get("vision_config") {
-        if !KINDS.contains(&kind) {
+        let Some((_, default)) = KINDS.iter().find(|(known, _)| *known == kind) else {
+            let known = KINDS.map(|(known, _)| known).join(", ");
             return Err(format!(
-                "model_type is `{kind}`: how it uses its vision tower is not known; expected llava, llava_next or vipllava"
+                "model_type is `{kind}`: how it uses its vision tower is not known; expected one of {known}"
             ));
-        }
-        let tower = vision.get("model_type").and_then(Value::as_str).unwrap_or("clip_vision_model");
-        if tower != "clip_vision_model" {
-            return Err(format!("its vision tower is a `{tower}`, not CLIP's"));
+        };
+        let tower = vision.get("model_type").and_then(Value::as_str).unwrap_or(TOWERS[0]);
+        if !TOWERS.contains(&tower) {
+            return Err(format!("its vision tower is a `{tower}`, neither CLIP's nor SigLIP's"));
         }
         let layer = ["vision_feature_layers", "vision_feature_layer"]
             .into_iter()
@@ -99,8 +104,9 @@ fn read(config: &Value, warnings: &mut Vec<String>) -> Result<Read, String> {
         let blocks =
             vision.get("num_hidden_layers").and_then(Value::as_u64).map(|blocks| blocks as usize);
         return Ok(Read {
-            states: layer.map_or_else(|| Ok(vec![DEFAULT_LAYER]), states)?,
+            states: layer.map_or_else(|| Ok(vec![*default]), states)?,
             blocks,
+            is_siglip: tower == TOWERS[1],
             elsewhere: None,
         });
     }
@@ -126,7 +132,12 @@ fn read(config: &Value, warnings: &mut Vec<String>) -> Result<Read, String> {
              unfreeze_mm_vision_tower is set in {CONFIG}: set it, or let mm_vision_tower lead to the release itself"
         ));
     }
-    Ok(Read { states: states(layer)?, blocks: None, elsewhere: Some(elsewhere) })
+    Ok(Read {
+        states: states(layer)?,
+        blocks: None,
+        is_siglip: tower.to_ascii_lowercase().contains("siglip"),
+        elsewhere: Some(elsewhere),
+    })
 }
 
 fn states(layer: &Value) -> Result<Vec<i64>, String> {
@@ -170,8 +181,11 @@ mod tests {
         let hf = json!({"model_type": "llava", "vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 24}, "vision_feature_layer": -2});
         assert_eq!(
             read(&hf, &mut warnings),
-            Ok(Read { states: vec![-2], blocks: Some(24), elsewhere: None })
+            Ok(Read { states: vec![-2], blocks: Some(24), is_siglip: false, elsewhere: None })
         );
+        let siglip = json!({"model_type": "llava_onevision", "vision_config": {"model_type": "siglip_vision_model"}});
+        let siglip = read(&siglip, &mut warnings).unwrap();
+        assert_eq!((siglip.states, siglip.is_siglip), (vec![-1], true));
         let several = json!({"model_type": "vipllava", "vision_config": {}, "vision_feature_layers": [-2, -5, 6]});
         assert_eq!(read(&several, &mut warnings).unwrap().states, [-2, -5, 6]);
         assert_eq!(
@@ -192,7 +206,7 @@ mod tests {
             "{warnings:?}"
         );
         for other in [
-            json!({"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model"}}),
+            json!({"model_type": "llava", "vision_config": {"model_type": "dinov2"}}),
             json!({"model_type": "qwen2_vl", "vision_config": {}}),
             json!({"model_type": "llava_llama", "mm_vision_tower": "x"}),
             json!({"model_type": "llava", "vision_config": {}, "vision_feature_layer": "full"}),

@@ -223,7 +223,8 @@ impl TowerMap {
                 found.fused(i, &[Map::Query, Map::Key, Map::Value], &format!("{at}.{fused}"));
             }
         }
-        if let Some(pool) = names.pool {
+        // A target that reads the states before its head may lack it.
+        if let Some(pool) = names.pool.filter(|pool| named(pool.probe)) {
             for (map, name) in [
                 (Map::OutProj, pool.out_proj),
                 (Map::Norm2, pool.norm),
@@ -469,9 +470,13 @@ mod tests {
             tensors.values_mut().for_each(|info| info.shape = vec![6, 2]);
             let map = TowerMap::of(&tensors, Tower::Vision).unwrap();
             assert_eq!((map.blocks(), map.prefix()), (1, "v."));
-            assert_eq!(map.places()[&Weight::Block(1, Map::Fc2, Part::Weight)].tensor, fc2);
+            let last = Weight::Block(1, Map::Fc2, Part::Weight);
+            assert_eq!(map.places()[&last].tensor, fc2);
             let place = &map.places()[&Weight::Block(1, Map::Value, Part::Weight)];
             assert_eq!((place.tensor.as_str(), place.part), (value.0, Some(value.1)));
+            tensors.retain(|name, _| !name.contains("head.") && !name.contains("attn_pool."));
+            let without = TowerMap::of(&tensors, Tower::Vision).unwrap();
+            assert!(without.blocks() == 1 && !without.places().contains_key(&last));
         }
     }
 
