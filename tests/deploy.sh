@@ -42,15 +42,8 @@ tool() { local name="$1"; shift; "$TOOLS/site/bin/$name" "$@"; }
 for program in lethe lethe-worker; do [ -x "target/release/$program" ] || die "target/release/$program is missing: cargo build --release --locked"; done
 [ -x "$NATS_SERVER" ] && [ -d .tools/s3/site ] || die "servers are missing: make setup-test"
 
-work=$(mktemp -d)
-processes=()
-cleanup() {
-  local process
-  for process in "${processes[@]}"; do kill -TERM "$process" 2>/dev/null || true; done
-  for process in "${processes[@]}"; do wait "$process" 2>/dev/null || true; done
-  rm -rf "$work"
-}
-trap cleanup EXIT
+# shellcheck source=tests/processes.sh
+source tests/processes.sh
 trap 'exit 130' INT TERM
 
 checked=0

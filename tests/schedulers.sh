@@ -17,15 +17,8 @@ if ! cmp -s "$REQUIREMENTS" "$TOOLS/requirements.txt"; then
   cp "$REQUIREMENTS" "$TOOLS/requirements.txt"
 fi
 
-work=$(mktemp -d)
-processes=()
-cleanup() {
-  local process
-  for process in "${processes[@]}"; do kill -TERM "$process" 2>/dev/null || true; done
-  for process in "${processes[@]}"; do wait "$process" 2>/dev/null || true; done
-  rm -rf "$work"
-}
-trap cleanup EXIT
+# shellcheck source=tests/processes.sh
+source tests/processes.sh
 start() { "$@" > "$work/${1##*/}.log" 2>&1 & processes+=($!); }
 
 python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-index --no-deps --target "$work/module" target/wheel/lethe-*.whl

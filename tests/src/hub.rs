@@ -229,24 +229,12 @@ fn answer(
                 },
             }
         }
-        ["datasets", owner, name, "resolve", commit, path @ ..] => resolve(
-            &format!("datasets/{owner}/{name}"),
-            commit,
-            &path.join("/"),
-            token,
-            headers,
-            address,
-            state,
-        ),
-        [owner, name, "resolve", commit, path @ ..] => resolve(
-            &format!("models/{owner}/{name}"),
-            commit,
-            &path.join("/"),
-            token,
-            headers,
-            address,
-            state,
-        ),
+        ["datasets", owner, name, "resolve", commit, path @ ..]
+        | [owner, name, "resolve", commit, path @ ..] => {
+            let kind = if parts[0] == "datasets" { "datasets" } else { "models" };
+            let repository = format!("{kind}/{owner}/{name}");
+            resolve(&repository, commit, &path.join("/"), token, headers, address, state)
+        }
         _ => failed(404, ""),
     }
 }

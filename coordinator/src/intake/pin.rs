@@ -2,7 +2,7 @@
 //! Everything that follows then reads the same bytes, however the branches move.
 
 use lethe_shared::address::Address;
-use lethe_shared::manifest::{DataSection, Manifest, ReleaseSection};
+use lethe_shared::manifest::Manifest;
 use lethe_store::Pins;
 
 use super::files::missing;
@@ -16,35 +16,7 @@ use crate::failure::Failure;
 /// may not be read; [`Failure::Infrastructure`] when the hub cannot be reached.
 pub async fn pin(mut manifest: Manifest, pins: &Pins) -> Result<Manifest, Failure> {
     let original = manifest.clone();
-    // All fields are listed, so that a new field with addresses fails to compile until it is handled
-    // here.
-    let DataSection {
-        retain,
-        retain_texts,
-        retain_images,
-        protect,
-        validation,
-        test,
-        classes,
-        template: _,
-    } = &mut manifest.data;
-    let ReleaseSection { uri: _, target, salt, names: _, license: _, base_model: _ } =
-        &mut manifest.release;
-    let mut fields = vec![("model.uri", &mut manifest.model.uri), ("data.classes", classes)];
-    for (field, files) in [
-        ("data.retain", retain),
-        ("data.retain_texts", retain_texts),
-        ("data.retain_images", retain_images),
-        ("data.validation", validation),
-        ("data.test", test),
-    ] {
-        fields.extend(files.iter_mut().map(|file| (field, file)));
-    }
-    fields.extend(protect.iter_mut().map(|file| ("data.protect", file)));
-    fields.extend(manifest.concepts.table.iter_mut().map(|file| ("concepts.table", file)));
-    fields.extend(target.iter_mut().map(|target| ("release.target", &mut target.uri)));
-    fields.extend(salt.iter_mut().map(|file| ("release.salt", file)));
-    for (field, text) in fields {
+    for (field, text) in manifest.inputs_mut() {
         if let Some(pinned) = pinned(&original, field, text, pins).await? {
             *text = pinned;
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use lethe_shared::digest::Digest;
 use lethe_shared::json;
-use lethe_shared::manifest::{DataSection, ExecutionSection, Manifest, ReleaseSection};
+use lethe_shared::manifest::{ExecutionSection, Manifest, ReleaseSection};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -36,40 +36,8 @@ impl Submission {
     /// [`MAX_BYTES`].
     pub fn new(mut manifest: Manifest) -> Result<Self, Failure> {
         let original = manifest.clone();
-        let absolute = |field: &str, text: &mut String| {
+        for (field, text) in manifest.inputs_mut() {
             *text = original.address(field, text)?.to_string();
-            Ok::<_, Failure>(())
-        };
-        absolute("model.uri", &mut manifest.model.uri)?;
-        // All fields are listed, so that a new field with addresses fails to compile until it is
-        // handled here.
-        let DataSection {
-            retain,
-            retain_texts,
-            retain_images,
-            protect,
-            validation,
-            test,
-            classes,
-            template: _,
-        } = &mut manifest.data;
-        absolute("data.classes", classes)?;
-        for (field, files) in [
-            ("data.retain", retain),
-            ("data.retain_texts", retain_texts),
-            ("data.retain_images", retain_images),
-            ("data.validation", validation),
-            ("data.test", test),
-        ] {
-            for file in files {
-                absolute(field, file)?;
-            }
-        }
-        if let Some(protect) = protect {
-            absolute("data.protect", protect)?;
-        }
-        if let Some(table) = &mut manifest.concepts.table {
-            absolute("concepts.table", table)?;
         }
         for row in &mut manifest.concepts.list {
             let parts = row.forget.split(SEPARATOR).map(str::trim).filter(|part| !part.is_empty());
@@ -81,15 +49,7 @@ impl Submission {
         // Workers and device are those of one machine; which machines may share a run is not.
         let arithmetic = manifest.execution.arithmetic;
         manifest.execution = ExecutionSection { arithmetic, ..ExecutionSection::default() };
-        let ReleaseSection { uri, target, salt, names: _, license: _, base_model: _ } =
-            &mut manifest.release;
-        *uri = ReleaseSection::default().uri;
-        for target in target {
-            absolute("release.target", &mut target.uri)?;
-        }
-        if let Some(salt) = salt {
-            absolute("release.salt", salt)?;
-        }
+        manifest.release.uri = ReleaseSection::default().uri;
         let submission = Self { version: VERSION, manifest };
         let size = submission.to_json().len();
         if size > MAX_BYTES {

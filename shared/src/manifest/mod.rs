@@ -2,12 +2,13 @@
 //!
 //! A manifest is TOML, or JSON with the same fields. Unknown fields are errors. Addresses are paths
 //! relative to the file they stand in (wildcards allowed in the last part), or `file://`, `s3://`,
-//! `gs://`, `az://`.
+//! `gs://`, `az://`, `hf://`, `https://`.
 //!
 //! | file | what |
 //! |---|---|
 //! | `sections.rs` | [`Manifest`] and its sections, with defaults |
 //! | `composition.rs` | the section `[composition]` |
+//! | `addresses.rs` | the addresses in it |
 //! | `read.rs` | [reading](Manifest::read) |
 //! | `check.rs` | the checks of values |
 //! | `lines.rs` | the lines of fields, for messages |
@@ -17,6 +18,7 @@
 //! | `gates.rs` | [`Gates`], in the manifest and in gate files |
 //! | `targets.rs` | [`ReleaseTarget`]: other models that receive the edits |
 
+mod addresses;
 mod check;
 pub mod classes;
 mod composition;

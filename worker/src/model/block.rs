@@ -97,6 +97,39 @@ fn fused_part(
     weights.linear(x, &weight, Some(&bias))
 }
 
+/// Returns queries, keys and values of `normed` `[…, tokens, width]`; queries of `queried` instead, if
+/// that is given.
+fn project(
+    weights: &Weights,
+    attention: &QueryKeyValue,
+    config: &TowerConfig,
+    queried: Option<&Tensor>,
+    normed: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor), Error> {
+    let part = |of: &Tensor, number: i64| of.f_narrow(-1, number * config.width, config.width);
+    Ok(match (attention, queried) {
+        (QueryKeyValue::Split { query, key, value }, _) => (
+            linear(weights, query, queried.unwrap_or(normed))?,
+            linear(weights, key, normed)?,
+            linear(weights, value, normed)?,
+        ),
+        (QueryKeyValue::Fused(fused), None) => {
+            let all = fused_part(weights, fused, config, 0, 3, normed)?;
+            (part(&all, 0)?, part(&all, 1)?, part(&all, 2)?)
+        }
+        (QueryKeyValue::Fused(fused), Some(queried)) => {
+            let query = fused_part(weights, fused, config, 0, 1, queried)?;
+            let both = fused_part(weights, fused, config, 1, 2, normed)?;
+            (query, part(&both, 0)?, part(&both, 1)?)
+        }
+        (QueryKeyValue::QueryAndFused { query, key_value }, _) => {
+            let query = linear(weights, query, queried.unwrap_or(normed))?;
+            let both = linear(weights, key_value, normed)?;
+            (query, part(&both, 0)?, part(&both, 1)?)
+        }
+    })
+}
+
 /// Brings activations into the shape `[items, tokens, width]`.
 fn per_token(tokens: &Tokens, x: &Tensor) -> Result<Tensor, Error> {
     match tokens {
@@ -169,26 +202,7 @@ fn attention_of_all(
     tokens: &Tokens,
 ) -> Result<Tensor, Error> {
     let normed = norm(weights, &block.norm1, x, config)?;
-    let (query, key, value) = match &block.attention {
-        QueryKeyValue::Split { query, key, value } => (
-            linear(weights, query, &normed)?,
-            linear(weights, key, &normed)?,
-            linear(weights, value, &normed)?,
-        ),
-        QueryKeyValue::Fused(fused) => {
-            let all = fused_part(weights, fused, config, 0, 3, &normed)?;
-            let part = |number: i64| all.f_narrow(-1, number * config.width, config.width);
-            (part(0)?, part(1)?, part(2)?)
-        }
-        QueryKeyValue::QueryAndFused { query, key_value } => {
-            let both = linear(weights, key_value, &normed)?;
-            (
-                linear(weights, query, &normed)?,
-                both.f_narrow(-1, 0, config.width)?,
-                both.f_narrow(-1, config.width, config.width)?,
-            )
-        }
-    };
+    let (query, key, value) = project(weights, &block.attention, config, None, &normed)?;
     let attended = attend(
         &heads(&per_token(tokens, &query)?, config)?,
         &heads(&per_token(tokens, &key)?, config)?,
@@ -226,30 +240,7 @@ fn attention_of_pooled(
         None => pick(&normed)?,
         Some(probe) => weights.get(probe).f_expand([x.size()[0], 1, config.width], false)?,
     };
-    let (query, key, value) = match &block.attention {
-        QueryKeyValue::Split { query, key, value } => (
-            linear(weights, query, &one)?,
-            linear(weights, key, &normed)?,
-            linear(weights, value, &normed)?,
-        ),
-        QueryKeyValue::Fused(fused) => {
-            let query = fused_part(weights, fused, config, 0, 1, &one)?;
-            let both = fused_part(weights, fused, config, 1, 2, &normed)?;
-            (
-                query,
-                both.f_narrow(-1, 0, config.width)?,
-                both.f_narrow(-1, config.width, config.width)?,
-            )
-        }
-        QueryKeyValue::QueryAndFused { query, key_value } => {
-            let both = linear(weights, key_value, &normed)?;
-            (
-                linear(weights, query, &one)?,
-                both.f_narrow(-1, 0, config.width)?,
-                both.f_narrow(-1, config.width, config.width)?,
-            )
-        }
-    };
+    let (query, key, value) = project(weights, &block.attention, config, Some(&one), &normed)?;
     let (key, value) = (per_token(tokens, &key)?, per_token(tokens, &value)?);
     // Causal attention: the pooled token attends to itself and to earlier tokens.
     let mask = match tokens {

@@ -123,34 +123,11 @@ const TOWER: Keys = &[
     ("pruned_heads", Off),
 ];
 
-const SIGLIP: Keys = &[
-    ("model_type", Any),
-    ("text_config", Any),
-    ("vision_config", Any),
-    ("add_cross_attention", Off),
-    ("is_decoder", Off),
-    ("pruned_heads", Off),
-    ("transformers.js_config", Any),
-];
-
+/// Keys of a SigLIP's towers that have another meaning in a CLIP's, or none.
 const SIGLIP_TOWER: Keys = &[
-    ("hidden_act", Any),
-    ("hidden_size", Any),
-    ("image_size", Any),
-    ("intermediate_size", Any),
-    ("layer_norm_eps", Any),
-    ("max_position_embeddings", Any),
     ("model_type", OneOf(&["siglip_text_model", "siglip_vision_model"])),
-    ("num_attention_heads", Any),
-    ("num_channels", Any),
-    ("num_hidden_layers", Any),
-    ("patch_size", Any),
     ("projection_size", Any),
     ("vision_use_head", Any),
-    ("vocab_size", Any),
-    ("add_cross_attention", Off),
-    ("is_decoder", Off),
-    ("pruned_heads", Off),
 ];
 
 const MODEL: Keys = &[
@@ -287,8 +264,9 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// Checks one object; `at` is its path in the file, with a dot at its end unless it is empty.
-fn check(at: &str, object: &Value, keys: Keys, common: &[&str]) -> Result<(), String> {
+/// Checks one object; `at` is its path in the file, with a dot at its end unless it is empty. Of two
+/// tables of keys that have one, the first says what it may be.
+fn check(at: &str, object: &Value, keys: &[Keys], common: &[&str]) -> Result<(), String> {
     let Some(object) = object.as_object() else { return Ok(()) };
     for (key, value) in object.iter().filter(|(_, value)| !value.is_null()) {
         let key_of_at = format!("{at}{}", key.escape_debug());
@@ -301,6 +279,8 @@ fn check(at: &str, object: &Value, keys: Keys, common: &[&str]) -> Result<(), St
         };
         let allowed = keys
             .iter()
+            .copied()
+            .flatten()
             .find(|(name, _)| name == key)
             .map(|(_, allowed)| *allowed)
             .or_else(|| common.contains(&key.as_str()).then_some(Any));
@@ -328,25 +308,25 @@ fn check(at: &str, object: &Value, keys: Keys, common: &[&str]) -> Result<(), St
 
 /// Checks the keys of a `config.json` of transformers.
 pub(super) fn check_transformers(json: &Value) -> Result<(), String> {
-    check("", json, CLIP, COMMON)?;
+    check("", json, &[CLIP], COMMON)?;
     for section in ["text_config", "vision_config", "text_config_dict", "vision_config_dict"] {
-        check(&format!("{section}."), &json[section], TOWER, COMMON)?;
+        check(&format!("{section}."), &json[section], &[TOWER], COMMON)?;
     }
     Ok(())
 }
 
 /// Checks the keys of a SigLIP's `config.json` of transformers.
 pub(super) fn check_siglip(json: &Value) -> Result<(), String> {
-    check("", json, SIGLIP, COMMON)?;
+    check("", json, &[CLIP], COMMON)?;
     for section in ["text_config", "vision_config"] {
-        check(&format!("{section}."), &json[section], SIGLIP_TOWER, COMMON)?;
+        check(&format!("{section}."), &json[section], &[SIGLIP_TOWER, TOWER], COMMON)?;
     }
     Ok(())
 }
 
 /// Checks the keys of `model_cfg` of an `open_clip_config.json`.
 pub(super) fn check_open_clip(model: &Value) -> Result<(), String> {
-    check("model_cfg.", model, MODEL, &[])?;
-    check("model_cfg.vision_cfg.", &model["vision_cfg"], VISION, &[])?;
-    check("model_cfg.text_cfg.", &model["text_cfg"], TEXT, &[])
+    check("model_cfg.", model, &[MODEL], &[])?;
+    check("model_cfg.vision_cfg.", &model["vision_cfg"], &[VISION], &[])?;
+    check("model_cfg.text_cfg.", &model["text_cfg"], &[TEXT], &[])
 }
