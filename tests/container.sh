@@ -53,16 +53,20 @@ build bud --quiet --isolation chroot --file deploy/Dockerfile --tag localhost/le
 
 step "running it"
 container=$(build from localhost/lethe)
-# The demo's data with the narrow model of the tests.
-inside() { build run --isolation chroot --volume "$PWD/jobs/emoji:/data:ro" --volume "$PWD/tests/model:/data/model:ro" "$container" -- "$@"; }
+inside() { build run --isolation chroot --volume "$PWD/jobs/emoji:/data:ro" "$container" -- "$@"; }
 [ "$(inside id -u)" = 10001 ] || die "programs run as $(inside id -u), not 10001"
 inside lethe doctor
 inside lethe-worker --version
-inside lethe run /data/small.toml --store /var/cache/lethe/store --json > "$work/report.json"
-python3 - "$work/report.json" <<'PY'
+step "the demo in it, and beside it"
+inside lethe run /data/remove-100.toml --store /var/cache/lethe/store --json > "$work/inside.json"
+target/release/lethe run jobs/emoji/remove-100.toml --store "$work/store" --json > "$work/beside.json"
+python3 - "$work/inside.json" "$work/beside.json" <<'PY'
 import json, sys
-report = json.loads(open(sys.argv[1]).read().splitlines()[-1])
-assert report["status"] == "complete", report["status"]
-assert report["release"].startswith("/var/cache/lethe/store/releases/emoji-8/"), report["release"]
+inside, beside = (json.loads(open(path).read().splitlines()[-1]) for path in sys.argv[1:])
+for report in (inside, beside):
+    assert report["status"] == "complete", report["status"]
+assert inside["release"].startswith("/var/cache/lethe/store/releases/emoji-100/"), inside["release"]
+assert inside["digest"] == beside["digest"], (inside["digest"], beside["digest"])
+print(f"container: both releases have the digest {inside['digest']}")
 PY
 step "done"

@@ -172,7 +172,11 @@ fn targets_are_recognised_and_compared() {
     let text = inspect(0, &[shown(&checkpoint)]);
     says(
         &text,
-        &["a LLaVA checkpoint", "the checkpoint: vision tower, ", "model.safetensors.index.json"],
+        &[
+            "a vision-language model",
+            "the checkpoint: vision tower, ",
+            "model.safetensors.index.json",
+        ],
     );
 }
 

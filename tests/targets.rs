@@ -295,6 +295,45 @@ fn edits_go_to_layers_that_act() {
 }
 
 #[test]
+fn a_pipeline_that_takes_one_vector_gets_edits_of_the_token_that_clip_reads() {
+    let targets = target("flux", "diffusion");
+    let job = job("method = \"least-squares\"\nrounds = 0", &targets);
+    pipeline(&job.path("flux"), TEXT_BLOCKS);
+    let planned = |index: &Value| {
+        job.write("flux/model_index.json", index.to_string().as_bytes());
+        let output = job.command("plan", &[]).output().unwrap();
+        (last_line(&output), stderr(&output))
+    };
+    let states = json!({"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"],
+        "unet": ["diffusers", "UNet2DConditionModel"]});
+    let (plan, _) = planned(&states);
+    assert_eq!(plan["tokens"], "all");
+    assert!(plan["targets"][0]["unedited"].is_null(), "{plan}");
+    let pooled = json!({"_class_name": "FluxPipeline", "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"], "transformer": ["diffusers", "FluxTransformer2DModel"]});
+    let (plan, warnings) = planned(&pooled);
+    assert_eq!(plan["tokens"], "read");
+    assert_eq!(plan["targets"][0]["architecture"], "FluxPipeline");
+    assert!(warnings.contains("`text_encoder_2` (T5EncoderModel) reads prompts too"), "{warnings}");
+
+    let output = job.output("store");
+    assert!([0, 3].contains(&output.status.code().unwrap()), "{}", stderr(&output));
+    let said = last_line(&output);
+    let kept = record(&said);
+    let [one] = kept.targets.as_slice() else { panic!("{:?}", kept.targets) };
+    assert_eq!(one.unedited[0].class, "T5EncoderModel");
+    assert!(one.towers[0].reads.starts_with("the state at the end of a text"), "{:?}", one.towers);
+    let inside = folder(&said).join("targets/flux/text_encoder/model.safetensors");
+    let own = text_tower(&folder(&said).join("model.safetensors"), TEXT_BLOCKS);
+    assert!(read(&inside) == own && own != text_tower(&model(), TEXT_BLOCKS));
+    for page in ["README.md", "report.html"] {
+        let text = std::fs::read_to_string(folder(&said).join(page)).unwrap();
+        assert!(text.contains("not edited: text_encoder_2 (T5EncoderModel)"), "{page}");
+    }
+    ends(0, &["verify", said["release"].as_str().unwrap(), "--recompute"]);
+}
+
+#[test]
 fn llava_reads_its_tower_before_the_last_block() {
     let job = job(
         "towers = \"vision\"\nrounds = 0",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A probe: what a LLaVA with the edits still names, beside the unedited one.
+"""A probe: what a vision-language model with the edits still names, beside the unedited one.
 
 It shows pictures of removed and of retained classes to both models and asks what they are. An answer is right when it holds the class's
 name. `forgotten` is the share of the removed pictures that the unedited model names and the edited one does not; `kept.GROUP` is the share of
@@ -15,7 +15,7 @@ import tarfile
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from common import Input, read_groups, sampled, share, still_true, write
 
@@ -54,7 +54,7 @@ def ask(model, processor, pictures, options, what):
     for start in range(0, len(pictures), options.batch):
         part = [picture for picture, _ in pictures[start : start + options.batch]]
         given = processor(text=[options.question] * len(part), images=part, return_tensors="pt", padding=True).to(model.device, model.dtype)
-        # Some tokenizers return it, and no Llama reads it.
+        # Some tokenizers return it, and few language models read it.
         given.pop("token_type_ids", None)
         said = model.generate(**given, max_new_tokens=options.tokens, do_sample=False)
         answers += processor.batch_decode(said[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -84,7 +84,7 @@ def main():
     processor, answers = AutoProcessor.from_pretrained(base), {}
     for when, folder in (("base", base), ("release", edited)):
         kind = torch.float32 if device == "cpu" else "auto"
-        model = LlavaForConditionalGeneration.from_pretrained(folder, torch_dtype=kind).eval().to(device)
+        model = AutoModelForImageTextToText.from_pretrained(folder, torch_dtype=kind).eval().to(device)
         answers[when] = {group: ask(model, processor, shown, options, f"{group}, {when}") for group, shown in pictures.items()}
     numbers, seen, notes = {}, [], []
     for group, shown in pictures.items():

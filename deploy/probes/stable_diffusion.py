@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A probe: what a Stable Diffusion pipeline with the edits still draws, beside the unedited one.
+"""A probe: what a diffusion pipeline with the edits still draws, beside the unedited one.
 
 It draws each removed class and each retained one by its prompt, with both pipelines and the same noise. `changed.GROUP` is the mean
 difference of the two drawings, as a share of the range of a pixel. A judge, where there is one, says what is to be seen. In
@@ -11,11 +11,11 @@ draws right.
 """
 
 import argparse
+import json
 
 import numpy
 import torch
-from diffusers import StableDiffusionPipeline
-from transformers import CLIPTextModel
+from diffusers import DiffusionPipeline
 
 from common import Input, load_judge, read_groups, sampled, share, still_true, write
 
@@ -25,10 +25,15 @@ SHOWN = 12
 
 
 def pipelines(told, name):
-    """The unedited pipeline, and the same with the edited text encoder."""
+    """The unedited pipeline, and the same with the edited text encoders."""
     edited, base = told.target("stable-diffusion", name)
-    before, after = (StableDiffusionPipeline.from_pretrained(base, safety_checker=None, requires_safety_checker=False) for _ in range(2))
-    after.text_encoder = CLIPTextModel.from_pretrained(edited / "text_encoder")
+    # Pictures that it replaces by black ones cannot be compared.
+    checked = json.loads((base / "model_index.json").read_text()).get("safety_checker")
+    unchecked = {"safety_checker": None, "requires_safety_checker": False} if checked else {}
+    before, after = (DiffusionPipeline.from_pretrained(base, **unchecked) for _ in range(2))
+    for part in [part for part in after.components if part.startswith("text_encoder") and (edited / part).is_dir()]:
+        encoder = getattr(after, part)
+        setattr(after, part, type(encoder).from_pretrained(edited / part, config=encoder.config))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for pipeline in (before, after):
         # Half precision is slow on most processors, where it works at all.

@@ -24,9 +24,11 @@ mkdir "$work/emoji"
 cp -rs "$PWD/jobs/emoji/." "$work/emoji/"
 rm -rf "$work/emoji/model" "$work/emoji/store"
 ln -s "$PWD/tests/model" "$work/emoji/model"
+target() { printf '[[release.target]]\nname = "%s"\nkind = "%s"\nuri = "%s"\n' "$1" "$2" "$work/$3"; }
+released_by() { python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$1"; }
 say "removing eight concepts …"
 target/release/lethe run "$work/emoji/small.toml" --store "$work/store" --json > "$work/report.json"
-release=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/report.json")
+release=$(released_by "$work/report.json")
 target/release/lethe-embed "$work/emoji/model" "$work/emoji/validation.tar" "$work/base.safetensors"
 target/release/lethe-embed "$release" "$work/emoji/validation.tar" "$work/released.safetensors"
 peer tests/ecosystem/check_release.py "$work/emoji" small.toml "$release" "$work/base.safetensors" "$work/released.safetensors"
@@ -38,7 +40,7 @@ tests/ecosystem/wheel.sh "$HOME_DIR/site"
 
 say "a SigLIP and what is removed from it, from raw images and texts …"
 target/release/lethe run tests/model-siglip/remove.toml --store "$work/siglip" --json > "$work/siglip.json"
-released=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/siglip.json")
+released=$(released_by "$work/siglip.json")
 peer tests/ecosystem/check_siglip.py make "$work/odd.tar"
 for shard in jobs/emoji/validation.tar "$work/odd.tar"; do
   target/release/lethe-embed tests/model-siglip "$shard" "$work/siglip-base.safetensors"
@@ -51,24 +53,34 @@ head -500 jobs/emoji/retain-texts.txt > "$work/emoji/some-texts.txt"
 sed 's/^retain = .*/retain = ["retain-00000.tar"]\nretain_texts = ["some-texts.txt"]/' jobs/emoji/small.toml > "$work/emoji/least-squares.toml"
 printf '[composition]\nmethod = "least-squares"\nrank = 1024\nrounds = 0\n[policy]\nrequired = []\n[gates]\nutility_kept = 0.0\n' >> "$work/emoji/least-squares.toml"
 target/release/lethe run "$work/emoji/least-squares.toml" --store "$work/least-squares" --json > "$work/least-squares.json"
-release=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/least-squares.json")
+release=$(released_by "$work/least-squares.json")
 peer tests/ecosystem/check_least_squares.py "$work/emoji" least-squares.toml "$release" "$work/least-squares"
 
-say "the same eight into two pipelines and a LLaVA …"
+say "four concepts into seven kinds of vision-language models with the SigLIP inside …"
+peer tests/ecosystem/check_vision_language.py make tests/model-siglip "$work/siglip-models"
+absolute() { sed "s|\.\./\.\./jobs|$PWD/jobs|; s|\.\./model-siglip|$PWD/tests/model-siglip|; s|concepts.csv|four.csv|" "$@"; }
+absolute tests/model-siglip/concepts.csv | head -5 > "$work/four.csv"
+# How far each concept is forgotten is not what is checked here, nor below.
+{ absolute tests/model-siglip/remove.toml; printf '[policy]\nrequired = []\n[composition]\ntowers = "vision"\nrounds = 1\n'
+  for kind in $(peer tests/ecosystem/check_vision_language.py kinds tests/model-siglip); do target "$kind" vision-language "siglip-models/$kind"; done; } > "$work/siglip.toml"
+target/release/lethe run "$work/siglip.toml" --store "$work/siglip" --json > "$work/siglip-targets.json"
+peer tests/ecosystem/check_vision_language.py check "$work/siglip-models" "$(released_by "$work/siglip-targets.json")"
+
+say "the same eight into four pipelines and three vision-language models …"
 mkdir "$work/job"
 cp -rs "$work/emoji/." "$work/job/"
 peer tests/ecosystem/check_targets.py make "$work/emoji/model" "$work"
-target() { printf '[[release.target]]\nname = "%s"\nkind = "%s"\nuri = "%s"\n' "$1" "$2" "$work/$3"; }
+peer tests/ecosystem/check_vision_language.py make "$work/emoji/model" "$work/clip"
 printf 'tulip\nbasketball\nred apple\n' > "$work/job/protect.txt"
-{ sed 's/^classes = .*/&\nprotect = "protect.txt"/' "$work/emoji/small.toml"; target sd stable-diffusion pipeline; target sdxl stable-diffusion xl; } > "$work/job/text.toml"
-# How far each concept is forgotten is not what is checked here.
-{ cat "$work/emoji/small.toml"; printf '[policy]\nrequired = 0.1\n[composition]\ntowers = "vision"\nrounds = 1\n'; target llava llava llava; } > "$work/job/vision.toml"
+{ sed 's/^classes = .*/&\nprotect = "protect.txt"/' "$work/emoji/small.toml"; target sd stable-diffusion pipeline; target sdxl stable-diffusion xl; target sd3 diffusion three; target flux diffusion flux; } > "$work/job/text.toml"
+{ cat "$work/emoji/small.toml"; printf '[policy]\nrequired = 0.1\n[composition]\ntowers = "vision"\nrounds = 1\n'; target llava llava llava; for kind in $(peer tests/ecosystem/check_vision_language.py kinds "$work/emoji/model"); do target "$kind" vision-language "clip/$kind"; done; } > "$work/job/vision.toml"
 releases=()
 for tower in text vision; do
   target/release/lethe run "$work/job/$tower.toml" --store "$work/store" --json > "$work/$tower.json"
-  releases+=("$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["release"])' "$work/$tower.json")")
+  releases+=("$(released_by "$work/$tower.json")")
 done
 peer tests/ecosystem/check_targets.py check "$work" "${releases[@]}"
+peer tests/ecosystem/check_vision_language.py check "$work/clip" "${releases[1]}"
 peer tests/ecosystem/check_protected.py "$work/emoji/model" "${releases[0]}"
 
 say "the project's probes on both: they draw and ask, though random models do neither well …"
@@ -80,11 +92,12 @@ classes = [row["class"] for row in csv.DictReader(open("jobs/emoji/split.csv")) 
 (folder / "groups.csv").write_text("class,group\n" + "".join(f"{name},covered\n" for name in classes))
 (folder / "judge.py").write_text('def load(argument):\n    return lambda pictures: [argument.split("+") for _ in pictures]\n')
 site, probes = pathlib.Path(".tools/ecosystem/site").resolve(), pathlib.Path("deploy/probes").resolve()
-def probe(name, *arguments):
-    command = ["env", f"PYTHONPATH={site}", "HF_HUB_OFFLINE=1", "python3", str(probes / f"{name}.py"), "--retained", "groups.csv", *arguments]
-    (folder / f"{name}.toml").write_text(f'[probe]\nname = "{name.replace("_", "-")}"\ncommand = {json.dumps(command)}\n')
-probe("stable_diffusion", "--judge", f"judge.py:pizza+{classes[0]}", "--steps", "2", "--side", "16", "--target", "sd")
-probe("llava", "--pictures", str(pathlib.Path("jobs/emoji/test.tar").resolve()), "--each", "4")
+def probe(name, script, *arguments):
+    command = ["env", f"PYTHONPATH={site}", "HF_HUB_OFFLINE=1", "python3", str(probes / f"{script}.py"), "--retained", "groups.csv", *arguments]
+    (folder / f"{name}.toml").write_text(f'[probe]\nname = "{name}"\ncommand = {json.dumps(command)}\n')
+for target in ("sd", "flux"):
+    probe(target, "stable_diffusion", "--judge", f"judge.py:pizza+{classes[0]}", "--steps", "2", "--side", "16", "--target", target)
+probe("llava", "llava", "--target", "llava", "--pictures", str(pathlib.Path("jobs/emoji/test.tar").resolve()), "--each", "4")
 END
 measured() { # NAME RELEASE NUMBER…
   target/release/lethe evaluate "$2" --store "$work/store" --probe "$work/probes/$1.toml" --json > "$work/$1.json"
@@ -96,7 +109,7 @@ print(f"  {'FAIL' if missing else 'ok  '} probe {probe['name']}: {len(probe['num
 sys.exit(bool(missing))
 END
 }
-measured stable_diffusion "${releases[0]}" ua changed.removed drawn.removed drawn.covered ira.covered
+for target in sd flux; do measured "$target" "${releases[0]}" ua changed.removed drawn.removed drawn.covered ira.covered; done
 measured llava "${releases[1]}" right.removed right.covered still.covered
 
 say "the how-to pages of targets, as a reader follows them, on models that draw and answer …"

@@ -3,12 +3,13 @@
 use lethe_operations::log::say;
 use lethe_shared::exit;
 use lethe_shared::manifest::{CompositionMethod, Spread, TargetKind};
+use lethe_shared::record::targets::UneditedEncoder;
 use lethe_shared::vocabulary::{TextTokens, Tower};
 use serde::Serialize;
 
 use super::common::{Common, print};
-use crate::downstream::Target;
 use crate::downstream::layers::candidates;
+use crate::downstream::{Target, TowerSummary};
 use crate::exec::jobs;
 use crate::failure::Failure;
 use crate::intake::plan::{Plan, groups};
@@ -54,8 +55,25 @@ struct Planned {
 struct PlannedTarget {
     name: String,
     kind: TargetKind,
+    /// The class of a pipeline, or `model_type` of a vision-language model.
+    architecture: String,
     tower: Tower,
+    /// Its towers that are the model's, and what it reads of each.
+    reads: Vec<PlannedTower>,
+    /// Text encoders in it that are not edited.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unedited: Vec<UneditedEncoder>,
     bytes: u64,
+}
+
+/// A tower of a target that edits act in.
+#[derive(Debug, Serialize)]
+struct PlannedTower {
+    /// Its folder in the target; empty for the target's own.
+    folder: String,
+    blocks: usize,
+    blocks_used: usize,
+    reads: String,
 }
 
 pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
@@ -122,9 +140,37 @@ fn target(target: &Target) -> PlannedTarget {
     PlannedTarget {
         name: target.request.name.clone(),
         kind: target.request.kind,
+        architecture: target.architecture.clone(),
         tower: target.tower(),
+        reads: target.towers().filter(|tower| tower.is_used).map(planned_tower).collect(),
+        unedited: target.unedited.clone(),
         bytes: target.bytes(),
     }
+}
+
+fn planned_tower(tower: TowerSummary<'_>) -> PlannedTower {
+    PlannedTower {
+        folder: tower.folder.to_owned(),
+        blocks: tower.blocks,
+        blocks_used: tower.reach.blocks.min(tower.blocks),
+        reads: tower.reads.to_owned(),
+    }
+}
+
+/// Returns the lines that show a target.
+fn target_rows(target: &PlannedTarget) -> Vec<(&'static str, String)> {
+    let (name, architecture) = (&target.name, &target.architecture);
+    let (tower, bytes) = (target.tower.name(), human_bytes(target.bytes));
+    let mut rows = vec![("target", format!("{name} ({architecture}: {tower} tower, {bytes})"))];
+    for one in &target.reads {
+        let PlannedTower { folder, blocks, blocks_used, reads } = one;
+        let at = if folder.is_empty() { String::new() } else { format!("{folder}: ") };
+        rows.push(("  reads", format!("{at}{reads}; {blocks_used} of {blocks} blocks act")));
+    }
+    for encoder in &target.unedited {
+        rows.push(("  not edited", format!("{} ({})", encoder.folder, encoder.class)));
+    }
+    rows
 }
 
 /// Returns the number of jobs that preconditioned directions need in addition to those of summed
@@ -264,16 +310,7 @@ fn table(planned: &Planned, plan: &Plan) -> String {
         ),
         ("store", planned.store.clone()),
     ];
-    let targets = planned.targets.iter().map(|target| {
-        let shown = format!(
-            "{} ({}: {} tower, {})",
-            target.name,
-            target.kind.name(),
-            target.tower.name(),
-            human_bytes(target.bytes)
-        );
-        ("target", shown)
-    });
+    let targets = planned.targets.iter().flat_map(target_rows);
     let layers =
         planned.layers.iter().map(|layers| ("layers in all targets", layers.len().to_string()));
     let probes: Vec<&str> =

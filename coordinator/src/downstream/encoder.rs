@@ -2,6 +2,7 @@
 
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::checkpoint::tower::{TowerMap, Weight};
+use lethe_shared::record::targets::UneditedEncoder;
 
 use super::settings::Settings;
 
@@ -14,6 +15,8 @@ pub struct Reach {
     pub last_norm: bool,
     /// Whether the projection into the shared space is used.
     pub projection: bool,
+    /// Whether the target takes one vector for a text or an image, and no states of single tokens.
+    pub is_pooled: bool,
 }
 
 impl Reach {
@@ -28,11 +31,25 @@ impl Reach {
     }
 }
 
+/// What the configuration of a target says.
+pub(super) struct Found {
+    /// Its class, or its `model_type`.
+    pub(super) architecture: String,
+    /// Towers that may be the base's.
+    pub(super) expected: Vec<Expected>,
+    /// Text encoders that are not CLIP's.
+    pub(super) unedited: Vec<UneditedEncoder>,
+}
+
 /// A tower that targets of some kind contain.
 pub(super) struct Expected {
     pub(super) folder: String,
+    /// Its class.
+    pub(super) class: String,
     /// Returns the used part of a tower with this number of blocks.
     pub(super) reach: Box<dyn Fn(usize) -> Result<Reach, String> + Send + Sync>,
+    /// What the target reads of the tower, for a person.
+    pub(super) reads: String,
     /// Number of blocks by the configuration, which may differ from the number stored.
     pub(super) blocks: Option<usize>,
     /// Message with the tower's source if the target need not contain the tower.
@@ -49,6 +66,8 @@ pub struct Encoder {
     /// Number of blocks by its configuration.
     pub(super) blocks: usize,
     pub(super) reach: Reach,
+    /// What the target reads of it, for a person.
+    pub(super) reads: String,
     /// Whether the target reads it. A copy that the target does not read is edited too, and has no
     /// say in which layers may be edited.
     pub(super) is_used: bool,

@@ -113,5 +113,6 @@ pub(super) fn encoder(
         return Err(format!("its configuration has {blocks} blocks, its weights have {stored}"));
     }
     let reach = (expected.reach)(blocks)?;
-    Ok(Ok(Encoder { folder: expected.folder, blocks, reach, is_used, sets, distance }))
+    let Expected { folder, reads, .. } = expected;
+    Ok(Ok(Encoder { folder, blocks, reach, reads, is_used, sets, distance }))
 }

@@ -14,7 +14,7 @@
 //! | `kinds.rs` | kinds of files, by their names |
 //! | `folder.rs` | a target's files, local or remote |
 //! | `padding.rs` | the token with which a pipeline pads prompts |
-//! | `pipeline.rs`, `llava.rs` | the towers in a target of each kind, and the layers that it uses |
+//! | `pipeline.rs`, `vision_language.rs` | the towers in a target of each kind, and the layers that it uses |
 //! | `same.rs`, `settings.rs` | compare a target's tower with the base's: its weights, and the settings that it computes with |
 //! | `layers.rs` | restricts edits to layers that have an effect in every target |
 //! | `apply.rs` | applies edits to its tensors |
@@ -25,7 +25,6 @@ mod encoder;
 mod folder;
 mod kinds;
 pub mod layers;
-mod llava;
 mod locate;
 mod padding;
 mod pipeline;
@@ -34,6 +33,7 @@ mod settings;
 mod stage;
 mod sweep;
 mod target;
+mod vision_language;
 
 pub use self::apply::Edited;
 pub use self::encoder::{Encoder, Reach};

@@ -86,10 +86,12 @@ pub async fn stage<'a>(
     let mut record = TargetRecord {
         name: target.request.name.clone(),
         kind: target.request.kind,
+        architecture: target.architecture.clone(),
         address: target.address.to_string(),
         pass_through: target.request.pass_through,
         tolerance: target.request.tolerance,
         towers,
+        unedited: target.unedited.clone(),
         without: edited.without,
         source,
         changed,
@@ -135,6 +137,7 @@ fn tower(
         tower: target.tower(),
         blocks: encoder.blocks,
         blocks_used: encoder.reach.blocks,
+        reads: encoder.reads.clone(),
         distance: encoder.distance,
         tensors,
     }

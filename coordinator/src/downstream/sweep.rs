@@ -111,11 +111,19 @@ impl Sweep<'_> {
 
     /// Returns the tower in a folder that the target does not read, or why it cannot be edited.
     async fn copy_in(&self, at: &str) -> Result<Result<Encoder, String>, Failure> {
-        let whole =
-            |blocks| Ok::<Reach, String>(Reach { blocks, last_norm: true, projection: true });
+        let whole = |blocks| {
+            Ok::<Reach, String>(Reach {
+                blocks,
+                last_norm: true,
+                projection: true,
+                is_pooled: false,
+            })
+        };
         let expected = Expected {
             folder: at.to_owned(),
+            class: String::new(),
             reach: Box::new(whole),
+            reads: String::new(),
             blocks: None,
             elsewhere: Some("only parts of it are there".to_owned()),
             settings: None,

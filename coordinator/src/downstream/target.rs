@@ -9,16 +9,16 @@ use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::checkpoint::tower::{Part, TowerMap, Weight};
 use lethe_shared::digest::Digest;
 use lethe_shared::manifest::{Manifest, ReleaseTarget, TargetKind};
-use lethe_shared::record::targets::TargetRecord;
+use lethe_shared::record::targets::{TargetRecord, UneditedEncoder};
 use lethe_shared::vocabulary::Tower;
 
-use super::encoder::{Encoder, Expected, Reach};
+use super::encoder::{Encoder, Found, Reach};
 use super::folder::Folder;
 use super::kinds::Component;
 use super::locate::{encoder, weight_sets};
 use super::settings::Settings;
 use super::sweep::Sweep;
-use super::{llava, padding, pipeline};
+use super::{padding, pipeline, vision_language};
 use crate::failure::Failure;
 
 /// A target with its tower located and compared with the base's. The rest of the model is not read.
@@ -29,6 +29,10 @@ pub struct Target {
     pub(super) address: Address,
     pub(super) folder: Folder,
     pub(super) encoders: Vec<Encoder>,
+    /// The class of a pipeline, or `model_type` of a vision-language model.
+    pub architecture: String,
+    /// Text encoders in it that are no towers of the base's.
+    pub unedited: Vec<UneditedEncoder>,
     padding: Option<u32>,
     pub(super) left_out: BTreeSet<String>,
     /// Warnings, which do not stop a run.
@@ -44,6 +48,8 @@ pub struct TowerSummary<'a> {
     pub blocks: usize,
     /// The part that the target uses.
     pub reach: Reach,
+    /// What the target reads of it.
+    pub reads: &'a str,
     /// Whether the target reads it; further copies are edited too.
     pub is_used: bool,
     /// Its weight files and indexes, by their path in the target.
@@ -58,11 +64,11 @@ pub async fn kind_of(folder: &Folder) -> Result<Option<TargetKind>, Failure> {
     if folder.has(pipeline::INDEX) {
         return Ok(Some(TargetKind::StableDiffusion));
     }
-    if !folder.has(llava::CONFIG) {
+    if !folder.has(vision_language::CONFIG) {
         return Ok(None);
     }
-    let config = folder.json(llava::CONFIG).await?;
-    Ok(llava::is_config(&config).then_some(TargetKind::Llava))
+    let config = folder.json(vision_language::CONFIG).await?;
+    Ok(vision_language::is_config(&config).then_some(TargetKind::Llava))
 }
 
 impl Target {
@@ -80,7 +86,7 @@ impl Target {
             Folder::open(&address, cache).await.map_err(|failure| named(failure, &wrong))?;
         let found = expected(request.kind, &folder, &mut Vec::new(), &mut Vec::new()).await;
         let mut base = None;
-        for expected in found.map_err(|failure| named(failure, &wrong))? {
+        for expected in found.map_err(|failure| named(failure, &wrong))?.expected {
             let sets = weight_sets(&folder, &expected, request.kind.tower())
                 .await
                 .map_err(|failure| named(failure, &wrong))?;
@@ -124,11 +130,13 @@ impl Target {
         let mut warnings = Vec::new();
         let mut components = Vec::new();
         let found = expected(request.kind, &folder, &mut components, &mut warnings).await;
-        let expected = found.map_err(|failure| named(failure, &wrong))?;
+        let Found { architecture, expected, mut unedited } =
+            found.map_err(|failure| named(failure, &wrong))?;
         let tower = request.kind.tower();
         let own = TowerMap::of(base.tensors(), tower)
             .map_err(|error| Failure::input(format!("the model: {error}")))?;
         let (mut encoders, mut others, mut kept) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let mut unedited_towers = Vec::new();
         for expected in expected {
             let at = if expected.folder.is_empty() {
                 "the checkpoint".to_owned()
@@ -136,6 +144,7 @@ impl Target {
                 format!("`{}`", expected.folder)
             };
             let in_folder = expected.folder.clone();
+            let class = expected.class.clone();
             let difference = match (&expected.settings, &settings) {
                 (Some(here), Some(model)) => here.difference(model),
                 _ => None,
@@ -150,7 +159,8 @@ impl Target {
                 },
                 Err(reason) => {
                     others.push(format!("{at}: {reason}"));
-                    kept.insert(in_folder);
+                    kept.insert(in_folder.clone());
+                    unedited_towers.push(UneditedEncoder { folder: in_folder, class });
                 }
             }
         }
@@ -166,6 +176,9 @@ impl Target {
                 .into_iter()
                 .map(|other| format!("{other}; it stays as it is, and knows what it knew")),
         );
+        let reads_states = encoders.iter().any(|encoder: &Encoder| !encoder.reach.is_pooled);
+        warnings.extend(pipeline::unedited_warning(&unedited, reads_states));
+        unedited.extend(unedited_towers);
         let sweep = Sweep {
             folder: &folder,
             tower,
@@ -180,7 +193,7 @@ impl Target {
             .await
             .map_err(|failure| named(failure, &wrong))?;
         let padding = match encoders.first() {
-            Some(encoder) if request.kind == TargetKind::StableDiffusion => {
+            Some(encoder) if request.kind == TargetKind::StableDiffusion && reads_states => {
                 padding::of(&folder, &encoder.folder, &mut warnings)
                     .await
                     .map_err(|failure| named(failure, &wrong))?
@@ -192,7 +205,17 @@ impl Target {
             .map(|warning| format!("target `{}`: {warning}", request.name))
             .collect();
         let request = request.clone();
-        Ok(Self { request, address, folder, encoders, padding, left_out, warnings })
+        Ok(Self {
+            request,
+            address,
+            folder,
+            encoders,
+            architecture,
+            unedited,
+            padding,
+            left_out,
+            warnings,
+        })
     }
 
     /// Opens the target of a record, at its recorded address or at `elsewhere`.
@@ -249,6 +272,11 @@ impl Target {
         self.padding
     }
 
+    /// Returns whether it reads the states of all tokens of a text, and not one vector alone.
+    pub fn reads_every_token(&self) -> bool {
+        self.tower() == Tower::Text && self.used().any(|encoder| !encoder.reach.is_pooled)
+    }
+
     /// Returns the tower that the target contains.
     pub fn tower(&self) -> Tower {
         self.request.kind.tower()
@@ -260,6 +288,7 @@ impl Target {
             folder: &encoder.folder,
             blocks: encoder.blocks,
             reach: encoder.reach,
+            reads: &encoder.reads,
             is_used: encoder.is_used,
             weights: encoder.sets.iter().map(|set| set.name.as_str()).collect(),
         })
@@ -323,10 +352,10 @@ async fn expected(
     folder: &Folder,
     components: &mut Vec<Component>,
     warnings: &mut Vec<String>,
-) -> Result<Vec<Expected>, Failure> {
+) -> Result<Found, Failure> {
     match kind {
         TargetKind::StableDiffusion => pipeline::expected(folder, components).await,
-        TargetKind::Llava => llava::expected(folder, warnings).await,
+        TargetKind::Llava => vision_language::expected(folder, warnings).await,
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) async fn inspect(
 ) -> Result<Inspection, Failure> {
     let is = match kind {
         TargetKind::StableDiffusion => "a pipeline of diffusers, for kind = \"stable-diffusion\"",
-        TargetKind::Llava => "a LLaVA checkpoint, for kind = \"llava\"",
+        TargetKind::Llava => "a vision-language model, for kind = \"llava\"",
     };
     let mut inspection = Inspection::of(address, is);
     let request = ReleaseTarget {
@@ -55,6 +55,9 @@ pub(super) async fn inspect(
         inspection.next =
             Some("--base MODEL compares its tower with that of the model to be edited".into());
     }
+    if !target.architecture.is_empty() {
+        inspection.row("architecture", target.architecture.clone());
+    }
     for tower in target.towers() {
         inspection.row(
             if tower.is_used { "tower" } else { "copy of it" },
@@ -69,6 +72,12 @@ pub(super) async fn inspect(
                 tower.weights.join(", ")
             ),
         );
+    }
+    for tower in target.towers().filter(|tower| tower.is_used) {
+        inspection.row("reads", tower.reads.to_owned());
+    }
+    for encoder in &target.unedited {
+        inspection.row("not edited", format!("{} ({})", encoder.folder, encoder.class));
     }
     inspection.row(
         "files",

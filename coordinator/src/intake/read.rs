@@ -7,9 +7,7 @@ use std::sync::Arc;
 use lethe_shared::address::Address;
 use lethe_shared::checkpoint::Checkpoint;
 use lethe_shared::digest::Digest;
-use lethe_shared::manifest::{
-    Classes, CompositionMethod, Concept, Error, Manifest, ReleaseTarget, Settling, TargetKind,
-};
+use lethe_shared::manifest::{Classes, CompositionMethod, Concept, Error, Manifest, Settling};
 use lethe_shared::phrases::Phrases;
 use lethe_shared::record::DataFile;
 use lethe_shared::reference::{ClassTexts, ShardRef};
@@ -86,7 +84,7 @@ impl Plan {
         let OpenModel { reference: model, checkpoint, warnings: of_model } =
             open_model(&manifest, cache).await?;
         let targets = Target::open_all(&manifest, &checkpoint, cache).await?;
-        settle(&mut manifest, &checkpoint)?;
+        settle(&mut manifest, &checkpoint, &targets)?;
         let place = |problem: layers::Problem| {
             let place = format!("{}: {}", manifest.file.display(), problem.field);
             Error::new(place, problem.sentence).to_string()
@@ -109,7 +107,7 @@ impl Plan {
         let mut warnings = of_model;
         warnings.extend(of_data);
         warnings.extend(targets.iter().flat_map(|target| target.warnings.iter().cloned()));
-        warnings.extend(method_warning(&manifest));
+        warnings.extend(method_warning(&manifest, &targets));
         let layers = among.map(|among| {
             warnings.extend(among.warnings);
             among.layers
@@ -166,34 +164,38 @@ impl Plan {
 }
 
 /// Sets the defaults of the composition that follow from the model and the targets.
-fn settle(manifest: &mut Manifest, checkpoint: &Checkpoint) -> Result<(), Failure> {
+fn settle(
+    manifest: &mut Manifest,
+    checkpoint: &Checkpoint,
+    targets: &[Target],
+) -> Result<(), Failure> {
     let run = Settling {
         inputs: layers::mlp_units(checkpoint, Tower::Text)?,
         is_causal: has_causal_text(checkpoint),
-        draws: draws(manifest).is_some(),
+        reads_every_token: state_reader(targets).is_some(),
         protects: manifest.data.protect.is_some(),
     };
     manifest.composition.settle(run);
     Ok(())
 }
 
-/// Returns the first diffusion pipeline among the targets.
-fn draws(manifest: &Manifest) -> Option<&ReleaseTarget> {
-    manifest.release.target.iter().find(|target| target.kind == TargetKind::StableDiffusion)
+/// Returns the first target that reads the states of all tokens of a text.
+fn state_reader(targets: &[Target]) -> Option<&Target> {
+    targets.iter().find(|target| target.reads_every_token())
 }
 
 /// Returns a warning where another method keeps far more of the retained classes, or removes far
 /// more from a target.
-fn method_warning(manifest: &Manifest) -> Option<String> {
+fn method_warning(manifest: &Manifest, targets: &[Target]) -> Option<String> {
     let composition = &manifest.composition;
     let method = composition.method();
     let changes_all =
         method == CompositionMethod::LeastSquares && composition.tokens() == TextTokens::All;
-    if let Some(target) = draws(manifest).filter(|_| !changes_all) {
+    if let Some(target) = state_reader(targets).filter(|_| !changes_all) {
         return Some(format!(
             "target `{}` reads the text tower's state at every token, and composition.method `{}` changes mostly the one that CLIP reads: \
              many removed concepts are still drawn. `least-squares` (with tokens = \"all\") changes all of them",
-            target.name,
+            target.request.name,
             method.name()
         ));
     }

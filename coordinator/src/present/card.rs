@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use lethe_shared::manifest::BuiltInProbe;
 use lethe_shared::printable::printable_message;
+use lethe_shared::record::targets::TargetRecord;
 use lethe_shared::record::verdict::ConceptStatus;
 use lethe_shared::record::{
     Composition, ConceptRecord, DataFile, Origin, Recall, Retained, UtilityOn,
@@ -121,7 +122,7 @@ fn targets(page: &mut String, record: &Composition) {
         return;
     }
     *page += "\n## Targets\n\nOther models with these edits, each in the folder `targets/NAME/`.\n\n\
-              | target | kind | made from | changed files | edits that cannot act in it |\n|---|---|---|---|---|\n";
+              | target | kind | made from | what it reads of CLIP | changed files | edits that cannot act in it |\n|---|---|---|---|---|---|\n";
     for target in &record.targets {
         let changed = target
             .changed
@@ -134,8 +135,12 @@ fn targets(page: &mut String, record: &Composition) {
         } else {
             plain(&target.without.join(", "))
         };
-        let (name, kind, from) = (&target.name, target.kind.name(), plain(&target.address));
-        let _ = writeln!(page, "| {name} | {kind} | `{from}` | {changed} | {without} |");
+        let (name, kind, from) = (&target.name, plain(target.shown_kind()), plain(&target.address));
+        let reads = plain(&target.reads());
+        let _ = writeln!(page, "| {name} | {kind} | `{from}` | {reads} | {changed} | {without} |");
+    }
+    for sentence in record.targets.iter().filter_map(TargetRecord::unedited_sentence) {
+        let _ = writeln!(page, "\n{}", plain(&sentence));
     }
 }
 

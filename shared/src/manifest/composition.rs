@@ -182,8 +182,8 @@ pub struct Settling {
     /// Whether the text tower's attention is causal. Where it is not, as in a SigLIP,
     /// `preconditioned` is the default (`docs/research/composition.md`).
     pub is_causal: bool,
-    /// Whether a diffusion pipeline is among the targets.
-    pub draws: bool,
+    /// Whether a target reads the states of all tokens of a text, as most diffusion pipelines do.
+    pub reads_every_token: bool,
     /// Whether texts are protected.
     pub protects: bool,
 }
@@ -233,18 +233,18 @@ impl CompositionSection {
     /// Sets the defaults that follow from the model and the targets, where the manifest leaves them
     /// open.
     pub fn settle(&mut self, run: Settling) {
-        let Settling { inputs, is_causal, draws, protects } = run;
+        let Settling { inputs, is_causal, reads_every_token, protects } = run;
         let defaults = Self::default();
         let is_tuned = protects
             || self.layers != defaults.layers
             || self.change.is_some()
             || self.output_ridge != defaults.output_ridge;
         let is_open = self.method.is_none() && self.towers == Towers::Text;
-        if is_open && !is_tuned && ((inputs >= WIDE && is_causal) || draws) {
+        if is_open && !is_tuned && ((inputs >= WIDE && is_causal) || reads_every_token) {
             self.method = Some(CompositionMethod::LeastSquares);
         }
         if self.method() == CompositionMethod::LeastSquares && self.tokens.is_none() {
-            self.tokens = Some(if draws { TextTokens::All } else { TextTokens::Read });
+            self.tokens = Some(if reads_every_token { TextTokens::All } else { TextTokens::Read });
         }
     }
 

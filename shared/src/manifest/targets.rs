@@ -8,15 +8,18 @@ use super::id::is_id;
 use crate::vocabulary::Tower;
 
 /// The kind of a target. It determines which of CLIP's towers the target contains, and which
-/// outputs of the tower it uses.
+/// outputs of the tower it uses. Records have the older names, whatever a manifest says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TargetKind {
-    /// A pipeline folder of diffusers, with the text tower in `text_encoder/` (and
-    /// `text_encoder_2/`).
+    /// A pipeline folder of diffusers with CLIP text encoders in it: Stable Diffusion, FLUX.1 and
+    /// others (`docs/targets.md`). `diffusion` names the same kind.
+    #[serde(alias = "diffusion")]
     StableDiffusion,
-    /// A LLaVA checkpoint, with the vision tower in it, as transformers or LLaVA's own code names
-    /// it.
+    /// A vision-language model with a CLIP or SigLIP vision tower in it, as transformers or LLaVA's
+    /// own code writes it: LLaVA, PaliGemma, Gemma 3 and others. `vision-language` names the same
+    /// kind.
+    #[serde(alias = "vision-language")]
     Llava,
 }
 

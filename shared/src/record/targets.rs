@@ -23,6 +23,9 @@ pub struct TargetRecord {
     pub name: String,
     /// What it is.
     pub kind: TargetKind,
+    /// The class of a pipeline, or `model_type` of a vision-language model; empty in older records.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub architecture: String,
     /// Where the model is that was edited.
     pub address: String,
     /// What became of files that no edit changes.
@@ -32,6 +35,10 @@ pub struct TargetRecord {
     pub tolerance: Option<f64>,
     /// The towers in it that are the base's.
     pub towers: Vec<TargetTower>,
+    /// Text encoders in it that read every prompt too and are not edited, because they are no towers
+    /// of the base's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unedited: Vec<UneditedEncoder>,
     /// Ids of removed concepts whose edit cannot act here: the target lacks the layer, or does not
     /// use it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -49,6 +56,16 @@ pub struct TargetRecord {
     pub left_out: Vec<String>,
 }
 
+/// A text encoder of a target that is not edited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UneditedEncoder {
+    /// The folder in the target.
+    pub folder: String,
+    /// Its class.
+    pub class: String,
+}
+
 /// A tower inside a target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +78,10 @@ pub struct TargetTower {
     pub blocks: usize,
     /// How many of them the target uses.
     pub blocks_used: usize,
+    /// What the target reads of the tower, for a person; empty for copies that it does not read, and
+    /// in older records.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reads: String,
     /// Largest distance of a tensor from the base's, ‖θ' − θ‖/‖θ‖; 0 where all are the same.
     pub distance: f64,
     /// What became of each tensor that an edit acts in, by file (or index) and name.
@@ -99,6 +120,35 @@ impl TargetRecord {
         files
     }
 
+    /// Its class or `model_type`, or where a record has none, its kind.
+    pub fn shown_kind(&self) -> &str {
+        if self.architecture.is_empty() { self.kind.name() } else { &self.architecture }
+    }
+
+    /// Returns what it reads of its towers, for a person.
+    pub fn reads(&self) -> String {
+        let of = |tower: &TargetTower| match tower.folder.as_str() {
+            "" => tower.reads.clone(),
+            folder => format!("{folder}: {}", tower.reads),
+        };
+        let reads: Vec<String> =
+            self.towers.iter().filter(|tower| !tower.reads.is_empty()).map(of).collect();
+        if reads.is_empty() { "not recorded".to_owned() } else { reads.join("; ") }
+    }
+
+    /// Returns what is said of its text encoders that are not edited, if there are any.
+    pub fn unedited_sentence(&self) -> Option<String> {
+        let of = |encoder: &UneditedEncoder| format!("{} ({})", encoder.folder, encoder.class);
+        let named: Vec<String> = self.unedited.iter().map(of).collect();
+        (!named.is_empty()).then(|| {
+            format!(
+                "Text encoders of {} that read prompts too and are not edited: {}. They may still know what was removed.",
+                self.name,
+                named.join(", ")
+            )
+        })
+    }
+
     /// What is wrong with it, when it was not written by Lethe.
     pub fn problem(&self) -> Option<String> {
         if !is_id(&self.name) {
@@ -110,6 +160,18 @@ impl TargetRecord {
             return Some(format!(
                 "names `{}`, which is no file of target `{}`",
                 name.escape_default(),
+                self.name
+            ));
+        }
+        const SHOWN: usize = 300;
+        let shown = [&self.architecture]
+            .into_iter()
+            .chain(self.unedited.iter().flat_map(|encoder| [&encoder.folder, &encoder.class]))
+            .chain(self.towers.iter().map(|tower| &tower.reads));
+        if let Some(long) = shown.into_iter().find(|text| text.len() > SHOWN) {
+            return Some(format!(
+                "says `{}` of target `{}`, more than {SHOWN} bytes",
+                printable(long),
                 self.name
             ));
         }

@@ -1,5 +1,6 @@
 //! Headline, three questions, retained classes, concepts without an edit, times, glossary.
 
+use lethe_shared::record::targets::TargetRecord;
 use lethe_shared::record::verdict::{ConceptStatus, Criterion};
 use lethe_shared::record::{Composition, Retained, UtilityOn};
 use maud::{Markup, html};
@@ -124,20 +125,25 @@ pub(super) fn targets(record: &Composition) -> Markup {
                 div.wide {
                     table.plain {
                         thead { tr {
-                            th { "target" } th { "kind" } th { "made from" } th { "changed files" } th { "edits that cannot act in it" }
+                            th { "target" } th { "kind" } th { "made from" } th { "what it reads of CLIP" } th { "changed files" }
+                            th { "edits that cannot act in it" }
                         } }
                         tbody { "\n"
                             @for target in &record.targets {
                                 tr {
                                     td { (target.name) }
-                                    td { (target.kind.name()) }
+                                    td { (target.shown_kind()) }
                                     td { code { (target.address) } }
+                                    td { (target.reads()) }
                                     td { @for (i, name) in target.changed.keys().enumerate() { @if i > 0 { ", " } code { (name) } } }
                                     td { @if target.without.is_empty() { "none" } @else { (target.without.join(", ")) } }
                                 } "\n"
                             }
                         }
                     }
+                }
+                @for sentence in record.targets.iter().filter_map(TargetRecord::unedited_sentence) {
+                    p { (sentence) } "\n"
                 }
             } "\n"
         }
