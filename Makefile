@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-targets test setup setup-cuda setup-nats setup-test wheel test-report test-deploy test-container test-schedulers test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt bench-drawings bench-rivals fuzz deny lint emoji-sources emoji-data emoji-model emoji-targets
+.PHONY: help demo demo-targets test setup setup-cuda setup-nats setup-test wheel test-report test-deploy test-container test-schedulers test-ecosystem test-fresh report-charts bench bench-peer bench-growth bench-gpu bench-compose bench-queue bench-curate bench-margins bench-width bench-soft-prompt bench-drawings bench-rivals evidence fuzz deny lint emoji-sources emoji-data emoji-model emoji-targets
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -116,6 +116,12 @@ bench-rivals: setup ## The demo's hundred by ten other methods, measured as Leth
 	@tests/ecosystem/peers.sh
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.tools/ecosystem/site \
 	  python3 tests/evidence/rivals.py target/release/lethe target/bench-rivals $(addprefix --only ,$(ONLY)) $(if $(RELEARN),--relearn)
+
+evidence: setup ## Lethe and other methods over the number of concepts, with a plot: the rows that docs/evidence/curve.csv lacks (CONCEPTS=, SEED=, ONLY=; two minutes: SMALL=1)
+	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
+	@tests/ecosystem/peers.sh
+	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.tools/ecosystem/site \
+	  tests/evidence/curve.sh $(if $(SMALL),small,all) $(addprefix --only ,$(ONLY)) $(if $(CONCEPTS),--concepts $(CONCEPTS)) $(if $(SEED),--seed $(SEED))
 
 bench-curate: setup ## Curate 500 concepts from 200,000 synthetic pairs, against tar (PAIRS=, CONCEPTS=, SHARDS=)
 	@cargo build --release --locked --workspace

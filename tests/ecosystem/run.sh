@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Compares how Lethe reads images, shards and models with Pillow, webdataset, transformers and open_clip. Then removes eight concepts
 # from the demo model and checks the release with transformers, its edits by least squares against PyTorch, and what it proves with OpenSSF
-# Model Signing and the Hub's model card parser, installs the wheel and uses its module, and follows the how-to pages of targets.
+# Model Signing and the Hub's model card parser, installs the wheel and uses its module, measures two rows of the curve of docs/evidence, and
+# follows the how-to pages of targets.
 # Everything runs in Python environments of its own. `run.sh inputs` stops after the comparisons.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -55,6 +56,17 @@ printf '[composition]\nmethod = "least-squares"\nrank = 1024\nrounds = 0\n[polic
 target/release/lethe run "$work/emoji/least-squares.toml" --store "$work/least-squares" --json > "$work/least-squares.json"
 release=$(released_by "$work/least-squares.json")
 peer tests/ecosystem/check_least_squares.py "$work/emoji" least-squares.toml "$release" "$work/least-squares"
+
+say "Lethe and EMCID at ten concepts, as the curve of docs/evidence measures them …"
+peer tests/evidence/rivals.py target/release/lethe "$work/curve" --curve "$work/curve.csv" --model tests/model --concepts 10 --only Lethe EMCID
+peer tests/evidence/curve.py "$work/curve.csv" "$work/curve.svg"
+python3 - "$work/curve.csv" <<'END'
+import csv, sys
+rows = list(csv.DictReader(open(sys.argv[1], newline="")))
+good = len(rows) == 2 and all(float(row["fa5"]) <= 5 and float(row["covered_ta1_kept"]) >= 85 for row in rows)
+print(f"  {'ok  ' if good else 'FAIL'} both forget ten concepts and keep covered classes")
+sys.exit(not good)
+END
 
 say "four concepts into seven kinds of vision-language models with the SigLIP inside …"
 peer tests/ecosystem/check_vision_language.py make tests/model-siglip "$work/siglip-models"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Removes the demo's hundred concepts by other methods of unlearning, and measures every result as Lethe measures its own releases.
 
-usage: rivals.py LETHE STORE [--only WORDS] [--relearn]
+usage: rivals.py LETHE WORK [--only WORDS] [--relearn] [--curve FILE --concepts N… --seed SEED…] [--model FOLDER]
 
 Each method edits the demo's CLIP in PyTorch as its authors describe it, with the settings that score best of those listed: half of what is
 forgotten (1 - FA@5 on the forget images) plus half of what is kept (TA@1 on validation drawings of covered classes, at most that of the base).
@@ -12,6 +12,9 @@ seen classes; how often the removed name is the best of itself and 1 or 19 retai
 model knows, in an order that names no class, and that no method was given);
 processor seconds with the chosen settings, without the search for them; the largest memory of the process. With --relearn also TA@1/TA@5 on
 test drawings of the removed classes after fine-tuning for fifty steps on one pair of each concept.
+
+With --curve, the methods of CURVE remove N of the demo's 300 removable concepts: the first N of an order that the seed draws. Their settings
+are those that were best for the hundred. Each row is appended to the file as soon as it is measured, and rows that the file has are skipped.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -36,12 +40,9 @@ from check_release import read_shard
 JOB = ROOT / "jobs/emoji"
 MANIFEST = JOB / "remove-100.toml"
 BATCH, SEED = 64, 1
-RATES, STEPS = (1e-5, 3e-5, 1e-4), (10, 40)
-SSD = {"alpha": (1.0, 3.0, 10.0, 30.0), "lambda": (0.1, 1.0)}
-SALUN = {"share": 0.5}
-NEGATION = {"rate": 1e-4, "steps": 50, "factors": (0.25, 0.5, 1.0, 2.0)}
-CCUP = {"strengths": (0.1, 0.25, 0.5, 1.0), "retain": (0.1, 1.0, 10.0)}
-EMCID = {"retain": (0.1, 1.0, 10.0, 100.0)}
+TRAINING = {"rates": (1e-5, 3e-5, 1e-4), "steps": (10, 40)}
+SALIENT = 0.5  # SalUn's share of the weights
+NEGATION = {"rate": 1e-4, "steps": 50}
 SUM = (0.1, 0.2, 0.3, 1.0)
 RELEARN = {"rate": 1e-4, "steps": 50}
 
@@ -56,14 +57,14 @@ def split():
 
 
 class Demo:
-    """The demo's model and data."""
+    """The demo's model and data, with the concepts that a manifest removes."""
 
-    def __init__(self):
-        self.processor, self.tokenizer = CLIPImageProcessor.from_pretrained(JOB / "model"), AutoTokenizer.from_pretrained(JOB / "model")
-        self.base = CLIPModel.from_pretrained(JOB / "model").float().eval()
+    def __init__(self, manifest, model):
+        self.processor, self.tokenizer = CLIPImageProcessor.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        self.base = CLIPModel.from_pretrained(model).float().eval()
         self.classes = [name for name in (JOB / "classes.txt").read_text().splitlines() if name]
         self.place = {name: i for i, name in enumerate(self.classes)}
-        self.concepts = runs.rows_of(MANIFEST)
+        self.concepts = runs.rows_of(manifest)
         self.removed = [row["class"] for row in self.concepts]
         self.covered = split()["covered"]
         shards = [read_shard(JOB / row["forget"]) for row in self.concepts]
@@ -120,27 +121,30 @@ class Demo:
         return (1 - found + kept) / 2, found, kept
 
     def forget_batch(self):
-        """One pair of each of some concepts: the images, their captions, and their places in the forget data."""
-        chosen = self.random.sample(range(len(self.concepts)), BATCH)
+        """One pair of each of some concepts, at most BATCH."""
+        chosen = self.random.sample(range(len(self.concepts)), min(BATCH, len(self.concepts)))
         places = [self.random.choice((self.owner == concept).nonzero()[:, 0].tolist()) for concept in chosen]
-        return self.forget[places], [self.captions[i] for i in places], places
+        return self.forget[places], [self.captions[i] for i in places]
 
-    def retain_batch(self):
-        places = self.random.sample(range(len(self.retain)), BATCH)
+    def retain_batch(self, count=BATCH):
+        places = self.random.sample(range(len(self.retain)), count)
         return self.retain[places], [self.retain_captions[i] for i in places]
 
     def contrastive(self, model, pixels, captions):
-        """CLIP's loss in both directions."""
-        scores = model.logit_scale.exp() * self.images(model, pixels) @ self.texts(model, captions).T
-        own = torch.arange(len(scores))
-        return (torch.nn.functional.cross_entropy(scores, own) + torch.nn.functional.cross_entropy(scores.T, own)) / 2
+        """CLIP's loss in both directions. Where there are fewer than BATCH pairs, retained ones are their negatives."""
+        count = len(captions)
+        if count < BATCH:
+            others, names = self.retain_batch(BATCH - count)
+            pixels, captions = torch.cat([pixels, others]), captions + names
+        scores, own = model.logit_scale.exp() * self.images(model, pixels) @ self.texts(model, captions).T, torch.arange(count)
+        return (torch.nn.functional.cross_entropy(scores[:count], own) + torch.nn.functional.cross_entropy(scores.T[:count], own)) / 2
 
 
 def unit(x):
     return x / x.norm(dim=-1, keepdim=True)
 
 
-def trained(demo, loss, rates=RATES, steps=STEPS, masks=None):
+def trained(demo, loss, rates, steps, masks=None):
     """Yields the model, with the settings and the processor seconds so far, along trainings at several rates."""
     for rate in rates:
         model, seconds = demo.copy(), 0.0
@@ -158,16 +162,19 @@ def trained(demo, loss, rates=RATES, steps=STEPS, masks=None):
                 yield f"rate {rate:g}, {step} steps", seconds, model
 
 
-def gradient_ascent(demo):
-    return trained(demo, lambda model: -demo.contrastive(model, *demo.forget_batch()[:2]))
+def gradient_ascent(demo, rates, steps):
+    return trained(demo, lambda model: -demo.contrastive(model, *demo.forget_batch()), rates, steps)
 
 
-def fine_tuning(demo):
-    return trained(demo, lambda model: demo.contrastive(model, *demo.retain_batch()))
+def fine_tuning(demo, rates, steps):
+    return trained(demo, lambda model: demo.contrastive(model, *demo.retain_batch()), rates, steps)
 
 
-def both(demo):
-    return trained(demo, lambda model: demo.contrastive(model, *demo.retain_batch()) - demo.contrastive(model, *demo.forget_batch()[:2]))
+def both(demo, rates, steps, weights):
+    for weight in weights:
+        loss = lambda model: demo.contrastive(model, *demo.retain_batch()) - weight * demo.contrastive(model, *demo.forget_batch())
+        for settings, seconds, model in trained(demo, loss, rates, steps):
+            yield f"ascent weighted {weight:g}, {settings}", seconds, model
 
 
 def squares(demo, data, batches):
@@ -176,35 +183,35 @@ def squares(demo, data, batches):
     found = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
     for _ in range(batches):
         model.zero_grad()
-        demo.contrastive(model, *data()[:2]).backward()
+        demo.contrastive(model, *data()).backward()
         for name, weight in model.named_parameters():
             found[name] += weight.grad.square()
     return found
 
 
-def salun(demo):
+def salun(demo, rates, steps):
     """Random captions for forget images, on the weights with the largest gradients alone."""
     began = time.process_time()
     saliency = squares(demo, demo.forget_batch, 10)
-    cut = torch.cat([value.flatten() for value in saliency.values()]).kthvalue(int((1 - SALUN["share"]) * sum(value.numel() for value in saliency.values()))).values
+    cut = torch.cat([value.flatten() for value in saliency.values()]).kthvalue(int((1 - SALIENT) * sum(value.numel() for value in saliency.values()))).values
     masks = {name: (value > cut).float() for name, value in saliency.items()}
     spent = time.process_time() - began
 
     def loss(model):
-        pixels, _, _ = demo.forget_batch()
-        return demo.contrastive(model, pixels, demo.random.sample(demo.retain_captions, BATCH)) + demo.contrastive(model, *demo.retain_batch())
+        pixels, _ = demo.forget_batch()
+        return demo.contrastive(model, pixels, demo.random.sample(demo.retain_captions, len(pixels))) + demo.contrastive(model, *demo.retain_batch())
 
-    for settings, seconds, model in trained(demo, loss, masks=masks):
+    for settings, seconds, model in trained(demo, loss, rates, steps, masks):
         yield settings, spent + seconds, model
 
 
-def ssd(demo):
+def ssd(demo, alphas, strengths):
     """Dampens the weights whose squared gradients on forget data are larger than those on retained data."""
     began = time.process_time()
     forget, retain = squares(demo, demo.forget_batch, 20), squares(demo, demo.retain_batch, 20)
     spent = time.process_time() - began
-    for alpha in SSD["alpha"]:
-        for strength in SSD["lambda"]:
+    for alpha in alphas:
+        for strength in strengths:
             model = demo.copy()
             with torch.no_grad():
                 for name, weight in model.named_parameters():
@@ -214,10 +221,10 @@ def ssd(demo):
             yield f"α {alpha:g}, λ {strength:g}", spent, model
 
 
-def negation(demo):
+def negation(demo, factors):
     """Subtracts what fine-tuning on the forget pairs adds."""
-    settings, seconds, tuned = next(trained(demo, lambda model: demo.contrastive(model, *demo.forget_batch()[:2]), (NEGATION["rate"],), (NEGATION["steps"],)))
-    for factor in NEGATION["factors"]:
+    settings, seconds, tuned = next(trained(demo, lambda model: demo.contrastive(model, *demo.forget_batch()), (NEGATION["rate"],), (NEGATION["steps"],)))
+    for factor in factors:
         model = demo.copy()
         with torch.no_grad():
             for weight, base, other in zip(model.parameters(), demo.base.parameters(), tuned.parameters()):
@@ -226,16 +233,16 @@ def negation(demo):
 
 
 @torch.no_grad()
-def ccup(demo):
+def ccup(demo, strengths, weights):
     """A projection of image embeddings: onto the complement of the removed texts, in part; or the one that takes removed texts to zero and
     keeps those of covered classes in the sense of least squares."""
     began = time.process_time()
     removed, covered = demo.texts(demo.base, demo.removed).double(), demo.texts(demo.base, demo.covered).double()
     identity = torch.eye(removed.shape[1], dtype=torch.double)
     basis = torch.linalg.qr(removed.T).Q
-    projections = {f"null space, strength {strength:g}": identity - strength * basis @ basis.T for strength in CCUP["strengths"]}
+    projections = {f"null space, strength {strength:g}": identity - strength * basis @ basis.T for strength in strengths}
     gram, keep = removed.T @ removed / len(removed), covered.T @ covered / len(covered)
-    for weight in CCUP["retain"]:
+    for weight in weights:
         projections[f"least squares, retained {weight:g}"] = torch.linalg.solve(gram + weight * keep + 1e-6 * identity, weight * keep).T
     spent = time.process_time() - began
     for settings, projection in projections.items():
@@ -245,7 +252,7 @@ def ccup(demo):
 
 
 @torch.no_grad()
-def emcid(demo):
+def emcid(demo, depths, weights):
     """The closed form of EMCID and MEMIT: the state of the last token of a removed text becomes that of the mean retained text, by edits of the
     text tower's MLPs, each of which takes an equal share of the remaining change; every token of retained texts holds them back."""
     sources = sorted({(concept, caption) for concept, caption in zip(demo.owner.tolist(), demo.captions)} | set(enumerate(demo.removed)))
@@ -284,11 +291,14 @@ def emcid(demo):
         return torch.cat(keys).double(), torch.cat(states).double()
 
     depth = demo.base.config.text_config.num_hidden_layers
-    began = time.process_time()
-    known = {layer: statistics(layer) for layer in range(depth)}
-    each = (time.process_time() - began) / depth
-    for layers in ([depth - 1], list(range(depth))):
-        for weight in EMCID["retain"]:
+    # They depend on the model alone; so do their seconds, which count in every row.
+    if not demo.statistics.exists():
+        began = time.process_time()
+        known = {layer: statistics(layer) for layer in range(depth)}
+        torch.save((known, (time.process_time() - began) / depth), demo.statistics)
+    known, each = torch.load(demo.statistics)
+    for layers in (list(range(depth))[-count:] for count in depths):
+        for weight in weights:
             began, model = time.process_time(), demo.copy()
             for index, layer in enumerate(layers):
                 moment, state = known[layer]
@@ -301,27 +311,36 @@ def emcid(demo):
             yield f"{'the last layer' if len(layers) == 1 else 'all layers'}, retained {weight:g}", each * len(layers) + time.process_time() - began, model
 
 
+# Each method with the settings that are tried.
 RIVALS = {
-    "gradient ascent": gradient_ascent,
-    "fine-tuning on retained pairs": fine_tuning,
-    "both at once": both,
-    "SalUn": salun,
-    "SSD": ssd,
-    "task negation": negation,
-    "CCUP": ccup,
-    "EMCID": emcid,
+    "gradient ascent": (gradient_ascent, TRAINING),
+    "fine-tuning on retained pairs": (fine_tuning, TRAINING),
+    "both at once": (both, TRAINING | {"steps": (10, 40, 120), "weights": (0.1, 1.0)}),
+    "SalUn": (salun, TRAINING),
+    "SSD": (ssd, {"alphas": (1.0, 3.0, 10.0, 30.0), "strengths": (0.1, 1.0)}),
+    "task negation": (negation, {"factors": (0.25, 0.5, 1.0, 2.0)}),
+    "CCUP": (ccup, {"strengths": (0.1, 0.25, 0.5, 1.0), "weights": (0.1, 1.0, 10.0)}),
+    "EMCID": (emcid, {"depths": (1, 4), "weights": (0.1, 1.0, 10.0, 100.0)}),
 }
+# The settings that were best for the demo's hundred.
+CURVE = {
+    "EMCID": {"depths": (4,), "weights": (0.1,)},
+    "both at once": {"rates": (1e-5,), "steps": (40,)},
+    "SSD": {"alphas": (10.0,), "strengths": (0.1,)},
+}
+LETHE, SUM_AT, SUM_STRENGTH = "Lethe, `least-squares` (default)", "SLUG's edits, `sum`", 1.0
 
 
 def memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def rival(name, folder):
+def rival(name, grid, manifest, base, folder, statistics):
     """Writes the best of a rival's models to a folder, with what was tried."""
-    demo = Demo()
+    demo = Demo(manifest, base)
+    demo.statistics = statistics
     best, tried = None, []
-    for settings, seconds, model in RIVALS[name](demo):
+    for settings, seconds, model in RIVALS[name][0](demo, **grid):
         score, found, kept = demo.score(model)
         tried.append(f"{settings}: {100 * found:.0f}, {100 * kept:.0f}")
         if best is None or score > best[0]:
@@ -336,12 +355,12 @@ def save(demo, model, folder):
     demo.tokenizer.save_pretrained(folder)
 
 
-def relearned(model_folder, folder):
+def relearned(manifest, base, model_folder, folder):
     """Fine-tunes a model on one pair of each concept, and writes it to a folder."""
-    demo = Demo()
+    demo = Demo(manifest, base)
     demo.base = CLIPModel.from_pretrained(model_folder).float().eval()
     first = [(demo.owner == concept).nonzero()[0, 0].item() for concept in range(len(demo.concepts))]
-    pairs = lambda: demo.random.sample(first, BATCH)
+    pairs = lambda: demo.random.sample(first, min(BATCH, len(first)))
 
     def loss(model):
         places = pairs()
@@ -379,66 +398,77 @@ def embedded(folder, texts):
 
 
 class Bench:
-    def __init__(self, lethe, work, relearn):
-        self.lethe, self.store, self.relearn = lethe, str(work / "store"), relearn
-        self.work = work
+    """Measures removals of some concepts from one model."""
+
+    def __init__(self, lethe, work, statistics, concepts, model, relearn=False):
+        self.lethe, self.work, self.statistics = lethe, work, statistics
+        self.concepts, self.model, self.relearn = concepts, model, relearn
+        self.store, self.manifest = str(work / "store"), runs.manifest_of(MANIFEST, concepts, work, "concepts", model=model)
         words = sorted({word for text in (JOB / "retain-texts.txt").read_text().split("\n") for word in text.split()})
         self.texts = random_texts([name for name in (JOB / "classes.txt").read_text().splitlines() if name], words)
-        self.base = embedded(JOB / "model", self.texts)
+        self.base = embedded(model, self.texts)
 
     def call(self, *arguments):
         return runs.call(self.lethe, self.store, *arguments)
 
     def measured(self, folder):
-        return self.call("evaluate", "--model", str(folder), str(MANIFEST))[0]
+        return self.call("evaluate", "--model", str(folder), str(self.manifest))[0]
 
-    def show(self, name, folder, seconds, peak):
+    def row(self, folder, seconds, peak):
+        """All measures of a model, in percent but for the last three."""
         found = self.measured(folder)
         concepts = [one["after"] for one in found["concepts"].values()]
-        mean = lambda key: 100 * sum(concept[key] for concept in concepts) / len(concepts)
-        cells = [f"{mean('fa1'):.1f}/{mean('fa5'):.1f}"]
+        row = {key: 100 * sum(concept[key] for concept in concepts) / len(concepts) for key in ("fa1", "fa5")}
         for group in ("removed", "covered", "never_seen"):
             one = found["utility"]["test"][group]
-            cells.append("/".join(f"{100 * one['after'][k] / one['before'][k]:.0f}" for k in ("ta1", "ta5")))
+            for k in ("ta1", "ta5"):
+                row[f"{group}_{k}_kept"] = 100 * one["after"][k] / one["before"][k] if one["before"][k] else None
+        row["removed_ta5"] = 100 * found["utility"]["test"]["removed"]["after"]["ta5"]
         few = {one["others"]: one["after"] for one in found["recognition"]["candidates"]}
         search = next(one for one in found["recognition"]["searches"] if one["set"] == "test")
-        cells += [f"{100 * few[1]:.0f}", f"{100 * few[19]:.0f}", f"{100 * search['after']['r1']:.0f}"]
-        cells.append(f"{(embedded(folder, self.texts) * self.base).sum(-1).mean().item():.2f}")
+        row |= {"against_1": 100 * few[1], "against_19": 100 * few[19], "search_r1": 100 * search["after"]["r1"]}
+        row["texts"] = (embedded(folder, self.texts) * self.base).sum(-1).mean().item()
+        return row | {"seconds": seconds, "megabytes": peak}
+
+    def show(self, name, folder, seconds, peak):
+        row = self.row(folder, seconds, peak)
+        pair = lambda *keys: "/".join("–" if row[key] is None else f"{row[key]:.0f}" for key in keys)
+        cells = [f"{row['fa1']:.1f}/{row['fa5']:.1f}"] + [pair(f"{group}_ta1_kept", f"{group}_ta5_kept") for group in ("removed", "covered", "never_seen")]
+        cells += [f"{row[key]:.0f}" for key in ("against_1", "against_19", "search_r1")] + [f"{row['texts']:.2f}"]
         cells += [f"{seconds:.0f}" if seconds else "", f"{peak:.0f}" if peak else ""]
         if self.relearn:
             again = self.work / "relearned"
-            apart(relearned, folder, again)
+            apart(relearned, self.manifest, self.model, folder, again)
             removed = self.measured(again)["utility"]["test"]["removed"]["after"]
             cells.append("/".join(f"{100 * removed[k]:.0f}" for k in ("ta1", "ta5")))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
     def run(self, method, more=""):
         """A run of Lethe with this method: its release, processor seconds, and the largest memory of its process."""
-        manifest = runs.manifest_of(MANIFEST, runs.rows_of(MANIFEST), self.work, method, method, composition=more)
+        manifest = runs.manifest_of(MANIFEST, self.concepts, self.work, method, method, model=self.model, composition=more)
         said, seconds, peak = self.call("run", str(manifest))
         return said["release"], seconds, peak
 
+    def rival(self, name, grid):
+        """The best of a rival's models: its folder, and what was tried."""
+        folder = self.work / name.replace(" ", "-")
+        apart(rival, name, grid, self.manifest, self.model, folder, self.statistics)
+        return folder, json.loads((folder / "tried.json").read_text())
+
     def at(self, release, strength):
-        ids = [row["id"] for row in runs.rows_of(MANIFEST)]
-        return self.call("compose", release, *[word for one in ids for word in ("--strength", f"{one}={strength}")])[0]["release"]
+        strengths = [word for row in self.concepts for word in ("--strength", f"{row['id']}={strength}")]
+        return self.call("compose", release, *strengths)[0]["release"]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("lethe")
-    parser.add_argument("work", type=Path, help="folder for the store and the models")
-    parser.add_argument("--only", nargs="+", action="extend", help="rows whose names begin like this")
-    parser.add_argument("--relearn", action="store_true", help="also fine-tune each model on one pair of each concept")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.lethe, options.work, options.relearn)
-    wanted = lambda name: not options.only or any(name.startswith(word) for word in options.only)
-    columns = ["method", "FA@1/5", "removed", "covered", "never seen", "against 1", "against 19", "search R@1", "texts", "s", "MB"] + ["relearned"] * options.relearn
+def table(bench, wanted):
+    """Prints the rows of all methods for the demo's hundred."""
+    columns = ["method", "FA@1/5", "removed", "covered", "never seen", "against 1", "against 19", "search R@1", "texts", "s", "MB"]
+    columns += ["relearned"] * bench.relearn
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     if wanted("base"):
-        bench.show("base", JOB / "model", None, None)
+        bench.show("base", bench.model, None, None)
     for name, method, more in (
-        ("Lethe, `least-squares` (default)", "least-squares", 'tokens = "read"'),
+        (LETHE, "least-squares", 'tokens = "read"'),
         ("Lethe, `preconditioned`", "preconditioned", ""),
         ("Lethe, `margins`, both towers", "margins", 'towers = "both"'),
         ("Lethe, every token: `least-squares`", "least-squares", 'tokens = "all"'),
@@ -452,13 +482,77 @@ def main():
             bench.show(name, release, seconds, peak)
             for strength in SUM[:-1] if method == "sum" else ():
                 bench.show(f"{name}, strength {strength:g}", bench.at(release, strength), None, None)
-    for name in RIVALS:
+    for name, (_, grid) in RIVALS.items():
         if wanted(name):
-            folder = options.work / name.replace(" ", "-")
-            apart(rival, name, folder)
-            tried = json.loads((folder / "tried.json").read_text())
+            folder, tried = bench.rival(name, grid)
             bench.show(f"{name} ({tried['chosen']})", folder, tried["seconds"], tried["memory"])
             print(f"\n{name}, FA@5 and covered kept by settings: {'; '.join(tried['tried'])}\n", flush=True)
+
+
+def drawn(count, seed):
+    """The first concepts of an order of the 300 removable ones that the seed draws."""
+    with open(JOB / "concepts-300.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    random.Random(seed).shuffle(rows)
+    return sorted(rows[:count], key=lambda row: row["id"])
+
+
+def curve(options, statistics, wanted):
+    """Appends to a file the rows of the curve that it has not."""
+    known, names = set(), ("base", LETHE, SUM_AT, *CURVE)
+    if options.curve.exists():
+        with open(options.curve, newline="") as file:
+            known = {(row["concepts"], row["seed"], row["method"]) for row in csv.DictReader(file)}
+    for seed in options.seed:
+        for count in options.concepts:
+            missing = [name for name in names if wanted(name) and (str(count), str(seed), name) not in known]
+            if not missing:
+                continue
+            work = options.work / f"{count}-{seed}"
+            work.mkdir(exist_ok=True)
+            bench = Bench(options.lethe, work, statistics, drawn(count, seed), options.model)
+            for name in missing:
+                settings = ""
+                if name == "base":
+                    row = bench.row(bench.model, None, None)
+                elif name == LETHE:
+                    row = bench.row(*bench.run("least-squares", 'tokens = "read"'))
+                elif name == SUM_AT:
+                    release, seconds, peak = bench.run("sum")
+                    row = bench.row(bench.at(release, SUM_STRENGTH), seconds, peak)
+                else:
+                    folder, tried = bench.rival(name, CURVE[name])
+                    settings, row = tried["chosen"], bench.row(folder, tried["seconds"], tried["memory"])
+                row = {"concepts": count, "seed": seed, "method": name, "settings": settings} | row
+                number = lambda value: "" if value is None else f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+                first = not options.curve.exists()
+                with open(options.curve, "a", newline="") as file:
+                    out = csv.DictWriter(file, row.keys())
+                    if first:
+                        out.writeheader()
+                    out.writerow({key: number(value) for key, value in row.items()})
+                print({key: number(value) for key, value in row.items()}, flush=True)
+            shutil.rmtree(work)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("lethe")
+    parser.add_argument("work", type=Path, help="folder for the store and the models")
+    parser.add_argument("--only", nargs="+", action="extend", help="rows whose names begin like this")
+    parser.add_argument("--relearn", action="store_true", help="also fine-tune each model on one pair of each concept")
+    parser.add_argument("--model", type=lambda path: Path(path).resolve(), default=JOB / "model", help="the CLIP that concepts are removed from")
+    parser.add_argument("--curve", type=Path, help="append rows of several numbers of concepts to this CSV file")
+    parser.add_argument("--concepts", nargs="+", type=int, default=[1, 10, 50, 100, 200, 300], help="numbers of concepts of the curve")
+    parser.add_argument("--seed", nargs="+", type=int, default=[1], help="draws of the curve")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    wanted = lambda name: not options.only or any(name.startswith(word) for word in options.only)
+    statistics = options.work / f"{'-'.join(options.model.parts[1:])}.pt"
+    if options.curve:
+        curve(options, statistics, wanted)
+    else:
+        table(Bench(options.lethe, options.work, statistics, runs.rows_of(MANIFEST), options.model, options.relearn), wanted)
 
 
 if __name__ == "__main__":
