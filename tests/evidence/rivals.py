@@ -8,10 +8,10 @@ forgotten (1 - FA@5 on the forget images) plus half of what is kept (TA@1 on val
 Nothing is chosen on test drawings or on classes that no retained data names. `lethe evaluate --model` then measures the model.
 
 Columns: FA@1/FA@5 on the forget images; the share of TA@1/TA@5 that is kept on test drawings of removed (less is better), covered and never
-seen classes; how often the removed name is the best of itself and 1 or 19 retained names; R@1 of searching test drawings by removed names; the mean cosine of 2,000 random texts' embeddings with those of the base (words that the
-model knows, in an order that names no class, and that no method was given);
-processor seconds with the chosen settings, without the search for them; the largest memory of the process. With --relearn also TA@1/TA@5 on
-test drawings of the removed classes after fine-tuning for fifty steps on one pair of each concept.
+seen classes; how often the removed name is the best of itself and 1 or 19 retained names; R@1 of searching test drawings by removed names;
+the mean cosine of 2,000 random texts' embeddings with those of the base (words that the model knows, in an order that names no class, and
+that no method was given); processor seconds with the chosen settings, without the search for them; the largest memory of the process. With
+--relearn also TA@1/TA@5 on test drawings of the removed classes after fine-tuning for fifty steps on one pair of each concept.
 
 With --curve, the methods of CURVE remove N of the demo's 300 removable concepts: the first N of an order that the seed draws. Their settings
 are those that were best for the hundred. Each row is appended to the file as soon as it is measured, and rows that the file has are skipped.
@@ -316,7 +316,7 @@ RIVALS = {
     "gradient ascent": (gradient_ascent, TRAINING),
     "fine-tuning on retained pairs": (fine_tuning, TRAINING),
     "both at once": (both, TRAINING | {"steps": (10, 40, 120), "weights": (0.1, 1.0)}),
-    "SalUn": (salun, TRAINING),
+    "SalUn": (salun, TRAINING | {"rates": (3e-5, 1e-4)}),
     "SSD": (ssd, {"alphas": (1.0, 3.0, 10.0, 30.0), "strengths": (0.1, 1.0)}),
     "task negation": (negation, {"factors": (0.25, 0.5, 1.0, 2.0)}),
     "CCUP": (ccup, {"strengths": (0.1, 0.25, 0.5, 1.0), "weights": (0.1, 1.0, 10.0)}),
