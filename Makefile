@@ -117,7 +117,7 @@ bench-rivals: setup ## The demo's hundred by ten other methods, measured as Leth
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.tools/ecosystem/site \
 	  python3 tests/evidence/rivals.py target/release/lethe target/bench-rivals $(addprefix --only ,$(ONLY)) $(if $(RELEARN),--relearn)
 
-evidence: setup ## Lethe and other methods over the number of concepts, with a plot: the rows that docs/evidence/curve.csv lacks (CONCEPTS=, SEED=, ONLY=; two minutes: SMALL=1)
+evidence: setup ## Lethe and other methods over the number of concepts, with a plot: the rows that docs/evidence/curve.csv lacks (hours; CONCEPTS=, SEED=, ONLY=; two minutes: SMALL=1)
 	@cargo build --release --locked --workspace --bin lethe --bin lethe-worker
 	@tests/ecosystem/peers.sh
 	@HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=.tools/ecosystem/site \

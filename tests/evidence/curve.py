@@ -15,6 +15,7 @@ from pathlib import Path
 METHODS = (
     ("Lethe, `least-squares` (default)", "Lethe", "#0969da", "#4493f8"),
     ("EMCID", "EMCID", "#9a6700", "#d29922"),
+    ("retained 1: EMCID", "EMCID, retained 1", "#bc4c00", "#db6d28"),
     ("both at once", "ascent and fine-tuning", "#cf222e", "#f85149"),
     ("SSD", "SSD", "#1a7f37", "#3fb950"),
     ("SLUG's edits, `sum`", "SLUG, sum", "#8250df", "#ab7df8"),
