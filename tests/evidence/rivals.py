@@ -539,7 +539,7 @@ def curve(options, statistics, wanted):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lethe")
-    parser.add_argument("work", type=Path, help="folder for the store and the models")
+    parser.add_argument("work", type=lambda path: Path(path).resolve(), help="folder for the store and the models")
     parser.add_argument("--only", nargs="+", action="extend", help="rows whose names begin like this")
     parser.add_argument("--relearn", action="store_true", help="also fine-tune each model on one pair of each concept")
     parser.add_argument("--model", type=lambda path: Path(path).resolve(), default=JOB / "model", help="the CLIP that concepts are removed from")
