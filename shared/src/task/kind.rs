@@ -48,6 +48,24 @@ pub(super) fn check_at_least_one(value: u32, what: &str) -> Result<(), String> {
     if value == 0 { Err(format!("{what} is 0")) } else { Ok(()) }
 }
 
+/// Most steps of a training.
+const MAX_STEPS: u32 = 100_000;
+
+/// Checks the learning rate of a training, and the numbers of steps after which it is evaluated.
+pub(super) fn check_training(rate: f64, steps: &[u32]) -> Result<(), String> {
+    let ascends = steps.windows(2).all(|pair| pair[0] < pair[1]);
+    if steps.is_empty() || steps[0] == 0 || !ascends {
+        return Err("steps are no ascending numbers from 1".to_owned());
+    }
+    if steps.iter().any(|&steps| steps > MAX_STEPS) {
+        return Err(format!("there are more than {MAX_STEPS} steps"));
+    }
+    if !(rate.is_finite() && rate > 0.0) {
+        return Err(format!("a learning rate of {rate} is out of range"));
+    }
+    Ok(())
+}
+
 /// Describes files for messages: the address of the first one, and how many more there are.
 pub(super) fn places(files: &[FileSpec], locations: &Locations) -> String {
     match files {

@@ -122,6 +122,7 @@ registry! { $
     least_squares: LeastSquares,
     relearn: Relearn,
     features: Features,
+    soft_prompt: SoftPrompt,
 }
 
 fn checked<T: Task>(spec: &[u8]) -> Result<T, String> {

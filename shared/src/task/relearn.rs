@@ -7,10 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::measurement::Hits;
 use crate::reference::{ArtifactRef, FileSpec, Locations};
 use super::EvaluateItem;
-use super::kind::{Task, check_at_least_one};
-
-/// Most steps of a fine-tuning.
-const MAX_STEPS: u32 = 100_000;
+use super::kind::{Task, check_at_least_one, check_training};
 
 /// Fine-tunes all parameters of the model under a change, with CLIP's contrastive loss and Adam, and
 /// counts its zero-shot hits after some numbers of steps.
@@ -77,16 +74,7 @@ impl Task for Relearn {
         for source in &self.sources {
             check_at_least_one(source.most, "most")?;
         }
-        let ascends = self.steps.windows(2).all(|pair| pair[0] < pair[1]);
-        if self.steps.is_empty() || self.steps[0] == 0 || !ascends {
-            return Err("steps are no ascending numbers from 1".to_owned());
-        }
-        if self.steps.iter().any(|&steps| steps > MAX_STEPS) {
-            return Err(format!("there are more than {MAX_STEPS} steps"));
-        }
-        if !(self.rate.is_finite() && self.rate > 0.0) {
-            return Err(format!("a learning rate of {} is out of range", self.rate));
-        }
+        check_training(self.rate, &self.steps)?;
         if self.sources.is_empty() {
             return Err("there are no pairs to learn from".to_owned());
         }

@@ -214,6 +214,16 @@ fn tasks(seed: u64) -> Vec<AnyTask> {
             neighbours: (seed % 100) as u32,
         }
         .into(),
+        SoftPrompt {
+            change: seed.is_multiple_of(2).then(|| artifact(5)),
+            concepts: vec![item("forget/pizza", Label::Class(3))],
+            unseen: seed.is_multiple_of(3).then(|| item("test", Label::Caption)),
+            tokens: 4,
+            rate: 0.02,
+            steps: vec![10, 11 + (seed % 100) as u32],
+            classes: artifact(2),
+        }
+        .into(),
     ]
 }
 

@@ -226,7 +226,8 @@ impl ComposedModel {
         })
     }
 
-    fn weights(&self, model: &LoadedModel) -> Weights {
+    /// Returns the model's weights with the change.
+    pub(super) fn weights(&self, model: &LoadedModel) -> Weights {
         self.changed.iter().fold(model.parameters.weights(), |weights, (id, tensor)| {
             weights.with(*id, tensor.get())
         })

@@ -30,9 +30,12 @@
 //! | `evaluate.rs` | zero-shot hits of the model, original or changed |
 //! | `features.rs` | what a change does to embeddings |
 //! | `relearn.rs` | fine-tuning of an edited model, and what it recognises afterwards |
+//! | `soft_prompt.rs` | prompts of learned tokens, and what a model recognises by them |
+//! | `adam.rs` | the optimizer of both |
 //! | `margins/` | composition by margins: a constraint per forget image |
 //! | `least_squares/` | composition by least squares: states of removed texts mapped to those of a mean text |
 
+mod adam;
 mod class_list;
 mod data;
 mod direction;
@@ -55,6 +58,7 @@ mod relearn;
 mod retain;
 mod search;
 mod shared_values;
+mod soft_prompt;
 mod thumbnails;
 
 use std::sync::atomic::{AtomicI64, Ordering};

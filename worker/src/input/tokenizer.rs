@@ -155,17 +155,54 @@ impl Tokenizer {
     /// When the tokenizer fails, returns no token, or returns an id for which the model has no
     /// embedding.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let wrong = |problem: String| Error::new(self.file.clone(), problem);
-        let cleaned = self.cleaning.of(text);
-        let encoding = without_panic(|| self.inner.encode_fast(cleaned.as_str(), true))
-            .map_err(|error| wrong(format!("cannot encode `{}`: {error}", printable(text))))?;
-        let mut ids = encoding.get_ids().to_vec();
+        let mut ids = self.encoding(text)?.get_ids().to_vec();
         if let Some(&end) = ids.last()
             && ids.len() > self.context
         {
             ids.truncate(self.context);
             ids[self.context - 1] = end;
         }
+        self.finished(ids, text)
+    }
+
+    /// Returns the token ids of a text with `count` tokens of its own between start and end tokens, and
+    /// the place of the first of them. They are the first tokens of the text, and its last one again
+    /// where it has fewer.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), and when the text has no token of its own or the model's context
+    /// is too short.
+    pub fn encode_with_length(&self, text: &str, count: usize) -> Result<(Vec<u32>, usize), Error> {
+        let wrong = |problem: String| Error::new(self.file.clone(), problem);
+        let encoding = self.encoding(text)?;
+        let (all, special) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        let is_special = |mask: &&u32| **mask == 1;
+        let start = special.iter().take_while(is_special).count();
+        let end = all.len() - special.iter().rev().take_while(is_special).count();
+        let Some((own, last)) = all.get(start..end).and_then(|own| Some((own, own.last()?))) else {
+            return Err(wrong(format!("has no token for `{}`", printable(text))));
+        };
+        let own = own.iter().chain(std::iter::repeat(last)).take(count);
+        let ids: Vec<u32> = all[..start].iter().chain(own).chain(&all[end..]).copied().collect();
+        if ids.len() > self.context {
+            let (needed, context) = (ids.len(), self.context);
+            return Err(wrong(format!(
+                "needs {needed} tokens for a prompt of {count}, but the model reads {context}"
+            )));
+        }
+        Ok((self.finished(ids, text)?, start))
+    }
+
+    fn encoding(&self, text: &str) -> Result<tokenizers::Encoding, Error> {
+        let cleaned = self.cleaning.of(text);
+        without_panic(|| self.inner.encode_fast(cleaned.as_str(), true)).map_err(|error| {
+            Error::new(self.file.clone(), format!("cannot encode `{}`: {error}", printable(text)))
+        })
+    }
+
+    /// Pads and checks the token ids of a text.
+    fn finished(&self, mut ids: Vec<u32>, text: &str) -> Result<Vec<u32>, Error> {
+        let wrong = |problem: String| Error::new(self.file.clone(), problem);
         if let Some(padding) = self.padding
             && ids.len() < self.context
         {
@@ -303,6 +340,21 @@ mod tests {
     #[test]
     fn long_texts_keep_their_end() {
         assert_eq!(tokenizer(4).encode("a cat a cat a cat").unwrap(), [1, 4, 5, 3]);
+    }
+
+    #[test]
+    fn prompts_have_as_many_tokens_as_asked_for() {
+        let prompt = |text: &str, count| tokenizer(8).encode_with_length(text, count);
+        assert_eq!(prompt("a cat", 4).unwrap(), (vec![1, 4, 5, 5, 5, 3], 1));
+        assert_eq!(prompt("a cat a cat a cat", 3).unwrap(), (vec![1, 4, 5, 4, 3], 1));
+        let error = prompt("cat", 7).unwrap_err().problem;
+        assert!(
+            error.contains("needs 9 tokens for a prompt of 7, but the model reads 8"),
+            "{error}"
+        );
+        assert!(prompt("", 4).unwrap_err().problem.contains("has no token for ``"));
+        let whole = padded(8, &[]).unwrap().encode_with_length("cat", 2).unwrap();
+        assert_eq!(whole, (vec![1, 5, 5, 3, 0, 0, 0, 0], 1));
     }
 
     #[test]

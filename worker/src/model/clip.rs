@@ -273,12 +273,7 @@ impl Clip {
                 Ok(TowerState::embedded(hidden, Tokens::Images))
             }
             Input::Texts(batch) => {
-                let tower = &self.architecture.text;
-                let tokens = batch.ids.size()[1];
-                let hidden =
-                    Tensor::f_embedding(weights.get(tower.token), &batch.ids, -1, false, false)?;
-                let hidden = hidden.f_add(&weights.get(tower.position).f_narrow(0, 0, tokens)?)?;
-                Ok(TowerState::embedded(hidden, Tokens::Texts(batch.pooled.shallow_clone())))
+                self.start_text(weights, batch, &self.token_embeddings(weights, &batch.ids)?)
             }
             Input::PrefixTree(tree) => {
                 let tower = &self.architecture.text;
@@ -289,6 +284,31 @@ impl Clip {
                 Ok(TowerState::embedded(hidden, Tokens::PrefixTree(tree.shallow_clone())))
             }
         }
+    }
+
+    /// Returns the embeddings of tokens `[…, width]` by their ids `[…]`.
+    ///
+    /// # Errors
+    /// When libtorch returns an error.
+    pub fn token_embeddings(&self, weights: &Weights, ids: &Tensor) -> Result<Tensor, Error> {
+        let table = weights.get(self.architecture.text.token);
+        Ok(Tensor::f_embedding(table, ids, -1, false, false)?)
+    }
+
+    /// Computes what [`start`](Self::start) does for texts whose tokens have these embeddings
+    /// `[texts, tokens, width]` in place of their own.
+    ///
+    /// # Errors
+    /// When shapes do not match or libtorch returns an error.
+    pub fn start_text(
+        &self,
+        weights: &Weights,
+        batch: &TokenBatch,
+        embeddings: &Tensor,
+    ) -> Result<TowerState, Error> {
+        let positions = weights.get(self.architecture.text.position);
+        let hidden = embeddings.f_add(&positions.f_narrow(0, 0, batch.ids.size()[1])?)?;
+        Ok(TowerState::embedded(hidden, Tokens::Texts(batch.pooled.shallow_clone())))
     }
 
     /// Cuts images `[n, 3, s, s]` into flattened patches, row by row: `[n, patches, 3 · p · p]`.
