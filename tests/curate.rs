@@ -200,7 +200,7 @@ fn what_is_curated_from_the_demo_is_what_plan_takes() {
     assert!(!planned["warnings"].to_string().contains("named"), "{}", planned["warnings"]);
     let table = std::fs::read_to_string(out.join("concepts.csv")).unwrap();
     assert!(
-        table.lines().any(|row| row == "pizza,Pizza,pizza,forget/pizza.tar,0.5,Food,,"),
+        table.lines().any(|row| row == "pizza,Pizza,margherita,pizza,forget/pizza.tar,0.5,Food,,"),
         "{table}"
     );
 
@@ -473,7 +473,7 @@ fn tables_of_spreadsheets_are_read_or_the_column_is_named() {
         std::fs::write(at("t.csv"), table).unwrap();
         ends(0, curate(&at("t.csv"), &[&all], &at(into), &["--few", "1"]));
         let written = std::fs::read_to_string(at(into).join("concepts.csv")).unwrap();
-        assert!(written.contains("x,cat,cat,forget/x.tar,0.5,"), "{written}");
+        assert!(written.contains("x,cat,,cat,forget/x.tar,0.5,"), "{written}");
     }
     for (table, says) in [
         ("id;name;strength\nx;cat;0,5\ny;dog;\n", "t.csv:2: strength is `0,5`, expected a decimal"),

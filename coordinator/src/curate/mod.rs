@@ -51,7 +51,7 @@ use crate::failure::{Failure, Problems};
 use crate::intake::files::read_file;
 
 /// Version of the algorithm. Increases when the same input would give another output.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Name of the record file.
 pub const RECORD: &str = "curation.json";
 /// Largest class list, bytes.
@@ -419,6 +419,7 @@ fn write(
         [
             c.id.clone(),
             c.name.clone(),
+            c.aliases.join("|"),
             c.class.clone(),
             forget,
             c.strength.to_string(),
@@ -429,7 +430,7 @@ fn write(
     });
     output.table(
         "concepts.csv",
-        ["id", "name", "class", "forget", "strength", "group", "stop", "tolerance"],
+        ["id", "name", "aliases", "class", "forget", "strength", "group", "stop", "tolerance"],
         rows,
     )?;
     let rows = concepts.iter().map(|c| {

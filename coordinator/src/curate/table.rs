@@ -1,7 +1,7 @@
 //! The table of concepts to find: a manifest's concept table with names instead of shards.
 
 use lethe_shared::manifest::Error;
-use lethe_shared::manifest::concepts::Row;
+use lethe_shared::manifest::concepts::{MAX_ALIASES, Row};
 use lethe_shared::manifest::table::{self, Purpose, TableRow};
 
 /// Largest number of names per concept.
@@ -16,7 +16,7 @@ const MAX_PROBLEMS: usize = 20;
 pub struct Wanted {
     /// Its line number.
     pub line: usize,
-    /// The resulting row of the manifest's table.
+    /// The resulting row of the manifest's table, with as many aliases as a run accepts.
     pub row: Row,
     /// Names to find: name, class and aliases.
     pub names: Vec<String>,
@@ -39,12 +39,12 @@ pub fn parse(bytes: &[u8], name: &str) -> Result<Vec<Wanted>, Vec<Error>> {
 }
 
 fn wanted(found: TableRow, file: &str) -> Result<Wanted, Error> {
-    let TableRow { line, mut row, aliases } = found;
+    let TableRow { line, mut row } = found;
     let wrong = |problem: String| Err(Error::new(format!("{file}:{line}"), problem));
     row.class = row.class.map(|class| class.trim().to_owned()).filter(|class| !class.is_empty());
     let mut names = vec![row.name.clone()];
     names.extend(row.class.clone());
-    names.extend(aliases);
+    names.extend(row.aliases.clone());
     if names.len() > MAX_NAMES {
         return wrong(format!(
             "concept `{}` has {} names, at most {MAX_NAMES} are looked for",
@@ -61,6 +61,7 @@ fn wanted(found: TableRow, file: &str) -> Result<Wanted, Error> {
             row.id
         ));
     }
+    row.aliases.truncate(MAX_ALIASES);
     // Curation writes the forget shards itself.
     row.forget = format!("forget/{}.tar", row.id);
     Ok(Wanted { line, row, names })

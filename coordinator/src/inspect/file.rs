@@ -150,7 +150,7 @@ fn describe(rows: &[TableRow], inspection: &mut Inspection) {
     }
     let count = |has: fn(&TableRow) -> bool| rows.iter().filter(|found| has(found)).count();
     for (name, with) in [
-        ("aliases", count(|found| !found.aliases.is_empty())),
+        ("aliases", count(|found| !found.row.aliases.is_empty())),
         ("strengths", count(|found| found.row.strength.is_some())),
         ("stops", count(|found| found.row.stop.is_some())),
     ] {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use futures::StreamExt;
 use lethe_shared::address::Address;
+use lethe_shared::digest::Digest;
 use lethe_shared::manifest::concepts::{self, Concept, MAX_TABLE};
 use lethe_shared::manifest::table::{self, Purpose};
 use lethe_shared::manifest::{Classes, Error, Manifest, Required};
@@ -143,6 +144,23 @@ pub(super) async fn read_salt(manifest: &Manifest, cache: &Path) -> Result<Optio
     Salt::of(&bytes)
         .map(Some)
         .map_err(|problem| Failure::input(Error::new(place, format!("{address} {problem}"))))
+}
+
+/// Returns a digest of the aliases of concepts, in their order; of hashes, where names are hashed, so
+/// that no alias can be guessed by it. `None` when there is no alias.
+pub(super) fn digest_of_aliases(
+    concepts: &[PlannedConcept],
+    salt: Option<&Salt>,
+) -> Option<Digest> {
+    let shown = |name: &String| salt.map_or_else(|| name.clone(), |salt| salt.hash(name));
+    let mut aliases = concepts
+        .iter()
+        .map(|planned| &planned.concept)
+        .filter(|concept| !concept.aliases.is_empty())
+        .map(|concept| (shown(&concept.id), concept.aliases.iter().map(shown).collect::<Vec<_>>()))
+        .peekable();
+    aliases.peek()?;
+    Some(Digest::of_json(&aliases.collect::<Vec<_>>()))
 }
 
 /// Replaces the names of concepts by their hashes. Jobs, record and everything else that is stored

@@ -95,6 +95,7 @@ pub(super) mod tests {
         Concept {
             id: class.to_owned(),
             name: class.to_owned(),
+            aliases: Vec::new(),
             class: class.to_owned(),
             class_index,
             forget: Vec::new(),

@@ -58,6 +58,8 @@ pub struct Plan {
     pub test: Vec<ShardRef>,
     /// Concepts by id.
     pub concepts: Vec<PlannedConcept>,
+    /// Digest of the concepts' aliases, if there are any; salted where names are hashed.
+    pub(super) aliases: Option<Digest>,
     /// Settings of the search for edits.
     pub settings: MethodSettings,
     /// Targets: other models that get the edits too.
@@ -151,6 +153,10 @@ impl Plan {
         let run = match self.manifest.evaluation.probes.as_slice() {
             [] => run,
             probes => Digest::of_json(&(run, "probes", probes)),
+        };
+        let run = match &self.aliases {
+            None => run,
+            Some(aliases) => Digest::of_json(&(run, "aliases", aliases)),
         };
         let run = match &self.protected {
             None => run,

@@ -16,7 +16,8 @@ use lethe_store as store;
 use lethe_store::Pins;
 
 use super::concepts::{
-    check_policy, find_forget_shards, hide, read_classes, read_concepts, read_salt,
+    check_policy, digest_of_aliases, find_forget_shards, hide, read_classes, read_concepts,
+    read_salt,
 };
 use super::coverage::Named;
 use super::data::{
@@ -124,7 +125,9 @@ impl Plan {
         warnings.extend(named.warning(concepts.iter().map(|planned| &planned.concept)));
         let covered = named.covered(&classes_of(&concepts));
 
-        if let Some(salt) = read_salt(&manifest, cache).await? {
+        let salt = read_salt(&manifest, cache).await?;
+        let aliases = digest_of_aliases(&concepts, salt.as_ref());
+        if let Some(salt) = salt {
             hide(&mut manifest, &mut concepts, &salt);
             protected
                 .iter_mut()
@@ -151,6 +154,7 @@ impl Plan {
             validation,
             test,
             concepts,
+            aliases,
             settings,
             targets,
             layers,

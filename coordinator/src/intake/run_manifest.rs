@@ -36,6 +36,7 @@ fn manifest(plan: &Plan) -> Result<Manifest, Failure> {
         Row {
             id: concept.id.clone(),
             name: concept.name.clone(),
+            aliases: concept.aliases.clone(),
             class: Some(concept.class.clone()),
             forget: files(&planned.forget).join(";"),
             strength: Some(concept.strength),

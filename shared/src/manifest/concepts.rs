@@ -18,6 +18,8 @@ use crate::words::normal_name;
 pub const MAX_TABLE: u64 = 64 << 20;
 /// Longest name.
 const MAX_NAME: usize = 200;
+/// Most aliases of a concept in a run.
+pub const MAX_ALIASES: usize = 20;
 /// Most concepts of a run.
 pub(super) const MAX_CONCEPTS: usize = 100_000;
 /// Largest strength.
@@ -31,6 +33,9 @@ pub struct Row {
     pub id: String,
     /// Its display name.
     pub name: String,
+    /// Other names of it, which the probe `words` measures with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// Its class in the class list; the name unless given.
     #[serde(default)]
     pub class: Option<String>,
@@ -57,6 +62,8 @@ pub struct Concept {
     pub id: String,
     /// Its display name.
     pub name: String,
+    /// Other names of it.
+    pub aliases: Vec<String>,
     /// Its class name.
     pub class: String,
     /// Its class: position in the class list.
@@ -172,6 +179,27 @@ fn check_row(
             "concept `{id}`: a name has 1 to {MAX_NAME} printable characters"
         )));
     }
+    let aliases: Vec<String> = row
+        .aliases
+        .iter()
+        .map(|alias| alias.trim().to_owned())
+        .filter(|alias| !alias.is_empty())
+        .collect();
+    if aliases.len() > MAX_ALIASES {
+        return Err(wrong(format!(
+            "concept `{id}` has {} aliases; give the {MAX_ALIASES} most usual ones",
+            aliases.len()
+        )));
+    }
+    if let Some(alias) = aliases
+        .iter()
+        .find(|alias| alias.chars().count() > MAX_NAME || alias.chars().any(char::is_control))
+    {
+        return Err(wrong(format!(
+            "concept `{id}`: alias `{}`: an alias has 1 to {MAX_NAME} printable characters",
+            printable(alias)
+        )));
+    }
     let class =
         row.class.as_deref().map(str::trim).filter(|class| !class.is_empty()).unwrap_or(name);
     let class_index = classes.find(class).ok_or_else(|| {
@@ -211,6 +239,7 @@ fn check_row(
     Ok(Concept {
         id: id.to_owned(),
         name: name.to_owned(),
+        aliases,
         class: class.to_owned(),
         class_index,
         forget,
@@ -248,6 +277,25 @@ mod tests {
     fn rows(table: &str, name: &str) -> Result<Vec<(usize, Row)>, Vec<Error>> {
         let rows = table::read(table.as_bytes(), name, Purpose::Run)?;
         Ok(rows.into_iter().map(|found| (found.line, found.row)).collect())
+    }
+
+    #[test]
+    fn aliases_are_bounded_and_errors_say_what_to_do() {
+        let given = |aliases: &str| {
+            read(&format!("id,name,aliases,forget\nc,cat,{aliases},c.tar\n"), "c.csv")
+        };
+        assert_eq!(given("tom| kitty |").unwrap()[0].aliases, ["tom", "kitty"]);
+        assert!(given("").unwrap()[0].aliases.is_empty());
+        assert_eq!(given(&"tom|".repeat(20)).unwrap()[0].aliases.len(), 20);
+        assert_eq!(
+            given(&"tom|".repeat(21)).unwrap_err(),
+            "c.csv:2: concept `c` has 21 aliases; give the 20 most usual ones"
+        );
+        for (alias, shown) in [("o".repeat(201), "ooo"), ("a\u{7}b".to_owned(), "alias `a")] {
+            let error = given(&alias).unwrap_err();
+            assert!(error.contains("an alias has 1 to 200 printable characters"), "{error}");
+            assert!(error.contains(shown), "{error}");
+        }
     }
 
     fn read(table: &str, name: &str) -> Result<Vec<Concept>, String> {

@@ -21,9 +21,9 @@ const SEPARATORS: [(u8, &str); 3] = [(b',', "comma"), (b';', "semicolon"), (b'\t
 /// What a table is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// A run: every concept has forget shards, and no aliases.
+    /// A run: every concept has forget shards.
     Run,
-    /// Curation: concepts have aliases, and `forget` is ignored.
+    /// Curation: `forget` is ignored.
     Curation,
 }
 
@@ -34,14 +34,6 @@ impl Purpose {
             Self::Curation => &["id", "name"],
         }
     }
-
-    fn has(self, column: &str) -> bool {
-        COLUMNS.contains(&column) && (self == Self::Curation || column != "aliases")
-    }
-
-    fn columns(self) -> String {
-        COLUMNS.into_iter().filter(|column| self.has(column)).collect::<Vec<_>>().join(", ")
-    }
 }
 
 /// A row of a table.
@@ -51,8 +43,6 @@ pub struct TableRow {
     pub line: usize,
     /// The concept. For curation, `forget` is empty.
     pub row: Row,
-    /// Other names of the concept.
-    pub aliases: Vec<String>,
 }
 
 /// Parses a table. The ending of `name` decides the format: `.csv` or `.tsv`, or `.jsonl`.
@@ -190,10 +180,10 @@ impl Reader<'_> {
                 ),
             ));
         }
-        match seen.iter().find(|column| !self.purpose.has(column)) {
+        match seen.iter().find(|column| !COLUMNS.contains(column)) {
             Some(column) => Err(self.at(
                 1,
-                format!("unknown column `{}`, expected {}", show(column), self.purpose.columns()),
+                format!("unknown column `{}`, expected {}", show(column), COLUMNS.join(", ")),
             )),
             None => Ok(()),
         }
@@ -259,12 +249,6 @@ impl Reader<'_> {
             }
         };
         let is_run = self.purpose == Purpose::Run;
-        if is_run && fields.aliases.is_some() {
-            return Err(wrong(format!(
-                "unknown field `aliases`, expected {}",
-                self.purpose.columns()
-            )));
-        }
         let stop = match text("stop", fields.stop)?.as_deref() {
             None => None,
             Some(name) => Some(Stop::parse(name).ok_or_else(|| {
@@ -288,6 +272,7 @@ impl Reader<'_> {
         let row = Row {
             id: needed("id", fields.id)?.trim().to_owned(),
             name: needed("name", fields.name)?.trim().to_owned(),
+            aliases,
             class: text("class", fields.class)?,
             forget: if is_run { needed("forget", fields.forget)? } else { String::new() },
             strength: number("strength", fields.strength)?,
@@ -295,7 +280,7 @@ impl Reader<'_> {
             stop,
             tolerance: number("tolerance", fields.tolerance)?,
         };
-        Ok(TableRow { line, row, aliases })
+        Ok(TableRow { line, row })
     }
 }
 
@@ -396,7 +381,10 @@ mod tests {
                 "id;name;forget\na;b;c.tar;d.tar",
                 "t.csv:2: has 4 fields, the header has 3; a field that contains a semicolon needs double quotes",
             ),
-            ("id,name,aliases,forget\na,b,c,d", "unknown column `aliases`"),
+            (
+                "id,name,colour,forget\na,b,c,d",
+                "unknown column `colour`, expected id, name, aliases",
+            ),
         ] {
             let error = problems(table, "t.csv", Purpose::Run);
             assert!(error.contains(message), "{error}\n  expected {message}");
@@ -434,7 +422,7 @@ mod tests {
             (r#""strength":[1]"#, "strength is `[1]`, expected a number"),
             (r#""class":5"#, "class is `5`, expected a text"),
             (r#""stop":"fa2""#, "stop is `fa2`, expected fa1, fa5, or rank S"),
-            (r#""aliases":["x"]"#, "unknown field `aliases`"),
+            (r#""aliases":["x",1]"#, "aliases is `1`, expected a text"),
             (r#""colour":1"#, "unknown field `colour`"),
             (r#""id":"b""#, "the key `id` appears twice"),
         ] {
@@ -462,10 +450,13 @@ mod tests {
     fn aliases_are_a_text_or_a_list() {
         let csv = "id,name,aliases,forget\na,Orwell,1984| Animal Farm ||,old.tar";
         let json = r#"{"id":"a","name":"Orwell","aliases":["1984","Animal Farm"],"forget":3}"#;
-        let csv = read(csv.as_bytes(), "t.csv", Purpose::Curation).unwrap();
-        let json = read(json.as_bytes(), "t.jsonl", Purpose::Curation).unwrap();
-        assert_eq!(csv[0].aliases, ["1984", "Animal Farm"]);
-        assert_eq!((&csv[0].row, &csv[0].aliases), (&json[0].row, &json[0].aliases));
-        assert_eq!(csv[0].row.forget, "");
+        let (csv, json) = (csv.as_bytes(), json.as_bytes());
+        let curated = read(csv, "t.csv", Purpose::Curation).unwrap();
+        assert_eq!(curated[0].row, read(json, "t.jsonl", Purpose::Curation).unwrap()[0].row);
+        let run = read(csv, "t.csv", Purpose::Run).unwrap();
+        for (rows, forget) in [(curated, ""), (run, "old.tar")] {
+            assert_eq!(rows[0].row.aliases, ["1984", "Animal Farm"]);
+            assert_eq!(rows[0].row.forget, forget);
+        }
     }
 }

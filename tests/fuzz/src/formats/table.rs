@@ -104,10 +104,9 @@ fn json_lines(rows: &[TableRow], purpose: Purpose) -> String {
     let line = |read: &TableRow| {
         let row = &read.row;
         let mut line = json!({ "id": row.id, "name": row.name });
+        line["aliases"] = json!(row.aliases);
         if purpose == Purpose::Run {
             line["forget"] = json!(row.forget);
-        } else {
-            line["aliases"] = json!(read.aliases);
         }
         let stop = row.stop.map(|stop| serde_json::to_value(stop).expect("a name"));
         for (key, value) in [
@@ -126,8 +125,8 @@ fn json_lines(rows: &[TableRow], purpose: Purpose) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn content(rows: &[TableRow]) -> Vec<(&concepts::Row, &[String])> {
-    rows.iter().map(|read| (&read.row, &read.aliases[..])).collect()
+fn content(rows: &[TableRow]) -> Vec<&concepts::Row> {
+    rows.iter().map(|read| &read.row).collect()
 }
 
 fn check(name: &str, bytes: &[u8]) -> Result<Outcome, String> {
