@@ -3,7 +3,7 @@
 
 use lethe_shared::record::{Composition, ProbeRecord};
 use lethe_tests::releases::{folder, lethe, record, succeed};
-use lethe_tests::{CONCEPTS, SmallJob, stderr};
+use lethe_tests::{CONCEPTS, SmallJob, base_model, stderr};
 
 /// A release, with the store of its job.
 struct Released {
@@ -14,7 +14,11 @@ struct Released {
 impl Released {
     /// Runs the small job with more lines in its manifest.
     fn with(lines: &str) -> Self {
-        let job = SmallJob::new().lenient();
+        Self::of(SmallJob::new(), lines)
+    }
+
+    fn of(job: SmallJob, lines: &str) -> Self {
+        let job = job.lenient();
         job.replace("job.toml", "[execution]", &format!("{lines}\n[execution]"));
         let said = job.run("store");
         let release = said["release"].as_str().unwrap().to_owned();
@@ -49,17 +53,28 @@ fn mean(record: &Composition, of: impl Fn(&lethe_shared::record::Measured) -> f6
 #[test]
 fn a_run_and_a_later_evaluation_measure_the_same() {
     let asked = Released::with(
-        "[evaluation]\nprobes = [\"relearn\", \"words\", \"features\", \"rounded\", \"halfway\", \"random\"]\n\n\
-         [gates.probe.\"rounded.float16.fa5\"]\nmax = 0.5\n",
+        "[evaluation]\nprobes = [\"relearn\", \"words\", \"features\", \"rounded\", \"halfway\", \"random\", \"forgetting\", \
+         \"soft-prompt\"]\n\n[gates.probe.\"rounded.float16.fa5\"]\nmax = 0.5\n\n\
+         [gates.probe.\"forgetting.fa5.high\"]\nmax = 0.9\n",
     );
     let later = Released::with("");
     let own = record(&serde_json::json!({ "release": asked.release }));
     let names: Vec<&str> = own.probes.iter().map(|probe| probe.name.as_str()).collect();
-    assert_eq!(names, ["features", "halfway", "random", "relearn", "rounded", "words"]);
+    let expected = [
+        "features",
+        "forgetting",
+        "halfway",
+        "random",
+        "relearn",
+        "rounded",
+        "soft-prompt",
+        "words",
+    ];
+    assert_eq!(names, expected);
     must_come(&own, &own.probes);
     // Fine-tuning takes most of the time, and is like the others in this.
-    let found =
-        later.probed(&later.release, &["words", "rounded", "halfway", "random", "features"]);
+    let quick: Vec<&str> = names.iter().copied().filter(|name| *name != "relearn").collect();
+    let found = later.probed(&later.release, &quick);
     let others = own.probes.iter().filter(|probe| probe.name != "relearn");
     assert_eq!(found, others.cloned().collect::<Vec<_>>());
 
@@ -75,10 +90,13 @@ fn a_run_and_a_later_evaluation_measure_the_same() {
         "After fine-tuning on one pair",
         "Rounded, FA@5 is",
         "Of other ways to write",
+        "in int8-tensor",
+        "interval",
+        "With four learned tokens",
     ] {
         assert!(page.contains(says), "{says}");
     }
-    assert!(!page.contains("RELEASE --probe relearn"), "nothing is said to be unmeasured");
+    assert!(!page.contains("lethe evaluate RELEASE --probe"), "nothing is said to be unmeasured");
 }
 
 /// Numbers that follow from others, on a removal in full.
@@ -104,6 +122,24 @@ fn must_come(whole: &Composition, removed: &[ProbeRecord]) {
     }
     let texts = number(removed, "features", "similarity.texts");
     assert!((0.3..0.9999).contains(&texts), "{texts}");
+    // One value a concept, as the record has them.
+    let forgetting = |name: &str| number(removed, "forgetting", name);
+    let each = whole.concepts.iter().filter_map(|concept| Some(concept.composed?.fa5));
+    assert!((forgetting("fa5.mean") - known).abs() < 1e-9);
+    assert!((forgetting("fa5.before.mean") - before).abs() < 1e-9);
+    assert_eq!(forgetting("fa5.worst"), each.fold(0.0, f64::max));
+    assert_eq!(forgetting("fa5.concepts"), CONCEPTS.len() as f64);
+    for measure in ["fa1", "fa5", "unseen-ta1", "unseen-ta5"] {
+        let of = |what: &str| forgetting(&format!("{measure}.{what}"));
+        assert!(of("low") <= of("mean") && of("mean") <= of("high"), "{removed:?}");
+        assert!(of("high") <= of("worst") && of("p95") <= of("worst"), "{removed:?}");
+    }
+    let unseen = whole.utility.test.as_ref().and_then(|on| on.removed).unwrap();
+    assert!((forgetting("unseen-ta5.mean") - unseen.after.ta5).abs() < 0.1, "{unseen:?}");
+    // Learned tokens find what a name no longer finds, as images are what they were.
+    let prompted = number(removed, "soft-prompt", "unseen-ta5");
+    assert!(prompted > unseen.after.ta5, "{prompted}, {unseen:?}");
+    assert!(number(removed, "soft-prompt", "before.fa5") >= before - 0.05);
 }
 
 /// FA@5 of the base model.
@@ -128,6 +164,90 @@ fn a_faint_removal_removes_nothing() {
     }
     assert!(number(&untouched, "random", "covered-kept") > 0.9);
     assert_eq!(number(&untouched, "halfway", "forgotten"), 0.0);
+}
+
+/// A model in which nothing was removed has the numbers of the base model, and random weights have no
+/// concept to be found.
+#[test]
+fn untouched_and_random_models_have_the_numbers_that_must_come() {
+    let job = SmallJob::new();
+    let probed = |model: &std::path::Path| -> Vec<ProbeRecord> {
+        let (model, manifest) = (model.to_str().unwrap(), job.path("job.toml"));
+        let mut arguments = vec!["evaluate", "--model", model, manifest.to_str().unwrap()];
+        let store = job.path("store");
+        arguments.extend(["--store", store.to_str().unwrap()]);
+        for probe in ["forgetting", "soft-prompt", "words"] {
+            arguments.extend(["--probe", probe]);
+        }
+        serde_json::from_value(succeed(&arguments)["probes"].clone()).unwrap()
+    };
+    let untouched = probed(&base_model());
+    let mut compared = 0;
+    for result in &untouched {
+        for (name, before) in result.numbers.iter().filter(|(name, _)| name.contains("before.")) {
+            let now = number(&untouched, &result.name, &name.replace("before.", ""));
+            assert_eq!(now, *before, "{} {name}", result.name);
+            compared += 1;
+        }
+    }
+    assert!(compared >= 20, "{untouched:?}");
+    assert!(number(&untouched, "forgetting", "fa5.low") > 0.5, "{untouched:?}");
+    assert!(number(&untouched, "soft-prompt", "fa5") > 0.9, "{untouched:?}");
+
+    let random = probed(&job.noise());
+    assert!(number(&random, "forgetting", "fa5.before.mean") > 0.5, "{random:?}");
+    assert!(number(&random, "forgetting", "fa1.high") < 0.5, "{random:?}");
+    assert_eq!(number(&random, "words", "capitals.fa1"), 0.0);
+    // Images differ by random weights as well, and a prompt is fitted to them: what it finds is no
+    // proof that a concept was there.
+    let prompted = number(&random, "soft-prompt", "fa5");
+    assert!(prompted > number(&random, "forgetting", "fa5.high"), "{random:?}");
+}
+
+/// An alias in capitals has the tokens of the name, and finds what the name finds.
+#[test]
+fn aliases_are_tried_and_the_jobs_of_probes_are_counted() {
+    let plain = Released::with("");
+    let job = SmallJob::new();
+    job.replace("concepts.csv", "strength,group", "strength,group,aliases");
+    job.replace("concepts.csv", "pizza.tar,1,test", "pizza.tar,1,test,zzzz | PIZZA");
+    job.replace("concepts.csv", "red-heart.tar,1,test", "red-heart.tar,1,test,");
+    job.replace("concepts.csv", "rocket.tar,1,test", "rocket.tar,1,test,ROCKET");
+    let probed =
+        Released::of(job, "[evaluation]\nprobes = [\"words\", \"halfway\", \"soft-prompt\"]\n");
+    let record = record(&serde_json::json!({ "release": probed.release }));
+    let words = record.probe("words").unwrap();
+    assert_eq!(words.numbers["aliases.names"], 3.0);
+    for (when, measured) in [("", 1), ("before.", 0)] {
+        let fa5 = |id: &str| {
+            let concept = record.concepts.iter().find(|concept| concept.id == id).unwrap();
+            [concept.before, concept.composed.unwrap()][measured].fa5
+        };
+        let found = words.numbers[&format!("aliases.{when}fa5")];
+        let least = (fa5("pizza") + fa5("rocket")) / 2.0;
+        assert!(found >= least - 1e-9, "{found}, {least}");
+        if when == "before." {
+            // The base model tells nothing by `zzzz`: of two aliases, the one that finds more counts.
+            assert!(least > 0.5 && found <= least + 1e-9, "{found}, {least}");
+        }
+    }
+
+    // The plan says how many jobs the probes add.
+    let run = |of: &Released| {
+        let said = of.job.run("again");
+        said["summary"]["jobs_done"].as_u64().unwrap()
+    };
+    let planned = stdout_of(&probed.job, "plan");
+    assert_eq!(planned["probe_jobs"].as_u64(), Some(run(&probed) - run(&plain)), "{planned}");
+    assert_eq!(stdout_of(&plain.job, "plan")["probe_jobs"], 0);
+}
+
+/// The last line of what a command prints about a job.
+fn stdout_of(job: &SmallJob, command: &str) -> serde_json::Value {
+    let output = job.command(command, &[]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
 }
 
 #[test]

@@ -85,22 +85,7 @@ fn any_model_is_measured_on_a_manifests_data() {
     assert_eq!(test["before"], test["after"]);
     assert_eq!(base["jobs_done"], 0, "the run has measured the base model: {base}");
 
-    // A model of the same shapes that knows nothing.
-    let noise = job.path("noise");
-    std::fs::create_dir(&noise).unwrap();
-    for entry in std::fs::read_dir(base_model()).unwrap().map(Result::unwrap) {
-        std::fs::copy(entry.path(), noise.join(entry.file_name())).unwrap();
-    }
-    let weights = noise.join("model.safetensors");
-    let mut bytes = std::fs::read(&weights).unwrap();
-    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let mut state = 1u32;
-    for value in bytes[header..].chunks_exact_mut(4) {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let random = (state >> 8) as f32 / (1u32 << 24) as f32 - 0.5;
-        value.copy_from_slice(&(0.2 * random).to_le_bytes());
-    }
-    std::fs::write(&weights, bytes).unwrap();
+    let noise = job.noise();
     let random = measured(noise.to_str().unwrap());
     let ta1 = |of: &str| random["utility"]["test"][of]["ta1"].as_f64().unwrap();
     assert!(ta1("before") > 0.5 && ta1("after") < 0.15, "{random}");

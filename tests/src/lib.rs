@@ -147,6 +147,30 @@ impl SmallJob {
         self.write("job.toml", text.as_bytes());
     }
 
+    /// Writes a model of the shapes of the base model that knows nothing, because its weights are random,
+    /// into the folder `noise`. Returns that folder.
+    pub fn noise(&self) -> PathBuf {
+        let noise = self.path("noise");
+        std::fs::create_dir(&noise).expect("create a folder of the job");
+        for entry in std::fs::read_dir(base_model()).expect("read the base model") {
+            let entry = entry.expect("read the base model");
+            std::fs::copy(entry.path(), noise.join(entry.file_name()))
+                .expect("copy the base model");
+        }
+        let weights = noise.join("model.safetensors");
+        let mut bytes = std::fs::read(&weights).expect("read the weights");
+        let (length, _) = bytes.split_first_chunk().expect("the length of a header");
+        let header = 8 + u64::from_le_bytes(*length) as usize;
+        let mut state = 1u32;
+        for value in bytes[header..].chunks_exact_mut(4) {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let random = (state >> 8) as f32 / (1u32 << 24) as f32 - 0.5;
+            value.copy_from_slice(&(0.2 * random).to_le_bytes());
+        }
+        std::fs::write(&weights, bytes).expect("write the weights");
+        noise
+    }
+
     /// Returns a path in the job's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -51,10 +51,10 @@ pub(super) struct Evaluate {
     /// stored.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["manifest", "gates", "rounded"])]
     model: Option<String>,
-    /// Measure the release with this probe too: words, rounded, halfway, random, relearn or
-    /// features, which are built in, or a file that names a command (docs/probes.md). Its numbers
-    /// are stored beside the release, shown in card and report, and can be gates. Can be given
-    /// several times.
+    /// Measure the release with this probe too: words, rounded, halfway, random, relearn, features,
+    /// forgetting or soft-prompt, which are built in, or a file that names a command
+    /// (docs/probes.md). Its numbers are stored beside the release, shown in card and report, and
+    /// can be gates. Can be given several times.
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["rounded"])]
     probe: Vec<PathBuf>,
     /// The manifest of the run that found its edits, if the store has none or the data has moved

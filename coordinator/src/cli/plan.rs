@@ -40,6 +40,8 @@ struct Planned {
     tokens: Option<TextTokens>,
     jobs: usize,
     dose_jobs: usize,
+    /// The jobs of the probes, when every concept gets an edit.
+    probe_jobs: usize,
     shard_bytes: u64,
     model_bytes: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -85,7 +87,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
     let held_out =
         [&plan.validation, &plan.test].into_iter().filter(|shards| !shards.is_empty()).count();
     let slices = plan.concepts.len().div_ceil(jobs::CONCEPTS_PER_JOB);
-    let composition = &plan.manifest.composition;
+    let (composition, probes) = (&plan.manifest.composition, &plan.manifest.evaluation.probes);
     let planned = Planned {
         run: plan.run.clone(),
         model: plan.model.clone(),
@@ -119,6 +121,7 @@ pub(super) async fn main(options: &Common) -> Result<u8, Failure> {
             method if method.corrects() => composition.rounds as usize * slices,
             _ => 0,
         },
+        probe_jobs: probes.iter().map(|&probe| run::probe_job_count(&plan, probe)).sum(),
         shard_bytes: plan.shard_bytes(),
         model_bytes: plan.checkpoint.tensor_bytes(),
         targets: plan.targets.iter().map(target).collect(),
@@ -316,7 +319,7 @@ fn table(planned: &Planned, plan: &Plan) -> String {
     let probes: Vec<&str> =
         plan.manifest.evaluation.probes.iter().map(|probe| probe.name()).collect();
     let probes = (!probes.is_empty())
-        .then(|| ("probes", format!("{}; their jobs are not counted above", probes.join(", "))));
+        .then(|| ("probes", format!("{}: {} more jobs", probes.join(", "), planned.probe_jobs)));
     let rows: Vec<_> = rows.into_iter().chain(probes).chain(targets).chain(layers).collect();
     let lines: Vec<String> =
         rows.iter().map(|(name, value)| format!("  {name:<26}{value}")).collect();

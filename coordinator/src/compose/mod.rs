@@ -12,6 +12,7 @@
 //! | [`protected`] | protected texts, and how far their outputs move |
 //! | [`measure`] | forgetting and utility |
 //! | [`rounding`] | a checkpoint rounded to another type |
+//! | [`spread`] | a measure over concepts: mean with an interval, worst |
 //! | [`controls`] | half of a change, and a random one of its size |
 //! | [`wording`] | other ways to write a name |
 //! | [`gate_rules`] | whether a record meets its gates |
@@ -28,4 +29,5 @@ pub mod near_duplicates;
 pub mod protected;
 pub mod recipe;
 pub mod rounding;
+pub mod spread;
 pub mod wording;

@@ -18,6 +18,8 @@ pub enum Rounding {
     /// Every matrix to 8-bit integers, with one scale per row (output channel): w ≈ s·q with s =
     /// max|w|/127 and q from −127 to 127. Vectors stay as they are.
     Int8,
+    /// Every matrix to 8-bit integers, with one scale for all of it. Vectors stay as they are.
+    Int8Tensor,
     /// Every matrix to 4-bit integers, with one scale per group of 32 values of a row: w ≈ s·q with
     /// s = max|w|/7 and q from −7 to 7. Vectors stay as they are.
     Int4,
@@ -28,7 +30,8 @@ const INT4_GROUP: usize = 32;
 
 impl Rounding {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Float16, Self::Bfloat16, Self::Int8, Self::Int4];
+    pub const ALL: [Self; 5] =
+        [Self::Float16, Self::Bfloat16, Self::Int8, Self::Int8Tensor, Self::Int4];
 
     /// Returns its name on the command line.
     pub const fn name(self) -> &'static str {
@@ -36,13 +39,14 @@ impl Rounding {
             Self::Float16 => "float16",
             Self::Bfloat16 => "bfloat16",
             Self::Int8 => "int8",
+            Self::Int8Tensor => "int8-tensor",
             Self::Int4 => "int4",
         }
     }
 
     /// Returns whether vectors stay as they are.
     const fn spares_vectors(self) -> bool {
-        matches!(self, Self::Int8 | Self::Int4)
+        matches!(self, Self::Int8 | Self::Int8Tensor | Self::Int4)
     }
 
     /// Rounds one tensor; `columns` is the number of values per row.
@@ -57,6 +61,10 @@ impl Rounding {
             Self::Bfloat16 => through(values, Dtype::BF16),
             Self::Int8 => {
                 values.chunks_mut(columns.max(1)).for_each(|row| to_steps(row, 127.0));
+                Ok(())
+            }
+            Self::Int8Tensor => {
+                to_steps(values, 127.0);
                 Ok(())
             }
             Self::Int4 => {
@@ -117,6 +125,13 @@ mod tests {
         let expected = [127.0, -63.0, 0.0, 0.0, 1.27, -0.63, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
         let near = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-12;
         assert!(values.iter().zip(&expected).all(near), "{values:?}");
+    }
+
+    #[test]
+    fn a_tensor_has_one_scale_for_all_its_rows() {
+        let mut values = [127.0, -63.4, 0.4, 0.0, 1.27, -0.634, 0.004, 0.0];
+        Rounding::Int8Tensor.apply("t", &mut values, 4).unwrap();
+        assert_eq!(values, [127.0, -63.0, 0.0, 0.0, 1.0, -1.0, 0.0, 0.0]);
     }
 
     #[test]

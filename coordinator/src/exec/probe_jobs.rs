@@ -2,7 +2,7 @@
 
 use lethe_shared::job::TypedJob;
 use lethe_shared::reference::{ArtifactRef, ShardRef};
-use lethe_shared::task::{EvaluateItem, Features, Relearn, RelearnSource};
+use lethe_shared::task::{EvaluateItem, Features, Relearn, RelearnSource, SoftPrompt};
 
 use super::jobs::{TEST, VALIDATION, forget_set, held_out_set, job, specs};
 use crate::intake::plan::{Plan, PlannedConcept};
@@ -16,6 +16,54 @@ pub struct Training<'a> {
     pub rate: f64,
     /// Numbers of steps after which the model is evaluated, ascending.
     pub steps: &'a [u32],
+}
+
+/// Prompts that one job fits together.
+pub const PROMPTS_PER_JOB: usize = 25;
+
+/// How prompts are fitted.
+#[derive(Debug, Clone, Copy)]
+pub struct Prompting<'a> {
+    /// Tokens of a prompt.
+    pub tokens: u32,
+    /// Learning rate.
+    pub rate: f64,
+    /// Numbers of steps after which the prompts are evaluated, ascending.
+    pub steps: &'a [u32],
+}
+
+/// Returns the jobs that fit a prompt to each removed concept's forget images in a changed model. The
+/// prompts are evaluated on those images, and on the concept's images of the test set, or without
+/// one of the validation set.
+pub fn soft_prompt(
+    plan: &Plan,
+    removed: &[&PlannedConcept],
+    change: Option<ArtifactRef>,
+    classes: ArtifactRef,
+    prompting: Prompting<'_>,
+) -> Vec<TypedJob<SoftPrompt>> {
+    let (name, set) = unseen_set(plan);
+    let slice = |slice: &[&PlannedConcept]| {
+        let task = SoftPrompt {
+            change,
+            concepts: slice.iter().map(forget_set).collect(),
+            unseen: (!set.is_empty()).then(|| held_out_set(name, set)),
+            tokens: prompting.tokens,
+            rate: prompting.rate,
+            steps: prompting.steps.to_vec(),
+            classes,
+        };
+        job(plan, None, task, slice.iter().flat_map(|planned| &planned.forget).chain(set))
+    };
+    removed.chunks(PROMPTS_PER_JOB).map(slice).collect()
+}
+
+/// Returns the images that no edit was found on: the test set, or without one the validation set.
+fn unseen_set(plan: &Plan) -> (&'static str, &[ShardRef]) {
+    match plan.test.as_slice() {
+        [] => (VALIDATION, &plan.validation),
+        test => (TEST, test),
+    }
 }
 
 /// Returns the job that fine-tunes a changed model: on `pairs` pairs of each removed concept among a
@@ -42,10 +90,7 @@ pub fn relearn(
         };
         sources.extend(removed.iter().map(source));
     }
-    let (name, set) = match plan.test.as_slice() {
-        [] => (VALIDATION, &plan.validation),
-        _ => (TEST, &plan.test),
-    };
+    let (name, set) = unseen_set(plan);
     let mut items: Vec<EvaluateItem> = removed.iter().map(forget_set).collect();
     if !set.is_empty() {
         items.push(held_out_set(name, set));

@@ -58,6 +58,28 @@ fn gone(record: &Composition) -> Vec<String> {
             percent(of.before.ta1)
         ));
     }
+    let mut spread = Vec::new();
+    for (measure, name) in
+        [("fa5", "FA@5"), ("unseen-ta5", "top-5 accuracy on images that no forget set has")]
+    {
+        let number = |what: &str| record.probe_number(&format!("forgetting.{measure}.{what}"));
+        if let [Some(mean), Some(low), Some(high), Some(p95), Some(worst)] =
+            ["mean", "low", "high", "p95", "worst"].map(number)
+        {
+            spread.push(format!(
+                "Over concepts, {name} is {} on average (95\u{a0}% interval {} to {}), {} at the 95th percentile and {} for the worst concept.",
+                percent(mean),
+                percent(low),
+                percent(high),
+                percent(p95),
+                percent(worst)
+            ));
+        }
+    }
+    if spread.is_empty() {
+        spread.push(not_measured("The spread over concepts", BuiltInProbe::Forgetting));
+    }
+    said.append(&mut spread);
     let candidates = record.recognition.iter().flat_map(|recognition| &recognition.candidates);
     let few: Vec<String> = candidates
         .filter(|of| [1, 19].contains(&of.others))
@@ -137,14 +159,35 @@ fn back(record: &Composition) -> Vec<String> {
         }
         None => said.push(not_measured("Relearning", BuiltInProbe::Relearn)),
     }
+    match probe(record, BuiltInProbe::SoftPrompt) {
+        Some(soft_prompt) => {
+            let number = |name: &str| soft_prompt.numbers.get(name).copied();
+            for (measure, name) in [
+                ("unseen-ta5", "top-5 accuracy on the removed classes' unseen images"),
+                ("fa5", "FA@5"),
+            ] {
+                let before = number(&format!("before.{measure}"));
+                if let Some((now, before)) = number(measure).zip(before) {
+                    said.push(format!(
+                        "With four learned tokens in place of a name, {name} is {} ({} with such tokens in the base model).",
+                        percent(now),
+                        percent(before)
+                    ));
+                }
+            }
+        }
+        None => said.push(not_measured("Recognition by learned tokens", BuiltInProbe::SoftPrompt)),
+    }
     match probe(record, BuiltInProbe::Rounded) {
         Some(rounded) => {
             let of = |name: &str| {
                 let fa5 = rounded.numbers.get(&format!("{name}.fa5"))?;
                 Some(format!("{} in {name}", percent(*fa5)))
             };
-            let all: Vec<String> =
-                ["float16", "bfloat16", "int8", "int4"].into_iter().filter_map(of).collect();
+            let all: Vec<String> = ["float16", "bfloat16", "int8", "int8-tensor", "int4"]
+                .into_iter()
+                .filter_map(of)
+                .collect();
             said.push(format!("Rounded, FA@5 is {}.", all.join(", ")));
         }
         None => said.push(not_measured("Rounding", BuiltInProbe::Rounded)),

@@ -443,7 +443,10 @@ fn not_shown(page: &mut String, record: &Composition) {
             "Whether a concept can be relearned. It was not attempted from a few images."
         }
         .to_owned(),
-        if is_probed(BuiltInProbe::Words) {
+        if record.probe_number("words.aliases.names").is_some() {
+            "Removal under other names. The probe `words` writes the names in other ways and tries the aliases of the manifest, and no other \
+             synonyms, descriptions or languages. Generation with these embeddings was not tried."
+        } else if is_probed(BuiltInProbe::Words) {
             "Removal under other names. The probe `words` writes the names in other ways, and tries no synonyms, descriptions or other \
              languages. Generation with these embeddings was not tried."
         } else {

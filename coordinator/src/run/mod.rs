@@ -11,7 +11,7 @@
 //! | `not_forgotten.rs` | why no edit was found for a concept |
 //! | `edits.rs` | the edits of a run |
 //! | `judgement.rs` | evaluates a composed model on removed concepts and retained classes |
-//! | `built_in.rs` | the built-in probes |
+//! | `built_in/` | the built-in probes |
 //! | `record.rs` | makes the record and the summary |
 //! | [`evaluate`] | measures a release that no run has measured |
 //! | [`recompose`] | a new release from the stored edits of an old one |
@@ -39,7 +39,9 @@ use lethe_shared::record::{ChangeBound, Composition, ProbeRecord, TowerAlone};
 use lethe_store::Store;
 
 use self::built_in::Subject;
-pub use self::built_in::{Probed, digest as probe_digest, probe_change, probe_model};
+pub use self::built_in::{
+    Probed, digest as probe_digest, job_count as probe_job_count, probe_change, probe_model,
+};
 use self::context::Run;
 use self::edits::{EditedConcept, Edits, Stored};
 use self::judgement::HeldOut;

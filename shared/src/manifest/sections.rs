@@ -263,7 +263,7 @@ impl EvaluationSection {
 pub enum BuiltInProbe {
     /// Removed names in other words: capitals, phrases, misspellings, other orders of words.
     Words,
-    /// The weights rounded to float16, bfloat16, int8 and int4.
+    /// The weights rounded to float16, bfloat16, int8 (with a scale per row, or per tensor) and int4.
     Rounded,
     /// The mean of the weights and those of the base model.
     Halfway,
@@ -274,12 +274,24 @@ pub enum BuiltInProbe {
     /// How far embeddings move, a classifier fitted to image embeddings, and the retained classes
     /// that are nearest to removed ones.
     Features,
+    /// How forgetting is spread over concepts, with intervals.
+    Forgetting,
+    /// Learned tokens in place of the names.
+    SoftPrompt,
 }
 
 impl BuiltInProbe {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Words, Self::Rounded, Self::Halfway, Self::Random, Self::Relearn, Self::Features];
+    pub const ALL: [Self; 8] = [
+        Self::Words,
+        Self::Rounded,
+        Self::Halfway,
+        Self::Random,
+        Self::Relearn,
+        Self::Features,
+        Self::Forgetting,
+        Self::SoftPrompt,
+    ];
 
     /// Returns its name in manifests, on the command line and in records.
     pub const fn name(self) -> &'static str {
@@ -290,6 +302,8 @@ impl BuiltInProbe {
             Self::Random => "random",
             Self::Relearn => "relearn",
             Self::Features => "features",
+            Self::Forgetting => "forgetting",
+            Self::SoftPrompt => "soft-prompt",
         }
     }
 
