@@ -79,7 +79,8 @@ impl Texts {
 
 #[test]
 fn nothing_of_a_concept_is_left_at_any_token_of_its_texts() {
-    let job = job("");
+    // By default, a few of these concepts need another round.
+    let job = job("retain_weight = 100");
     // A pipeline that reads all states.
     stable_diffusion(
         &job.path("pipeline"),
@@ -98,11 +99,11 @@ fn nothing_of_a_concept_is_left_at_any_token_of_its_texts() {
 
     let found = record(&said);
     assert_eq!((found.method.as_str(), found.concepts.len()), ("least-squares", CONCEPTS.len()));
-    assert_eq!(found.layers.keys().collect::<Vec<_>>(), [LAST]);
+    assert_eq!(found.layers.len(), 4, "{:?}", found.layers.keys());
     for concept in &found.concepts {
         assert_eq!(concept.composed.unwrap().fa5, 0.0, "{} is still recognised", concept.id);
-        assert_eq!((concept.tower, concept.layer.as_str()), (Tower::Text, LAST));
-        assert!(concept.rank.unwrap() <= 8 && concept.residual.unwrap() < 0.5);
+        assert_eq!((concept.tower, concept.layers.len()), (Tower::Text, 4));
+        assert!(concept.rank.unwrap() <= 4 && concept.residual.unwrap() < 1.0);
         assert_eq!(found.verdict(concept).status, ConceptStatus::Removed);
     }
     let verified = lethe(&["verify", said["release"].as_str().unwrap(), "--recompute"]);

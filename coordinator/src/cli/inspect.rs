@@ -17,13 +17,13 @@ use crate::intake::pin::pin_address;
 
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// What to inspect: model folders, pipelines, LLaVA checkpoints, releases, shards (.tar) or
+    /// What to inspect: model folders, pipelines, vision-language models, releases, shards (.tar) or
     /// folders of them, concept tables (.csv, .tsv, .jsonl), lists of names (.txt), manifests
     /// (.toml, .json), weight files, images; here or s3://, gs://, az://,
     /// hf:// (hf://ORG/NAME, hf://datasets/ORG/NAME/…), https:// (files).
     #[arg(required = true, num_args = 1.., value_name = "PATH")]
     paths: Vec<String>,
-    /// The CLIP model whose edits a pipeline or LLaVA checkpoint is to get.
+    /// The CLIP model whose edits a pipeline or a vision-language model is to get.
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
     /// Zero-shot class names, one a line: captions of shards and classes of tables must be in it.

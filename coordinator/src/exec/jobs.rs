@@ -334,10 +334,6 @@ pub fn keys(
     concepts.iter().map(one).collect()
 }
 
-/// Default of `composition.retain_weight`: with a hundred concepts of the demo, covered classes are
-/// still drawn and removed ones no more.
-const RETAIN_WEIGHT: f64 = 100.0;
-
 /// Returns the job that solves the edits of concepts at a layer.
 pub fn least_squares(
     plan: &Plan,
@@ -350,7 +346,7 @@ pub fn least_squares(
         layer: layer.to_owned(),
         concepts,
         inverses: inverses.to_vec(),
-        retain_weight: composition.retain_weight.unwrap_or(RETAIN_WEIGHT),
+        retain_weight: composition.retain_weight(),
         rank: composition.rank(Tower::Text).unwrap_or(u32::MAX),
     };
     job(plan, None, task, [])

@@ -22,7 +22,7 @@ pub(super) enum Kind {
     Release,
     /// A folder of shards, with the names of the shards.
     Shards(Vec<String>),
-    /// A folder with a pipeline or a LLaVA checkpoint.
+    /// A folder with a pipeline or a vision-language model.
     Target(TargetKind),
     /// A shard of image-text pairs.
     Shard,

@@ -7,7 +7,7 @@
 //! | `inspection.rs` | what is found: how it is read, what is odd, why it is refused |
 //! | `kind.rs` | what something is, by its name and its first bytes |
 //! | `folder.rs` | models, releases, and folders of shards |
-//! | `target.rs` | pipelines and LLaVA checkpoints |
+//! | `target.rs` | pipelines and vision-language models |
 //! | `file.rs` | weight files, images, tables, lists of names, manifests |
 //! | `shard.rs` | shards |
 

@@ -1,4 +1,4 @@
-//! Pipelines and LLaVA checkpoints: the towers in them that are CLIP's, and what a release would
+//! Pipelines and vision-language models: the towers in them that are CLIP's, and what a release would
 //! leave out.
 
 use lethe_shared::address::Address;

@@ -15,7 +15,7 @@ use lethe_shared::checkpoint::tower::{Map, Part, TowerMap, Weight};
 use lethe_shared::edit::{self, Edit};
 use lethe_shared::reference::ArtifactRef;
 use lethe_shared::task::{ForgetImages, LeastSquaresEdit, LeastSquaresPart};
-use lethe_shared::vocabulary::{TextTokens, Tower};
+use lethe_shared::vocabulary::Tower;
 use safetensors::SafeTensors;
 
 use super::context::{Run, concept_results};
@@ -174,8 +174,8 @@ async fn solve_until_forgotten(
     Ok(best.map(|(_, edits)| edits).unwrap_or_default())
 }
 
-/// Returns the layers that change, front to back: of those of the text tower that may and that end
-/// an MLP, the last one, or all.
+/// Returns the layers that change, front to back: those of the text tower that may and that end an
+/// MLP.
 ///
 /// # Errors
 /// [`Failure::BadInput`] when none may.
@@ -188,10 +188,7 @@ pub fn layers(plan: &Plan) -> Result<Vec<String>, Failure> {
         .map(|(_, place)| &place.tensor);
     let allowed =
         |name: &&String| plan.layers.as_ref().is_none_or(|layers| layers.contains(name.as_str()));
-    let mut layers: Vec<String> = ends.filter(allowed).cloned().collect();
-    if plan.manifest.composition.tokens() == TextTokens::All {
-        layers.drain(..layers.len().saturating_sub(1));
-    }
+    let layers: Vec<String> = ends.filter(allowed).cloned().collect();
     if layers.is_empty() {
         return Err(Failure::input("no layer of the text tower may change"));
     }

@@ -123,19 +123,18 @@ pub struct CompositionSection {
     pub images: u32,
     /// Largest rank of a concept's direction at a layer. A smaller rank makes
     /// the edits in a release smaller and less efficient. By default 2 for the text tower; for the
-    /// vision tower 32 with `margins`, and no limit otherwise; with `least-squares` 8, or 1 with tokens =
+    /// vision tower 32 with `margins`, and no limit otherwise; with `least-squares` 4, or 1 with tokens =
     /// "read".
     #[schemars(range(min = 1, max = 1024))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank: Option<u32>,
     /// `least-squares`: weight of retained texts, in concepts. A larger value keeps more and leaves
-    /// more of what is removed. By default 100.
+    /// more of what is removed. By default 500, or 100 with tokens = "read".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retain_weight: Option<f64>,
-    /// `least-squares`: which states of a removed text change. `all`: those of every token, by edits of
-    /// the last layer that ends an MLP, for diffusion pipelines. `read`: that of the token which CLIP
-    /// reads, by edits that are spread over all layers that end an MLP; retained classes keep more. By
-    /// default `all` where a diffusion pipeline is among the targets, and `read` otherwise.
+    /// `least-squares`: which states of a removed text change. `all`: those of every token, for
+    /// pipelines that read them. `read`: that of the token which CLIP reads; retained classes keep
+    /// more. By default `all` where a target reads every token, and `read` otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<TextTokens>,
     /// `preconditioned` and `margins`: ridge ρ on the second moments of inputs, as a share of their
@@ -253,12 +252,22 @@ impl CompositionSection {
         self.tokens.unwrap_or_default()
     }
 
+    /// Returns the weight of retained texts in `least-squares`, in concepts. With a hundred concepts of
+    /// the demo, what must stay is kept, and no more of what is removed is left than with less
+    /// (`docs/evidence/targets.md`).
+    pub fn retain_weight(&self) -> f64 {
+        self.retain_weight.unwrap_or(match self.tokens() {
+            TextTokens::All => 500.0,
+            TextTokens::Read => 100.0,
+        })
+    }
+
     /// Returns the largest rank of a concept's direction at a layer of this tower; `None` keeps
     /// directions whole.
     pub fn rank(&self, tower: Tower) -> Option<u32> {
         self.rank.or(match (tower, self.method()) {
             (_, CompositionMethod::LeastSquares) => match self.tokens() {
-                TextTokens::All => Some(8),
+                TextTokens::All => Some(4),
                 // A concept has one state there: more rows add little (docs/research/composition.md).
                 TextTokens::Read => Some(1),
             },
