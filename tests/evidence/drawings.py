@@ -259,9 +259,10 @@ def main():
             release, seconds, memory = lethe.at(hundred, ids, strength)
             show(f"Lethe at strength {strength}", removed, lethe.text(release), bench.unet, seconds, memory)
     if wanted("Lethe at"):
-        for weight in (30, 300):
-            release, seconds, memory = lethe.run(removed, JOB / "concepts-100.csv", more=f"retain_weight = {weight}")
-            show(f"Lethe, `retain_weight = {weight}`", removed, lethe.text(release), bench.unet, seconds, memory)
+        last = 'layer = "text_model.encoder.layers.3.mlp.fc2.weight"; retain_weight = 100; rank = 8'
+        for more in ("rank = 8", *(f"retain_weight = {weight}; rank = 8" for weight in (300, 200, 100)), last):
+            release, seconds, memory = lethe.run(removed, JOB / "concepts-100.csv", more=more.replace("; ", "\n"))
+            show(f"Lethe, `{more}`", removed, lethe.text(release), bench.unet, seconds, memory)
     for method, name in (("preconditioned", "Lethe, `preconditioned`"), ("sum", "SLUG's edits, added up (`sum`)")):
         if wanted(method):
             release, seconds, memory = lethe.run(removed, JOB / "concepts-100.csv", method)
