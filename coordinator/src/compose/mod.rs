@@ -3,6 +3,7 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | [`bootstrap`] | a measure over concepts: mean with an interval, worst |
 //! | [`recipe`] | the parts of a composition, and the edits that follow from them |
 //! | [`effect_matrix`] | effects of edits on concepts, and the steps solved from them |
 //! | [`margins`] | coefficients of forget images by margin constraints |
@@ -12,12 +13,12 @@
 //! | [`protected`] | protected texts, and how far their outputs move |
 //! | [`measure`] | forgetting and utility |
 //! | [`rounding`] | a checkpoint rounded to another type |
-//! | [`spread`] | a measure over concepts: mean with an interval, worst |
 //! | [`controls`] | half of a change, and a random one of its size |
 //! | [`wording`] | other ways to write a name |
 //! | [`gate_rules`] | whether a record meets its gates |
 
 pub mod apply;
+pub mod bootstrap;
 pub mod controls;
 pub mod effect_matrix;
 pub mod gate_rules;
@@ -29,5 +30,4 @@ pub mod near_duplicates;
 pub mod protected;
 pub mod recipe;
 pub mod rounding;
-pub mod spread;
 pub mod wording;

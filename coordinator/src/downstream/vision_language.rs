@@ -26,7 +26,7 @@ const PATCHES: &str = "it reads the patches of an image, where the model itself 
 struct ModelKind {
     /// `model_type` of its configuration.
     name: &'static str,
-    /// `model_type` of its vision tower, where the configuration leaves it out.
+    /// Its vision tower, where the configuration does not name one.
     tower: VisionKind,
     reads: DefaultReads,
 }

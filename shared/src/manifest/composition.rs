@@ -252,8 +252,8 @@ impl CompositionSection {
         self.tokens.unwrap_or_default()
     }
 
-    /// Returns the weight of retained texts in `least-squares`, in concepts. With a hundred concepts of
-    /// the demo, what must stay is kept, and no more of what is removed is left than with less
+    /// Returns the weight of retained texts in `least-squares`, in concepts: the largest tried with
+    /// which a pipeline draws less than one in twenty of the demo's hundred concepts
     /// (`docs/evidence/targets.md`).
     pub fn retain_weight(&self) -> f64 {
         self.retain_weight.unwrap_or(match self.tokens() {

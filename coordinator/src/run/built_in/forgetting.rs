@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use lethe_shared::measurement::Hits;
 
 use super::subject::{Found, Subject};
-use crate::compose::spread::Spread;
+use crate::compose::bootstrap::Estimate;
 use crate::exec::jobs;
 use crate::failure::Failure;
 use crate::run::context::Run;
 use crate::run::judgement::counted;
 
 impl Run<'_> {
-    /// Computes the spread of accuracies on forget images and on unseen images of removed classes, from
+    /// Estimates accuracies on forget images and on unseen images of removed classes, from
     /// the jobs of the evaluation.
     pub(super) async fn forgetting(&mut self, subject: &Subject<'_>) -> Result<Found, Failure> {
         let (plan, change) = (self.plan, self.stored(subject.change).await?);
@@ -40,16 +40,16 @@ impl Run<'_> {
                 }
             }
             for (measure, shares) in measures {
-                let Some(spread) = Spread::of(&shares) else { continue };
+                let Some(estimate) = Estimate::of(&shares) else { continue };
                 let mut add = |what: &str, value: f64| {
                     found.numbers.insert(format!("{measure}.{when}{what}"), value)
                 };
-                add("mean", spread.mean);
-                add("low", spread.low);
-                add("high", spread.high);
+                add("mean", estimate.mean);
+                add("low", estimate.low);
+                add("high", estimate.high);
                 if when.is_empty() {
-                    add("p95", spread.p95);
-                    add("worst", spread.worst);
+                    add("p95", estimate.p95);
+                    add("worst", estimate.worst);
                     add("concepts", shares.len() as f64);
                 }
             }

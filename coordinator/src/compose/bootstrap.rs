@@ -1,4 +1,4 @@
-//! How a measure is spread over concepts: its mean with a bootstrap interval, and its worst values.
+//! A measure over concepts: its mean with a bootstrap interval, and its worst values.
 //! Pure.
 
 use lethe_shared::digest::Digest;
@@ -9,9 +9,9 @@ const RESAMPLES: usize = 2000;
 /// The seed of resamples. It is the same for all measures, so that a repetition gives the same bits.
 const SEED: &[u8] = b"bootstrap over concepts";
 
-/// The spread of a measure of which larger values are worse.
+/// A measure over concepts, of which larger values are worse.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Spread {
+pub struct Estimate {
     /// Mean over concepts.
     pub mean: f64,
     /// Lower end of the 95 % bootstrap interval of the mean: the 2.5th percentile of the means of
@@ -25,8 +25,8 @@ pub struct Spread {
     pub worst: f64,
 }
 
-impl Spread {
-    /// Computes the spread of one value a concept; `None` without concepts. The interval depends on the
+impl Estimate {
+    /// Computes the estimate from one value a concept; `None` without concepts. The interval depends on the
     /// order of the values.
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
@@ -64,27 +64,27 @@ mod tests {
 
     #[test]
     fn equal_values_leave_no_doubt() {
-        let found = Spread::of(&[0.25; 40]).unwrap();
-        assert_eq!(found, Spread { mean: 0.25, low: 0.25, high: 0.25, p95: 0.25, worst: 0.25 });
-        assert_eq!(Spread::of(&[]), None);
+        let found = Estimate::of(&[0.25; 40]).unwrap();
+        assert_eq!(found, Estimate { mean: 0.25, low: 0.25, high: 0.25, p95: 0.25, worst: 0.25 });
+        assert_eq!(Estimate::of(&[]), None);
     }
 
     /// Of 400 values that are 0 or 1 with equal frequency, the standard error of the mean is 0.025.
     #[test]
     fn intervals_have_the_width_of_two_standard_errors_each_way() {
         let values: Vec<f64> = (0..400).map(|place| f64::from(place % 2)).collect();
-        let found = Spread::of(&values).unwrap();
+        let found = Estimate::of(&values).unwrap();
         assert_eq!((found.mean, found.p95, found.worst), (0.5, 1.0, 1.0));
         assert!((found.low - 0.451).abs() < 0.006, "{found:?}");
         assert!((found.high - 0.549).abs() < 0.006, "{found:?}");
-        assert_eq!(Spread::of(&values), Some(found));
+        assert_eq!(Estimate::of(&values), Some(found));
     }
 
     #[test]
     fn the_95th_percentile_is_a_value_that_occurs() {
         let values: Vec<f64> = (1..=20).rev().map(f64::from).collect();
-        let found = Spread::of(&values).unwrap();
+        let found = Estimate::of(&values).unwrap();
         assert_eq!((found.p95, found.worst), (19.0, 20.0));
-        assert_eq!(Spread::of(&values[..19]).unwrap().p95, 20.0);
+        assert_eq!(Estimate::of(&values[..19]).unwrap().p95, 20.0);
     }
 }
